@@ -1,0 +1,41 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Nothing is downloaded but packages.
+PYTHON ?= python3
+VENV ?= .venv
+COMPAT ?= .venv-compat
+TINY = checkpoints/tiny-janus/config.json
+
+.PHONY: demo test lint test-compat clean
+
+demo: $(VENV)/installed $(TINY)
+	$(VENV)/bin/python main.py predict --config configs/demo.yaml
+	@echo "Images: outputs/demo"
+
+test: $(VENV)/installed
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# The same tests on the oldest transformers that is supported.
+test-compat: $(COMPAT)/installed
+	$(COMPAT)/bin/python -m pytest
+
+$(TINY): $(VENV)/installed lit_dola/tiny.py
+	$(VENV)/bin/python -m lit_dola.tiny $(@D)
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet -c constraints.txt torch
+	$(VENV)/bin/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(COMPAT)/installed: pyproject.toml constraints-compat.txt
+	$(PYTHON) -m venv $(COMPAT)
+	$(COMPAT)/bin/pip install --quiet -c constraints-compat.txt torch
+	$(COMPAT)/bin/pip install --quiet -c constraints-compat.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(COMPAT) checkpoints outputs build *.egg-info

@@ -1,0 +1,88 @@
+"""The command line: LightningCLI with one subcommand, ``predict``, and errors for people."""
+
+import logging
+import sys
+import warnings
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from lit_dola.data import PromptDataModule
+from lit_dola.errors import UserError
+from lit_dola.module import LitDoLa
+from lit_dola.progress import GenerationProgressBar
+from lit_dola.writer import ImageWriter
+
+ENV_PREFIX = "LIT_DOLA"
+"""Of environment variables: ``LIT_DOLA_PREDICT__MODEL__ALPHA=0.2``."""
+SHARED = ("model_path", "roles", "parallel_size", "images_per_batch")
+"""Settings of the model that the data module needs as well."""
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one line, without the usage that jsonargparse puts before it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Exit with 2."""
+        raise SystemExit(_fail(message, code=2))
+
+
+class DoLaCLI(LightningCLI):
+    """Only ``predict`` makes sense here: there is nothing to fit, validate or test."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Subcommands, and the arguments of the trainer's methods that are not offered."""
+        hidden = {"model", "dataloaders", "datamodule", "return_predictions", "ckpt_path"}
+        return {"predict": {*hidden, "weights_only"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the writer, and hand the model's settings to the data module."""
+        parser.add_lightning_class_args(ImageWriter, "writer")
+        for name in SHARED:
+            parser.link_arguments(f"model.{name}", f"data.{name}")
+
+    def predict(self, model: LightningModule, datamodule: LightningDataModule) -> None:
+        """Generate; what is written is not kept in memory as well."""
+        self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: Arguments; those of the process if None.
+
+    Exits with 1, and one line on stderr, for what the user can mend; with 2 for a wrong setting.
+    """
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    try:
+        DoLaCLI(
+            LitDoLa,
+            PromptDataModule,
+            save_config_callback=None,
+            seed_everything_default=False,
+            trainer_defaults={
+                "logger": False,
+                "enable_checkpointing": False,
+                "enable_model_summary": False,
+                "callbacks": [GenerationProgressBar()],
+            },
+            parser_class=Parser,
+            parser_kwargs={"default_env": True, "env_prefix": ENV_PREFIX},
+            auto_configure_optimizers=False,
+            args=args,
+        )
+    except UserError as error:
+        raise SystemExit(_fail(str(error), code=1)) from None
+    except MisconfigurationException as error:
+        hint = "; on a machine without a GPU add --trainer.accelerator cpu"
+        raise SystemExit(_fail(f"trainer: {error}{hint}", code=1)) from None
+
+
+def _fail(message: str, code: int) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return code

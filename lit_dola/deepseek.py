@@ -1,0 +1,85 @@
+"""DeepSeek's own ``janus`` package as a backend, for who has it installed.
+
+It lives only in DeepSeek's repository; the registry's package of that name is an asyncio queue.
+It cannot be imported under transformers 5 (a config class of its breaks); under 4.57 it can.
+"""
+
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_dola.errors import UserError
+from lit_dola.janus import restore_rotary_frequencies
+
+INSTALL = 'pip install -e ".[deepseek]"'
+
+
+class DeepSeekJanus(nn.Module):
+    """A thin adapter onto ``MultiModalityCausalLM``; see :class:`lit_dola.janus.JanusBackbone`."""
+
+    def __init__(self, model: Any, pad_token_id: int) -> None:
+        super().__init__()
+        self.model = model
+        self.language_model = model.language_model.model
+        self.gen_head = model.gen_head
+        self.pad_token_id = pad_token_id
+        vision = model.config.vision_config.params
+        self.grid = vision["image_size"] // 16  # VQ-16, the one tokenizer the package has
+        self.num_image_tokens = self.grid**2
+        self.embedding_size = model.config.gen_vision_config.params["n_embed"]
+        self.eval().requires_grad_(False)
+
+    def embed_image_tokens(self, tokens: Tensor) -> Tensor:
+        """See :class:`lit_dola.decoding.Backbone`."""
+        return self.model.prepare_gen_img_embeds(tokens)
+
+    def decode_image_tokens(self, tokens: Tensor) -> Tensor:
+        """See :class:`lit_dola.janus.JanusBackbone`."""
+        shape = [len(tokens), self.embedding_size, self.grid, self.grid]
+        return self.model.gen_vision_model.decode_code(tokens, shape=shape)
+
+    def restore_float32_buffers(self) -> None:
+        """See :class:`lit_dola.janus.JanusBackbone`."""
+        restore_rotary_frequencies(self.language_model)
+
+
+def load_deepseek_janus(
+    checkpoint: Path, *, pad_token_id: int, dtype: torch.dtype, device: torch.device | str
+) -> DeepSeekJanus:
+    """Load a checkpoint of the original layout with DeepSeek's own code.
+
+    Raises:
+        UserError: If the package is not installed, is the registry's asyncio queue, or cannot be
+            imported under the installed transformers.
+    """
+    check_installed()
+    from janus.models import MultiModalityCausalLM
+
+    model = MultiModalityCausalLM.from_pretrained(
+        checkpoint, torch_dtype=dtype, attn_implementation="sdpa"
+    )
+    return DeepSeekJanus(model.to(device), pad_token_id)
+
+
+def check_installed() -> None:
+    """Raise a :class:`UserError` that says why DeepSeek's package cannot be used, if so."""
+    if find_spec("janus") is None:
+        raise UserError(
+            f"model.backend: DeepSeek's janus is not installed; {INSTALL}, or use backend"
+            " 'transformers'"
+        )
+    if find_spec("janus.models") is None:
+        raise UserError(
+            "model.backend: the installed 'janus' is the asyncio queue of that name, not"
+            f" DeepSeek's; pip uninstall janus, then {INSTALL}"
+        )
+    installed = version("transformers")
+    if int(installed.split(".")[0]) >= 5:
+        raise UserError(
+            f"model.backend: DeepSeek's janus cannot be imported under transformers {installed};"
+            " pip install 'transformers>=4.57,<5', or use backend 'transformers'"
+        )

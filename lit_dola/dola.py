@@ -1,0 +1,112 @@
+"""DoLa-static: contrast the final layer's distribution with that of one fixed middle layer.
+
+Pure tensor functions that know nothing of Janus: they work for an image head (``gen_head``), a
+text head (``lm_head``) and the similarity scores of a vision tower.
+
+Source: Chuang et al., "DoLa: Decoding by Contrasting Layers Improves Factuality in Large
+Language Models" (ICLR 2024), section 2; its adaptive plausibility constraint (APC) is from Li et
+al., "Contrastive Decoding" (ACL 2023), section 3. "Static" means that the middle layer is fixed.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+MASK_VALUE = -1e9
+"""Score of a token outside the head set: finite, far below every score inside it."""
+
+
+def contrast_with_apc_from_logits(final_logits: Tensor, mid_logits: Tensor, alpha: float) -> Tensor:
+    """Contrast two sets of logits and mask what the final layer finds implausible.
+
+    Args:
+        final_logits: Logits of the final layer, ``(..., vocab)``, any floating dtype.
+        mid_logits: Logits of the middle layer, same shape.
+        alpha: Threshold of the head set, ``0 < alpha <= 1``.
+
+    Returns:
+        ``log_softmax(final) - log_softmax(mid)`` on the head set, :data:`MASK_VALUE` outside it;
+        float32, ``(..., vocab)``, to be used as logits.
+
+    Raises:
+        ValueError: If ``alpha`` is not in (0, 1].
+    """
+    contrast, final_log_probs = log_contrast(final_logits, mid_logits)
+    return contrast.masked_fill(~apc_head(final_log_probs, alpha), MASK_VALUE)
+
+
+def dola_static_from_hidden(
+    hidden_states: Sequence[Tensor],
+    head_module: Callable[[Tensor], Tensor],
+    j_index: int,
+    alpha: float,
+) -> Tensor:
+    """DoLa-static scores of the next token, from the hidden states of a forward pass.
+
+    Args:
+        hidden_states: The states of every layer, each ``(..., sequence, hidden)``; the last entry
+            is what the head expects (in transformers: after the final norm).
+        head_module: Maps ``(..., hidden)`` to logits ``(..., vocab)``: ``gen_head`` or ``lm_head``.
+        j_index: Index of the middle layer in ``hidden_states``.
+        alpha: Threshold of the head set, ``0 < alpha <= 1``.
+
+    Returns:
+        Masked contrast at the last position, float32, ``(..., vocab)``.
+
+    Raises:
+        ValueError: If ``alpha`` is not in (0, 1].
+    """
+    final_logits = head_module(hidden_states[-1][..., -1, :])
+    mid_logits = head_module(hidden_states[j_index][..., -1, :])
+    return contrast_with_apc_from_logits(final_logits, mid_logits, alpha)
+
+
+def pick_static_layer_index(num_hidden_states: int, has_embedding: bool, ratio: float = 0.8) -> int:
+    """Choose the middle layer by its relative depth.
+
+    Args:
+        num_hidden_states: Number of entries in ``hidden_states``.
+        has_embedding: Whether entry 0 is the embedding, which is then never chosen.
+        ratio: Depth between 0 (first) and 1 (last); the nearest index is taken, halves up.
+
+    Returns:
+        An index that is neither the embedding nor the final layer.
+
+    Raises:
+        ValueError: If ``ratio`` is outside [0, 1], or there is no layer before the final one.
+    """
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"layer ratio is {ratio}; expected a number between 0 and 1")
+    first, last = int(has_embedding), num_hidden_states - 2
+    if last < first:
+        raise ValueError(f"no layer before the final one among {num_hidden_states} hidden states")
+    nearest = math.floor(ratio * (num_hidden_states - 1) + 0.5)
+    return min(max(nearest, first), last)
+
+
+def log_contrast(final_logits: Tensor, mid_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Unmasked contrast, and the final log-probabilities that the head set is made from.
+
+    Both ``(..., vocab)`` and float32, whatever the dtype of the logits.
+    """
+    final_log_probs = final_logits.float().log_softmax(dim=-1)
+    return final_log_probs - mid_logits.float().log_softmax(dim=-1), final_log_probs
+
+
+def apc_head(final_log_probs: Tensor, alpha: float) -> Tensor:
+    """Head set of the adaptive plausibility constraint: tokens with ``q >= alpha * max q``.
+
+    Args:
+        final_log_probs: Log-probabilities of the final layer, ``(..., vocab)``.
+        alpha: Threshold, ``0 < alpha <= 1``.
+
+    Returns:
+        Boolean mask ``(..., vocab)``; the most probable token is always in it.
+
+    Raises:
+        ValueError: If ``alpha`` is not in (0, 1].
+    """
+    if not 0.0 < alpha <= 1.0:
+        raise ValueError(f"alpha is {alpha}; expected 0 < alpha <= 1")
+    return final_log_probs >= final_log_probs.amax(dim=-1, keepdim=True) + math.log(alpha)

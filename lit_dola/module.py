@@ -1,0 +1,170 @@
+"""The LightningModule: Janus with DoLa-static, one batch of images at a time."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    restricted_number_type,
+)
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lit_dola.data import ImageRequest
+from lit_dola.decoding import DecodingConfig, ImageKey, generate_image_tokens
+from lit_dola.dola import pick_static_layer_index
+from lit_dola.errors import UserError
+from lit_dola.guidance import HeadPolicy
+from lit_dola.janus import JanusBackbone, find_checkpoint, load_janus
+from lit_dola.prompt import PromptEncoder, Roles
+
+if TYPE_CHECKING:
+    Fraction = float
+else:
+    Fraction = restricted_number_type("Fraction", float, [(">", 0), ("<=", 1)])
+
+
+class GeneratedImages(NamedTuple):
+    """What one predict step makes, on the CPU."""
+
+    requests: list[ImageRequest]
+    tokens: Tensor
+    """Int32 ``(images, num_image_tokens)``."""
+    pixels: Tensor
+    """Uint8 ``(images, 3, height, width)``."""
+
+
+class LitDoLa(LightningModule):
+    """Text-to-image generation with Janus, its token distribution sharpened by DoLa-static.
+
+    Args:
+        model_path: Checkpoint: a local folder, a name on the Hugging Face hub, or one of
+            Janus-1.3B, Janus-Pro-1B, Janus-Pro-7B. DeepSeek's layout and transformers' both load.
+        dola: Whether DoLa is on; without it the step is exactly Janus' own.
+        alpha: Threshold of the head set: tokens with at least ``alpha`` times the probability of
+            the most probable one may be drawn.
+        layer_ratio: Relative depth of the middle layer that the final one is contrasted with.
+        layer: Index of the middle layer in ``hidden_states`` (0 is the embedding); overrides
+            ``layer_ratio``.
+        mid_norm: Whether the model's final norm is applied to the middle layer first, as a logit
+            lens does; DoLa itself does not.
+        head: Which tokens may be drawn where the head sets of the conditional and unconditional
+            branch differ: cond, intersection, union, or seed (the old script's literal masking).
+        cfg_weight: Guidance scale of classifier-free guidance; 1 is none.
+        temperature: Divides the scores before a token is drawn; 0 is greedy.
+        top_k: Draw from the k most probable tokens only.
+        top_p: Draw from the smallest set of most probable tokens with at least this mass.
+        parallel_size: Images a prompt.
+        images_per_batch: Images a batch; each takes two rows of the language model.
+        seed: An image depends on this, on its prompt's place in the file and on its own number
+            only; not on its batch, the number of devices, or the order.
+        roles: Role names of the prompt's conversation: pro (<|User|>), base (User), or auto: the
+            checkpoint's chat template, else by the checkpoint's name.
+        backend: Whose code runs the model: transformers, or deepseek (their janus package).
+    """
+
+    def __init__(
+        self,
+        model_path: str = "deepseek-ai/Janus-Pro-7B",
+        dola: bool = True,
+        alpha: Fraction = 0.1,
+        layer_ratio: ClosedUnitInterval = 0.8,
+        layer: PositiveInt | None = None,
+        mid_norm: bool = False,
+        head: HeadPolicy = "cond",
+        cfg_weight: NonNegativeFloat = 5.0,
+        temperature: NonNegativeFloat = 1.0,
+        top_k: PositiveInt | None = None,
+        top_p: Fraction | None = None,
+        parallel_size: PositiveInt = 8,
+        images_per_batch: PositiveInt = 8,
+        seed: NonNegativeInt = 0,
+        roles: Roles = "auto",
+        backend: Literal["transformers", "deepseek"] = "transformers",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.model_path = model_path
+        self.dola = dola
+        self.layer_ratio = layer_ratio
+        self.layer = layer
+        self.roles = roles
+        self.backend = backend
+        self.decoding_config = DecodingConfig(
+            layer=layer,
+            alpha=alpha,
+            mid_norm=mid_norm,
+            head=head,
+            cfg_weight=cfg_weight,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )
+        self.on_step: Callable[[int], None] | None = None
+        """Called after each decoding step with the number of tokens that each image has."""
+
+    janus: JanusBackbone
+
+    def configure_model(self) -> None:
+        """Load the model, in the trainer's precision and straight onto its device.
+
+        Raises:
+            UserError: If it cannot be had or loaded, or has no such middle layer.
+        """
+        if hasattr(self, "janus"):
+            return
+        checkpoint = find_checkpoint(self.model_path)
+        encoder = PromptEncoder(checkpoint, self.roles, name=self.model_path)
+        self.janus = load_janus(
+            checkpoint,
+            pad_token_id=encoder.pad_token_id,
+            dtype=torch.get_default_dtype(),
+            device=torch.get_default_device(),
+            backend=self.backend,
+        )
+        layer = self._middle_layer(len(self.janus.language_model.layers)) if self.dola else None
+        self.decoding_config = replace(self.decoding_config, layer=layer)
+
+    def on_predict_start(self) -> None:
+        """By now the precision plugin has cast the whole module, see the called method."""
+        self.janus.restore_float32_buffers()
+
+    def predict_step(self, batch: list[ImageRequest], batch_idx: int) -> GeneratedImages:
+        """Generate a batch of images."""
+        tokens = generate_image_tokens(
+            self.janus,
+            [request.input_ids for request in batch],
+            [ImageKey(request.prompt.index, request.image_index) for request in batch],
+            self.decoding_config,
+            self.on_step,
+        )
+        with torch.inference_mode():
+            pixels = to_uint8(self.janus.decode_image_tokens(tokens))
+        return GeneratedImages(batch, tokens.to("cpu", torch.int32), pixels.cpu())
+
+    def image_settings(self) -> dict[str, Any]:
+        """Every setting that shapes an image, and what was resolved from it."""
+        left_out = ("parallel_size", "images_per_batch", "_instantiator")
+        settings = {name: value for name, value in self.hparams.items() if name not in left_out}
+        return {**settings, "layer": self.decoding_config.layer}
+
+    def _middle_layer(self, num_layers: int) -> int:
+        if self.layer is None:
+            return pick_static_layer_index(num_layers + 1, True, self.layer_ratio)
+        if self.layer < num_layers:
+            return self.layer
+        raise UserError(
+            f"model.layer: {self.layer} is not a middle layer of {self.model_path}; expected 1 to"
+            f" {num_layers - 1}, its final layer is {num_layers}"
+        )
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Pixels in [-1, 1] to uint8, cut off rather than rounded, as DeepSeek's script does."""
+    return ((pixels.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,174 @@
+"""The embedded tiny Janus: real classes, real layout, random weights from a fixed seed.
+
+``python -m lit_dola.tiny checkpoints/tiny-janus`` makes it in a second or two. It runs the very
+pipeline that the published checkpoints run; what it draws means nothing.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import (
+    GenerationConfig,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
+
+SPECIAL_TOKENS = {
+    "bos_token": "<｜begin▁of▁sentence｜>",
+    "eos_token": "<｜end▁of▁sentence｜>",
+    "pad_token": "<｜▁pad▁｜>",
+    "image_token": "<image_placeholder>",
+    "boi_token": "<begin_of_image>",
+    "eoi_token": "<end_of_image>",
+}
+ROLE_TOKENS = ("<|User|>", "<|Assistant|>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|User|>: ' if message.role | lower == 'user' else '<|Assistant|>: ' }}"
+    "{% for part in message.content if part.type == 'text' %}{{ part.text | trim }}{% endfor %}"
+    "{{ '\n\n' if message.role | lower == 'user' else '<｜end▁of▁sentence｜>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|Assistant|>:{% endif %}"
+)
+_CORPUS = """\
+a photo of a red apple on a wooden table in the morning light
+two blue birds sitting on a branch above a green river
+an old lighthouse at the edge of the sea under a stormy sky
+a small robot painting a picture of a yellow house with a round window
+the portrait of an astronaut riding a white horse through a desert, oil on canvas
+three black cats and a brown dog sleeping next to a purple square and an orange circle
+a bowl of noodles with chopsticks, seen from above, high detail, soft shadows
+snow falling over a mountain village at night, warm lights in every window
+"""
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer, trained on a few lines, with Janus' special tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [*SPECIAL_TOKENS.values(), *ROLE_TOKENS]
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in special],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_CORPUS.splitlines(), trainer)
+    names = {name: SPECIAL_TOKENS[name] for name in ("bos_token", "eos_token", "pad_token")}
+    extra = {name: SPECIAL_TOKENS[name] for name in ("image_token", "boi_token", "eoi_token")}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        extra_special_tokens=extra,
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=1024,
+        **names,
+    )
+
+
+def make_config(tokenizer: PreTrainedTokenizerFast, image_size: int = 192) -> JanusConfig:
+    """A Janus of 8 layers; its 16 x 16 pixels a token make 12 x 12 tokens of 192 x 192 pixels."""
+    hidden_size, patch_size = 128, 16
+    return JanusConfig(
+        text_config={
+            "model_type": "llama",
+            "vocab_size": len(tokenizer),
+            "hidden_size": hidden_size,
+            "intermediate_size": 256,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 1024,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": image_size,
+            "patch_size": patch_size,
+            "projection_dim": hidden_size,
+            "num_image_tokens": (image_size // patch_size) ** 2,
+        },
+        vq_config={
+            "num_embeddings": 1024,
+            "base_channels": 32,
+            "latent_channels": 32,
+            "channel_multiplier": [1, 1, 1, 2, 2],
+            "num_res_blocks": 1,
+            "projection_dim": hidden_size,
+            "image_token_embed_dim": hidden_size,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS["image_token"]),
+        tie_word_embeddings=False,
+    )
+
+
+def make_tiny_janus(folder: Path, seed: int = 0, image_size: int = 192) -> None:
+    """Make the checkpoint in transformers' layout: config, weights, tokenizer, processor.
+
+    Args:
+        folder: Where it is put.
+        seed: Seed of the weights.
+        image_size: Height and width of its images, pixels, a multiple of 16.
+    """
+    tokenizer = make_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = JanusForConditionalGeneration(make_config(tokenizer, image_size)).eval()
+        enliven(model)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        generation_kwargs={
+            "boi_token_id": tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS["boi_token"])
+        },
+    )
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _write_processor(folder, model.config)
+
+
+def enliven(model: nn.Module) -> None:
+    """Draw the weights wide enough for distributions with peaks and images with contrast."""
+    for name, weight in model.named_parameters():
+        if weight.dim() > 1:
+            fan_in = weight[0].numel()
+            gain = 4.0 if "generation_head.vision_head" in name else 1.0
+            nn.init.normal_(weight, std=gain / math.sqrt(fan_in))
+        elif "norm" not in name:
+            nn.init.zeros_(weight)
+
+
+def _write_processor(folder: Path, config: JanusConfig) -> None:
+    """The files that ``JanusProcessor.from_pretrained`` reads beside the tokenizer's."""
+    size = config.vision_config.image_size
+    image_processor = {
+        "image_processor_type": "JanusImageProcessor",
+        "size": {"height": size, "width": size},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "min_size": 14,
+        "rescale_factor": 1 / 255,
+    }
+    processor = {
+        "processor_class": "JanusProcessor",
+        "num_image_tokens": config.vision_config.num_image_tokens,
+        "use_default_system_prompt": True,
+    }
+    for name, content in (("preprocessor", image_processor), ("processor", processor)):
+        text = json.dumps(content, indent=2) + "\n"
+        (folder / f"{name}_config.json").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    make_tiny_janus(Path(sys.argv[1] if len(sys.argv) > 1 else "checkpoints/tiny-janus"))

@@ -1,0 +1,32 @@
+import os
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
+
+from lit_dola.janus import load_janus
+from lit_dola.prompt import PromptEncoder
+from lit_dola.tiny import make_tiny_janus
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """The embedded Janus in transformers' layout, with images of 4 x 4 tokens."""
+    folder = tmp_path_factory.mktemp("tiny-janus")
+    make_tiny_janus(folder, image_size=64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder(tiny_checkpoint):
+    return PromptEncoder(tiny_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def load(tiny_checkpoint, encoder):
+    """Load the embedded Janus as the module does, in a given dtype."""
+
+    def load_in(dtype):
+        return load_janus(tiny_checkpoint, pad_token_id=encoder.pad_token_id, dtype=dtype)
+
+    return load_in

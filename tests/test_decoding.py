@@ -1,0 +1,168 @@
+"""The token loop against the plain reference, and against transformers' own generate."""
+
+import pytest
+import torch
+from transformers import JanusForConditionalGeneration
+
+from lit_dola.decoding import DecodingConfig, ImageKey, generate_image_tokens
+from tests import reference
+
+PROMPTS = ["a red apple", "two blue birds on a branch above a green river at night", "猫"]
+# Five images of three prompts of different length, as a batch in the middle of a run has them.
+BATCH = [(0, 3), (1, 0), (1, 1), (2, 0), (0, 2**20)]
+
+
+@pytest.fixture(scope="module")
+def reference_model(tiny_checkpoint):
+    return JanusForConditionalGeneration.from_pretrained(
+        tiny_checkpoint, dtype=torch.float64, attn_implementation="eager"
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def janus64(load):
+    return load(torch.float64)
+
+
+def run(janus, encoder, config, batch=BATCH):
+    return generate_image_tokens(
+        janus,
+        [encoder.encode(PROMPTS[prompt]) for prompt, _ in batch],
+        [ImageKey(prompt, image) for prompt, image in batch],
+        config,
+    ).tolist()
+
+
+def expected(model, encoder, batch=BATCH, **settings):
+    return [
+        reference.generate(
+            model,
+            encoder.encode(PROMPTS[prompt]),
+            encoder.pad_token_id,
+            prompt_index=prompt,
+            image_index=image,
+            **settings,
+        )
+        for prompt, image in batch
+    ]
+
+
+SETTINGS = [
+    {"layer": None},
+    {"layer": None, "temperature": 0.0},
+    {"layer": None, "cfg_weight": 1.0, "seed": 7},
+    {"layer": 6},
+    {"layer": 6, "seed": 1},
+    {"layer": 6, "seed": 2**62 + 5},
+    {"layer": 6, "temperature": 0.0},
+    {"layer": 6, "mid_norm": True},
+    {"layer": 1, "alpha": 0.02},
+    {"layer": 7, "alpha": 0.5, "temperature": 0.7},
+    {"layer": 3, "alpha": 1.0},
+    {"layer": 6, "head": "intersection"},
+    {"layer": 6, "head": "union"},
+    {"layer": 6, "head": "union", "mid_norm": True, "cfg_weight": 0.0},
+    {"layer": 6, "head": "intersection", "cfg_weight": 1.0},
+    # w < 1 and wide heads: else scores of this policy differ by less than float32 can tell.
+    {"layer": 6, "head": "seed", "cfg_weight": 0.5, "alpha": 1e-4},
+    {"layer": 5, "cfg_weight": 2.5, "top_k": 5},
+    {"layer": 5, "top_p": 0.8, "temperature": 1.5},
+    {"layer": None, "top_k": 50, "top_p": 0.9, "temperature": 3.0},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_same_tokens_as_the_plain_reference(settings, janus64, reference_model, encoder):
+    assert run(janus64, encoder, DecodingConfig(**settings)) == expected(
+        reference_model, encoder, **settings
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("layer", [None, 6])
+def test_same_tokens_in_float32(seed, layer, load, reference_model, encoder):
+    batch = [(1, 0), (0, 1)]
+    config = DecodingConfig(layer=layer, seed=seed)
+    assert run(load(torch.float32), encoder, config, batch) == expected(
+        reference_model, encoder, batch, layer=layer, seed=seed
+    )
+
+
+def test_last_hidden_state_is_normed_and_the_middle_ones_are_not(reference_model, encoder):
+    """What the design says of ``hidden_states``, which reference and engine both build on."""
+    language_model = reference_model.model.language_model
+    raw = {}
+    for index, layer in enumerate(language_model.layers):
+        layer.register_forward_hook(lambda _m, _a, out, index=index: raw.__setitem__(index, out))
+    output = language_model(
+        input_ids=torch.tensor([encoder.encode("a cat")]), output_hidden_states=True
+    )
+    for layer in language_model.layers:
+        layer._forward_hooks.clear()
+    assert len(output.hidden_states) == len(raw) + 1
+    assert torch.equal(output.hidden_states[-1], language_model.norm(raw[len(raw) - 1]))
+    for index in range(1, len(raw)):
+        assert torch.equal(output.hidden_states[index], raw[index - 1])
+
+
+def test_the_middle_layer_is_the_one_asked_for(janus64, encoder):
+    one, other = (run(janus64, encoder, DecodingConfig(layer=layer)) for layer in (6, 7))
+    assert one != other
+
+
+def test_an_image_does_not_depend_on_its_batch(load, encoder):
+    janus, config = load(torch.float32), DecodingConfig(layer=6, seed=3)
+    batch = [(1, 0), (0, 0), (2, 0), (1, 1), (2, 5), (0, 1), (1, 9)]
+    together = run(janus, encoder, config, batch)
+    alone = [run(janus, encoder, config, [key])[0] for key in batch]
+    backwards = run(janus, encoder, config, batch[::-1])[::-1]
+    assert together == alone == backwards
+
+
+def test_images_and_seeds_differ(janus64, encoder):
+    images = run(janus64, encoder, DecodingConfig(layer=6), [(0, i) for i in range(4)])
+    images += run(janus64, encoder, DecodingConfig(layer=6, seed=1), [(0, 0)])
+    assert len(set(map(tuple, images))) == 5
+
+
+def test_greedy_baseline_equals_transformers_generate(tiny_checkpoint, load, encoder):
+    """Tokens and pixels; a prompt at a time, since ``generate`` pads its unconditional rows."""
+    model = JanusForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    janus = load(torch.float32)
+    for prompt in PROMPTS:
+        input_ids = torch.tensor([encoder.encode(prompt)])
+        theirs = model.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            generation_mode="image",
+            do_sample=False,
+            guidance_scale=5.0,
+        )
+        ours = generate_image_tokens(
+            janus,
+            input_ids.tolist(),
+            [ImageKey(0, 0)],
+            DecodingConfig(layer=None, cfg_weight=5.0, temperature=0.0),
+        )
+        assert torch.equal(ours, theirs)
+        with torch.no_grad():
+            pixels = model.decode_image_tokens(theirs).permute(0, 3, 1, 2)
+            assert torch.equal(janus.decode_image_tokens(ours), pixels)
+
+
+def test_on_step_counts_the_tokens(janus64, encoder):
+    seen = []
+    generate_image_tokens(
+        janus64, [encoder.encode("a")], [ImageKey(0, 0)], DecodingConfig(layer=None), seen.append
+    )
+    assert seen == list(range(1, 17))
+
+
+def test_half_precision_keeps_positions_exact(load):
+    """A cast of the whole module rounds the rotary frequencies; they are restored."""
+    janus, exact = load(torch.float32), load(torch.float32).language_model.rotary_emb.inv_freq
+    janus.to(torch.bfloat16)
+    assert not torch.equal(janus.language_model.rotary_emb.inv_freq.float(), exact)
+    janus.restore_float32_buffers()
+    assert janus.language_model.rotary_emb.inv_freq.dtype == torch.float32
+    assert torch.equal(janus.language_model.rotary_emb.inv_freq, exact)
