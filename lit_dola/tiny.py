@@ -143,7 +143,7 @@ def enliven(model: nn.Module) -> None:
     for name, weight in model.named_parameters():
         if weight.dim() > 1:
             fan_in = weight[0].numel()
-            gain = 4.0 if "generation_head.vision_head" in name else 1.0
+            gain = 2.0 if "generation_head.vision_head" in name else 1.0
             nn.init.normal_(weight, std=gain / math.sqrt(fan_in))
         elif "norm" not in name:
             nn.init.zeros_(weight)

@@ -1,5 +1,7 @@
 """The token loop against the plain reference, and against transformers' own generate."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import JanusForConditionalGeneration
@@ -54,6 +56,7 @@ SETTINGS = [
     {"layer": 6},
     {"layer": 6, "seed": 1},
     {"layer": 6, "seed": 2**62 + 5},
+    {"layer": 6, "cfg_weight": 1.0, "seed": 2},
     {"layer": 6, "temperature": 0.0},
     {"layer": 6, "mid_norm": True},
     {"layer": 1, "alpha": 0.02},
@@ -82,9 +85,9 @@ def test_same_tokens_as_the_plain_reference(settings, janus64, reference_model, 
 @pytest.mark.parametrize("layer", [None, 6])
 def test_same_tokens_in_float32(seed, layer, load, reference_model, encoder):
     batch = [(1, 0), (0, 1)]
-    config = DecodingConfig(layer=layer, seed=seed)
-    assert run(load(torch.float32), encoder, config, batch) == expected(
-        reference_model, encoder, batch, layer=layer, seed=seed
+    settings = {"layer": layer, "seed": seed, "cfg_weight": 1.0 + seed}
+    assert run(load(torch.float32), encoder, DecodingConfig(**settings), batch) == expected(
+        reference_model, encoder, batch, **settings
     )
 
 
@@ -120,8 +123,9 @@ def test_an_image_does_not_depend_on_its_batch(load, encoder):
 
 
 def test_images_and_seeds_differ(janus64, encoder):
-    images = run(janus64, encoder, DecodingConfig(layer=6), [(0, i) for i in range(4)])
-    images += run(janus64, encoder, DecodingConfig(layer=6, seed=1), [(0, 0)])
+    config = DecodingConfig(layer=6, cfg_weight=1.0)
+    images = run(janus64, encoder, config, [(0, i) for i in range(4)])
+    images += run(janus64, encoder, replace(config, seed=1), [(0, 0)])
     assert len(set(map(tuple, images))) == 5
 
 
