@@ -2,11 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 COMPAT ?= .venv-compat
-TINY = checkpoints/tiny-janus/config.json
 
 .PHONY: demo test lint test-compat clean
 
-demo: $(VENV)/installed $(TINY)
+demo: $(VENV)/installed
 	$(VENV)/bin/python main.py predict --config configs/demo.yaml
 	@echo "Images: outputs/demo"
 
@@ -21,9 +20,6 @@ lint: $(VENV)/installed
 # The same tests on the oldest transformers that is supported.
 test-compat: $(COMPAT)/installed
 	$(COMPAT)/bin/python -m pytest
-
-$(TINY): $(VENV)/installed lit_dola/tiny.py
-	$(VENV)/bin/python -m lit_dola.tiny $(@D)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

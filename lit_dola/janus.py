@@ -17,6 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from lit_dola.checkpoint import load_config, load_weights
 from lit_dola.decoding import Backbone
 from lit_dola.errors import UserError
+from lit_dola.tiny import make_tiny_janus
 
 
 class Variant(NamedTuple):
@@ -32,6 +33,9 @@ VARIANTS = {
     "Janus-Pro-7B": Variant("deepseek-ai/Janus-Pro-7B", "deepseek-community/Janus-Pro-7B"),
 }
 """The short names that ``model.model_path`` knows; each stands for DeepSeek's own checkpoint."""
+
+TINY_JANUS = Path("checkpoints/tiny-janus")
+"""Where the embedded tiny Janus, ``model.model_path: tiny-janus``, is made when it is not there."""
 
 
 class JanusBackbone(Backbone, Protocol):
@@ -134,7 +138,7 @@ def find_checkpoint(model_path: str) -> Path:
     """Folder of a checkpoint: a local one, or one fetched from the Hugging Face hub.
 
     Args:
-        model_path: A folder, a name of :data:`VARIANTS`, or a name on the hub.
+        model_path: A folder, a name of :data:`VARIANTS`, a name on the hub, or ``tiny-janus``.
 
     Raises:
         UserError: If there is no such folder, and it cannot be had from the hub.
@@ -142,11 +146,15 @@ def find_checkpoint(model_path: str) -> Path:
     folder = Path(model_path).expanduser()
     if folder.is_dir():
         return folder
+    if model_path == TINY_JANUS.name:
+        if not TINY_JANUS.is_dir():
+            make_tiny_janus(TINY_JANUS)
+        return TINY_JANUS
     repo_id = VARIANTS[model_path].original if model_path in VARIANTS else model_path
     if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
         raise UserError(
             f"model.model_path: no folder {model_path!r}; expected the folder of a Janus"
-            f" checkpoint, a name on the hub, or one of {', '.join(VARIANTS)}"
+            f" checkpoint, a name on the hub, or one of {', '.join([*VARIANTS, TINY_JANUS.name])}"
         )
     patterns = ["*.json", "*.jinja", "*.safetensors", "pytorch_model*.bin"]
     try:

@@ -16,8 +16,8 @@ class GenerationProgressBar(ProgressBar):
     Of many devices the first one's share is shown.
     """
 
-    _images: tqdm[Any]
-    _tokens: tqdm[Any]
+    _images: tqdm
+    _tokens: tqdm
 
     def __init__(self) -> None:
         super().__init__()

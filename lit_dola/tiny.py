@@ -1,13 +1,13 @@
 """The embedded tiny Janus: real classes, real layout, random weights from a fixed seed.
 
-``python -m lit_dola.tiny checkpoints/tiny-janus`` makes it in a second or two. It runs the very
-pipeline that the published checkpoints run; what it draws means nothing.
+It is made in a second or two where ``model.model_path: tiny-janus`` asks for it and it is not
+there. It runs the very pipeline that the published checkpoints run; what it draws means nothing.
 """
 
 import json
 import math
-import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -133,9 +133,13 @@ def make_tiny_janus(folder: Path, seed: int = 0, image_size: int = 192) -> None:
             "boi_token_id": tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS["boi_token"])
         },
     )
-    model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    _write_processor(folder, model.config)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent) as temporary:
+        unfinished = Path(temporary) / folder.name
+        model.to(torch.bfloat16).save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        _write_processor(unfinished, model.config)
+        unfinished.replace(folder)
 
 
 def enliven(model: nn.Module) -> None:
@@ -169,6 +173,3 @@ def _write_processor(folder: Path, config: JanusConfig) -> None:
         text = json.dumps(content, indent=2) + "\n"
         (folder / f"{name}_config.json").write_text(text, encoding="utf-8")
 
-
-if __name__ == "__main__":
-    make_tiny_janus(Path(sys.argv[1] if len(sys.argv) > 1 else "checkpoints/tiny-janus"))
