@@ -172,4 +172,3 @@ def _write_processor(folder: Path, config: JanusConfig) -> None:
     for name, content in (("preprocessor", image_processor), ("processor", processor)):
         text = json.dumps(content, indent=2) + "\n"
         (folder / f"{name}_config.json").write_text(text, encoding="utf-8")
-
