@@ -8,6 +8,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from transformers.utils.logging import disable_progress_bar
 
 from lit_dola.data import PromptDataModule
 from lit_dola.errors import UserError
@@ -43,6 +44,7 @@ class DoLaCLI(LightningCLI):
         parser.add_lightning_class_args(ImageWriter, "writer")
         for name in SHARED:
             parser.link_arguments(f"model.{name}", f"data.{name}")
+        parser.link_arguments("model.seed", "seed_everything", compute_fn=int)  # one seed, not two
 
     def predict(self, model: LightningModule, datamodule: LightningDataModule) -> None:
         """Generate; what is written is not kept in memory as well."""
@@ -57,14 +59,16 @@ def main(args: list[str] | None = None) -> None:
 
     Exits with 1, and one line on stderr, for what the user can mend; with 2 for a wrong setting.
     """
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for harmless in (".*does not have many workers.*", ".*isinstance.treespec, LeafSpec.*"):
+        warnings.filterwarnings("ignore", harmless)
+    for logger in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    disable_progress_bar()
     try:
         DoLaCLI(
             LitDoLa,
             PromptDataModule,
             save_config_callback=None,
-            seed_everything_default=False,
             trainer_defaults={
                 "logger": False,
                 "enable_checkpointing": False,

@@ -8,7 +8,6 @@ import torch
 from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveInt,
     restricted_number_type,
 )
@@ -25,8 +24,10 @@ from lit_dola.prompt import PromptEncoder, Roles
 
 if TYPE_CHECKING:
     Fraction = float
+    Seed = int
 else:
     Fraction = restricted_number_type("Fraction", float, [(">", 0), ("<=", 1)])
+    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 
 
 class GeneratedImages(NamedTuple):
@@ -83,7 +84,7 @@ class LitDoLa(LightningModule):
         top_p: Fraction | None = None,
         parallel_size: PositiveInt = 8,
         images_per_batch: PositiveInt = 8,
-        seed: NonNegativeInt = 0,
+        seed: Seed = 0,
         roles: Roles = "auto",
         backend: Literal["transformers", "deepseek"] = "transformers",
     ) -> None:
