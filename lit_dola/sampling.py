@@ -25,9 +25,10 @@ def stream_keys(seed: int, prompt_index: Tensor, image_index: Tensor) -> Tensor:
     Returns:
         Int64 keys ``(batch,)``.
     """
+    # Mixing between the additions keeps (seed 1, prompt 2) apart from (seed 2, prompt 1).
     key = _mix(torch.full_like(prompt_index, seed))
-    key = _mix(key ^ _mix(prompt_index))
-    return _mix(key ^ _mix(image_index))
+    key = _mix(key + prompt_index)
+    return _mix(key + image_index)
 
 
 def gumbel_noise(keys: Tensor, step: int | Tensor, vocab_size: int) -> Tensor:

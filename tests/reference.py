@@ -22,8 +22,8 @@ def splitmix64(state: int) -> int:
 
 def gumbel(seed: int, prompt_index: int, image_index: int, step: int, vocab_size: int):
     key = splitmix64(seed)
-    key = splitmix64(key ^ splitmix64(prompt_index))
-    key = splitmix64(key ^ splitmix64(image_index))
+    key = splitmix64((key + prompt_index) & MASK)
+    key = splitmix64((key + image_index) & MASK)
     key = splitmix64((key + step) & MASK)
     noise = []
     for token in range(vocab_size):

@@ -1,0 +1,178 @@
+"""The seed's three functions: values against float64, properties on any logits."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from lit_dola.dola import (
+    MASK_VALUE,
+    apc_head,
+    contrast_with_apc_from_logits,
+    dola_static_from_hidden,
+    log_contrast,
+    pick_static_layer_index,
+)
+from tests import reference
+from tests.strategies import alphas, logits
+
+
+@given(logits(dtype=torch.float32, largest=50.0), alphas)
+def test_equals_the_formula_in_float64(pair, alpha):
+    final, mid = pair
+    ours = contrast_with_apc_from_logits(final, mid, alpha).reshape(-1, final.shape[-1])
+    rows = zip(final.reshape_as(ours), mid.reshape_as(ours), ours, strict=True)
+    for final_row, mid_row, row in rows:
+        contrast = reference.contrast(final_row.double().numpy(), mid_row.double().numpy())
+        inside = row != MASK_VALUE
+        torch.testing.assert_close(
+            row[inside].double(), torch.from_numpy(contrast)[inside], atol=2e-5, rtol=1e-5
+        )
+        # Inside or outside may differ only at the very threshold.
+        q = torch.from_numpy(reference.log_softmax(final_row.double().numpy()))
+        margin = q - q.max() - math.log(alpha)
+        assert torch.equal(inside[margin.abs() > 1e-4], (margin > 0)[margin.abs() > 1e-4])
+
+
+@given(logits(), alphas)
+def test_head_is_never_empty_and_nothing_is_nan_or_inf(pair, alpha):
+    final, mid = pair
+    scores = contrast_with_apc_from_logits(final, mid, alpha)
+    assert scores.dtype == torch.float32
+    assert scores.shape == final.shape
+    assert torch.isfinite(scores).all()
+    head = scores != MASK_VALUE
+    assert head.any(dim=-1).all()
+    most_probable = final.float() == final.float().amax(dim=-1, keepdim=True)
+    assert head[most_probable].all()
+
+
+@given(
+    logits(dtype=torch.float32, largest=30.0), alphas, st.floats(-100, 100), st.floats(-100, 100)
+)
+def test_a_shift_of_either_logits_changes_nothing(pair, alpha, shift_final, shift_mid):
+    final, mid = pair
+    contrast, log_probs = log_contrast(final, mid)
+    shifted, shifted_log_probs = log_contrast(final + shift_final, mid + shift_mid)
+    torch.testing.assert_close(shifted, contrast, atol=1e-3, rtol=0)
+    margin = log_probs - log_probs.amax(dim=-1, keepdim=True) - math.log(alpha)
+    clear = margin.abs() > 1e-3
+    assert torch.equal(apc_head(shifted_log_probs, alpha)[clear], apc_head(log_probs, alpha)[clear])
+
+
+@given(logits(count=1), alphas, alphas)
+def test_a_larger_alpha_never_lets_more_in(made, one, other):
+    log_probs = made[0].float().log_softmax(dim=-1)
+    small, large = sorted((one, other))
+    assert (apc_head(log_probs, large) <= apc_head(log_probs, small)).all()
+
+
+def test_alpha_one_leaves_the_most_probable_tokens_alone():
+    final = torch.tensor([0.0, 3.0, 3.0, 2.9])
+    scores = contrast_with_apc_from_logits(final, torch.zeros(4), alpha=1.0)
+    assert (scores != MASK_VALUE).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("alpha", [0.0, -0.1, 1.1, math.nan])
+def test_alpha_outside_its_range_is_an_error(alpha):
+    with pytest.raises(ValueError, match="expected 0 < alpha <= 1"):
+        contrast_with_apc_from_logits(torch.zeros(3), torch.zeros(3), alpha)
+
+
+def total_variation(scores, other):
+    return (scores.softmax(-1) - other.softmax(-1)).abs().sum().item() / 2
+
+
+def test_approaches_the_baseline_as_alpha_and_the_middle_layers_say_vanish():
+    """DoLa fades out as the head grows to all tokens and the middle distribution goes flat."""
+    generator = torch.Generator().manual_seed(0)
+    final, mid = torch.randn(2, 1000, generator=generator) * 3
+    distances = [
+        total_variation(contrast_with_apc_from_logits(final, mid * fade, alpha=fade**4), final)
+        for fade in (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
+    ]
+    assert distances == sorted(distances, reverse=True)
+    assert distances[0] > 0.5
+    assert distances[-1] < 2e-3
+
+
+def test_approaches_a_flat_head_as_the_middle_layer_approaches_the_final_one():
+    """Two equal layers have nothing to contrast: every token of the head is as likely as another.
+
+    So a layer near the last alone does not lead back to the baseline; at ``alpha = 1`` it leads
+    to greedy decoding of it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    final, other = torch.randn(2, 1000, generator=generator) * 3
+    for alpha in (0.1, 1e-3):
+        flat = torch.zeros(1000).masked_fill(~apc_head(final.log_softmax(-1), alpha), float("-inf"))
+        distances = [
+            total_variation(
+                contrast_with_apc_from_logits(final, final.lerp(other, far), alpha), flat
+            )
+            for far in (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
+        ]
+        assert distances == sorted(distances, reverse=True)
+        assert distances[-1] < 1e-2
+    greedy = contrast_with_apc_from_logits(final, final, alpha=1.0)
+    assert greedy.softmax(-1).argmax() == final.argmax()
+    assert greedy.softmax(-1).max() == 1
+
+
+def test_dola_static_takes_the_last_position_of_two_layers():
+    torch.manual_seed(0)
+    hidden_states = torch.randn(6, 2, 7, 16).unbind()
+    head = nn.Linear(16, 50)
+    scores = dola_static_from_hidden(hidden_states, head, 3, 0.1)
+    expected = contrast_with_apc_from_logits(
+        head(hidden_states[-1][:, -1, :]), head(hidden_states[3][:, -1, :]), 0.1
+    )
+    assert torch.equal(scores, expected)
+    assert scores.shape == (2, 50)
+
+
+@pytest.mark.parametrize(
+    ("num_hidden_states", "has_embedding", "ratio", "index"),
+    [
+        (31, True, 0.8, 24),  # Janus-Pro-7B
+        (25, True, 0.8, 19),  # Janus-1.3B, Janus-Pro-1B: 19.2
+        (31, True, 0.0, 1),  # never the embedding
+        (31, False, 0.0, 0),
+        (31, True, 1.0, 29),  # never the final layer
+        (31, False, 1.0, 29),
+        (6, True, 0.5, 3),  # 2.5: halves up
+        (4, True, 0.5, 2),  # 1.5
+        (3, True, 0.8, 1),
+        (2, False, 0.8, 0),
+    ],
+)
+def test_pick_static_layer_index(num_hidden_states, has_embedding, ratio, index):
+    assert pick_static_layer_index(num_hidden_states, has_embedding, ratio) == index
+
+
+def test_the_ratio_is_0_8_by_default():
+    assert pick_static_layer_index(31, True) == 24
+
+
+@given(st.integers(3, 200), st.booleans(), st.floats(0, 1))
+def test_layer_is_a_middle_one_and_the_nearest(num_hidden_states, has_embedding, ratio):
+    index = pick_static_layer_index(num_hidden_states, has_embedding, ratio)
+    allowed = range(1 if has_embedding else 0, num_hidden_states - 1)
+    assert index in allowed
+    depth = ratio * (num_hidden_states - 1)
+    assert abs(index - depth) <= min(abs(other - depth) for other in allowed) + 1e-9
+
+
+@pytest.mark.parametrize("ratio", [-0.01, 1.01, math.nan, math.inf])
+def test_ratio_outside_its_range_is_an_error(ratio):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        pick_static_layer_index(31, True, ratio)
+
+
+@pytest.mark.parametrize(("num_hidden_states", "has_embedding"), [(1, False), (2, True)])
+def test_a_model_without_a_middle_layer_is_an_error(num_hidden_states, has_embedding):
+    with pytest.raises(ValueError, match="no layer before the final one"):
+        pick_static_layer_index(num_hidden_states, has_embedding)
