@@ -55,7 +55,7 @@ def test_streams_do_not_repeat_one_another():
         for step in (0, 1, 2)
     ]
     values = torch.stack(streams)
-    assert len(values.flatten().unique()) == values.numel()
+    assert len(values.flatten().unique()) > 0.999 * values.numel()  # float32 may meet by chance
 
 
 def test_noise_is_gumbel():
