@@ -158,6 +158,7 @@ def _from_original(config: dict[str, Any]) -> JanusConfig:
             num_hidden_layers=gen_aligner["depth"],
             image_token_embed_dim=head["n_embed"],
         ),
+        tie_word_embeddings=False,
     )
 
 

@@ -86,9 +86,29 @@ def draw(scores, noise, *, temperature, top_k, top_p):
     return int(np.argmax(np.where(keep, logits + noise, -np.inf)))
 
 
+class TransformersJanus:
+    """transformers' Janus in the terms that :func:`generate` needs."""
+
+    def __init__(self, model):
+        self.model, self.language_model = model, model.model.language_model
+        self.norm, self.gen_head = self.language_model.norm, model.model.generation_head
+        self.num_image_tokens = model.config.vision_config.num_image_tokens
+
+    def embed(self, input_ids):
+        return self.language_model.embed_tokens(input_ids)
+
+    def embed_image(self, tokens):
+        return self.model.prepare_embeddings_for_image_generation(tokens)
+
+    def hidden_states(self, inputs):
+        return self.language_model(
+            inputs_embeds=inputs, output_hidden_states=True, use_cache=False
+        ).hidden_states
+
+
 @torch.no_grad()
 def generate(
-    model,
+    janus,
     input_ids,
     pad_token_id,
     *,
@@ -104,24 +124,20 @@ def generate(
     prompt_index=0,
     image_index=0,
 ):
-    """Tokens of one image from transformers' own Janus in float64."""
-    language_model = model.model.language_model
+    """Tokens of one image, from a Janus in float64."""
     uncond_ids = [input_ids[0]] + [pad_token_id] * (len(input_ids) - 2) + [input_ids[-1]]
-    inputs = language_model.embed_tokens(torch.tensor([input_ids, uncond_ids]))
+    inputs = janus.embed(torch.tensor([input_ids, uncond_ids]))
     tokens = []
-    for step in range(model.config.vision_config.num_image_tokens):
-        hidden_states = language_model(
-            inputs_embeds=inputs, output_hidden_states=True, use_cache=False
-        ).hidden_states
+    for step in range(janus.num_image_tokens):
+        hidden_states = janus.hidden_states(inputs)
         states = [hidden_states[-1][:, -1]]
         if layer is not None:
             mid = hidden_states[layer][:, -1]
-            states.append(language_model.norm(mid) if mid_norm else mid)
-        logits = [row.numpy() for state in states for row in model.model.generation_head(state)]
+            states.append(janus.norm(mid) if mid_norm else mid)
+        logits = [row.numpy() for state in states for row in janus.gen_head(state)]
         scores = fuse(logits, alpha=alpha, cfg_weight=cfg_weight, head=head)
         noise = gumbel(seed, prompt_index, image_index, step, len(scores))
         token = draw(scores, noise, temperature=temperature, top_k=top_k, top_p=top_p)
         tokens.append(token)
-        embedding = model.prepare_embeddings_for_image_generation(torch.tensor([[token], [token]]))
-        inputs = torch.cat([inputs, embedding], dim=1)
+        inputs = torch.cat([inputs, janus.embed_image(torch.tensor([[token], [token]]))], dim=1)
     return tokens

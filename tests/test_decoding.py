@@ -16,9 +16,11 @@ BATCH = [(0, 3), (1, 0), (1, 1), (2, 0), (0, 2**20)]
 
 @pytest.fixture(scope="module")
 def reference_model(tiny_checkpoint):
-    return JanusForConditionalGeneration.from_pretrained(
-        tiny_checkpoint, dtype=torch.float64, attn_implementation="eager"
-    ).eval()
+    return reference.TransformersJanus(
+        JanusForConditionalGeneration.from_pretrained(
+            tiny_checkpoint, dtype=torch.float64, attn_implementation="eager"
+        ).eval()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,7 @@ def test_same_tokens_in_float32(seed, layer, load, reference_model, encoder):
 
 def test_last_hidden_state_is_normed_and_the_middle_ones_are_not(reference_model, encoder):
     """What the design says of ``hidden_states``, which reference and engine both build on."""
-    language_model = reference_model.model.language_model
+    language_model = reference_model.language_model
     raw = {}
     for index, layer in enumerate(language_model.layers):
         layer.register_forward_hook(lambda _m, _a, out, index=index: raw.__setitem__(index, out))
