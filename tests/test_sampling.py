@@ -72,6 +72,30 @@ def test_noise_is_gumbel():
         assert abs(((one - 0.5) * (other - 0.5)).mean() * 12) < 3e-3
 
 
+def unmix(output):
+    """State that SplitMix64 makes ``output`` of."""
+
+    def undo_xorshift(z, bits):
+        result = z
+        for _ in range(64 // bits + 1):
+            result = z ^ (result >> bits)
+        return result
+
+    z = undo_xorshift(output, 31)
+    z = z * pow(0x94D049BB133111EB, -1, 2**64) % 2**64
+    z = undo_xorshift(z, 27)
+    z = z * pow(0xBF58476D1CE4E5B9, -1, 2**64) % 2**64
+    return (undo_xorshift(z, 30) - 0x9E3779B97F4A7C15) % 2**64
+
+
+@pytest.mark.parametrize("bits", [0, 2**64 - 1])
+def test_noise_is_finite_at_both_ends_of_the_stream(bits):
+    key = unmix(unmix(bits))
+    assert reference.splitmix64(reference.splitmix64(key)) == bits
+    key = key - 2**64 if key >= 2**63 else key
+    assert gumbel_noise(torch.tensor([key]), 0, 1).isfinite().all()
+
+
 def draws(scores, count=40_000, **settings):
     """Relative frequency of each token over many images."""
     noise = noise_of([(i // 100, i % 100) for i in range(count)], 3, len(scores))
