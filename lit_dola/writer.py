@@ -28,7 +28,7 @@ else:
     Quality = restricted_number_type("Quality", int, [(">=", 1), ("<=", 100)])
 
 _MAX_NAME_BYTES = 80
-_MAX_EXIF_CHARACTERS = 8000
+_MAX_EXIF_CHARACTERS = 2000
 """EXIF as a whole must stay under 64 KiB; a longer prompt is whole in ``metadata.jsonl``."""
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]+')
 """Separators, what Windows forbids, control characters, and marks that turn text around."""
@@ -192,7 +192,8 @@ def _exif(record: dict[str, Any]) -> Image.Exif:
     prompt = record["prompt"][:_MAX_EXIF_CHARACTERS]
     comment = json.dumps({**record, "prompt": prompt}, ensure_ascii=False)
     exif = Image.Exif()
-    exif[ExifTags.Base.ImageDescription] = prompt
+    # Bytes, since Pillow would write "?" for what is not ASCII; readers take them as UTF-8.
+    exif[ExifTags.Base.ImageDescription] = prompt.encode()
     exif[ExifTags.Base.Software] = f"lit-dola {__version__}"
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + comment.encode(
         "utf-16-be"
