@@ -146,8 +146,9 @@ class LitDoLa(LightningModule):
             self.on_step,
         )
         with torch.inference_mode():
-            pixels = to_uint8(self.janus.decode_image_tokens(tokens))
-        return GeneratedImages(batch, tokens.to("cpu", torch.int32), pixels.cpu())
+            # One by one: a convolution's last bit depends on the size of the batch.
+            pixels = [to_uint8(self.janus.decode_image_tokens(one)) for one in tokens.split(1)]
+        return GeneratedImages(batch, tokens.to("cpu", torch.int32), torch.cat(pixels).cpu())
 
     def image_settings(self) -> dict[str, Any]:
         """Every setting that shapes an image, and what was resolved from it."""
