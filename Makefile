@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 COMPAT ?= .venv-compat
+PYTEST = -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test lint test-compat clean
 
@@ -10,7 +11,7 @@ demo: $(VENV)/installed
 	@echo "Images: outputs/demo"
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python $(PYTEST)
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
@@ -19,7 +20,7 @@ lint: $(VENV)/installed
 
 # The same tests on the oldest transformers that is supported.
 test-compat: $(COMPAT)/installed
-	$(COMPAT)/bin/python -m pytest
+	$(COMPAT)/bin/python $(PYTEST)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -25,9 +25,20 @@ SHARED = ("model_path", "roles", "parallel_size", "images_per_batch")
 class Parser(LightningArgumentParser):
     """Says what is wrong in one line, without the usage that jsonargparse puts before it."""
 
+    _config_file: Any = None
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Read a configuration, and remember which for the message of an error in it."""
+        self._config_file = path
+        try:
+            return super().parse_path(path, *args, **kwargs)
+        finally:
+            self._config_file = None
+
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Exit with 2."""
-        raise SystemExit(_fail(message, code=2))
+        where = f"{self._config_file}: " if self._config_file else ""
+        raise SystemExit(_fail(where + message, code=2))
 
 
 class DoLaCLI(LightningCLI):

@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule
@@ -19,19 +18,17 @@ PROMPT_KEYS = ("prompt", "text", "caption")
 """Keys that may hold the prompt of an object, the first one found counts."""
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(NamedTuple):
     """One entry of a prompt file."""
 
-    index: int
+    prompt_index: int
     """Place in the file, from 0."""
     text: str
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any]
     """Whatever else the entry holds, and its ``id`` where the file gives one."""
 
 
-@dataclass(frozen=True)
-class ImageRequest:
+class ImageRequest(NamedTuple):
     """One image to make."""
 
     prompt: Prompt
@@ -91,9 +88,9 @@ class PromptDataModule(LightningDataModule):
             input_ids = encoder.encode(prompt.text)
             if len(input_ids) > longest:
                 raise UserError(
-                    f"{self.prompt_json}: entry {prompt.index}: prompt has {len(input_ids)} tokens;"
-                    f" expected at most {longest} (the model's context of {context} less its"
-                    f" {config.vision_config.num_image_tokens} image tokens)"
+                    f"{self.prompt_json}: entry {prompt.prompt_index}: prompt has"
+                    f" {len(input_ids)} tokens; expected at most {longest} (the model's context of"
+                    f" {context} less its {config.vision_config.num_image_tokens} image tokens)"
                 )
             self.requests += [
                 ImageRequest(prompt, image_index, input_ids)

@@ -141,7 +141,7 @@ class LitDoLa(LightningModule):
         tokens = generate_image_tokens(
             self.janus,
             [request.input_ids for request in batch],
-            [ImageKey(request.prompt.index, request.image_index) for request in batch],
+            [ImageKey(request.prompt.prompt_index, request.image_index) for request in batch],
             self.decoding_config,
             self.on_step,
         )

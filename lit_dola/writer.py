@@ -98,7 +98,7 @@ class ImageWriter(BasePredictionWriter):
             record = {
                 "file": path.as_posix(),
                 "prompt": request.prompt.text,
-                "prompt_index": request.prompt.index,
+                "prompt_index": request.prompt.prompt_index,
                 "image_index": request.image_index,
                 **run,
             }
@@ -161,7 +161,7 @@ class ImageWriter(BasePredictionWriter):
 
 def image_path(request: ImageRequest) -> Path:
     """``{index}_{prompt}/img_XX``, relative to the output folder and without a suffix."""
-    folder = f"{request.prompt.index:05}_{safe_name(request.prompt.text)}"
+    folder = f"{request.prompt.prompt_index:05}_{safe_name(request.prompt.text)}"
     return Path(folder.rstrip("_")) / f"img_{request.image_index:02}"
 
 

@@ -3,6 +3,7 @@ import os
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
+os.environ["OMP_NUM_THREADS"] = "1"  # the models are too small to share out
 
 from lit_dola.janus import load_janus
 from lit_dola.prompt import PromptEncoder

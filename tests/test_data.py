@@ -51,7 +51,7 @@ def test_forms(write, form, bom):
     content, name, metadata = FORMS[form]
     prompts = read_prompts(write(bom + content.encode(), name))
     assert [prompt.text for prompt in prompts] == ["a cat", "a dog"]
-    assert [prompt.index for prompt in prompts] == [0, 1]
+    assert [prompt.prompt_index for prompt in prompts] == [0, 1]
     assert [prompt.metadata for prompt in prompts] == metadata
 
 
@@ -122,7 +122,7 @@ def test_any_json_loads_or_is_one_line_of_error(tmp_path_factory, document):
     if prompts is None:
         assert len(message.splitlines()) == 1
     else:
-        assert [prompt.index for prompt in prompts] == list(range(len(prompts)))
+        assert [prompt.prompt_index for prompt in prompts] == list(range(len(prompts)))
         assert all(prompt.text.strip() for prompt in prompts)
 
 
@@ -138,7 +138,7 @@ def test_batches_are_bounded_and_in_order(write, tiny_checkpoint, encoder):
     batches = requests(path, tiny_checkpoint, parallel_size=3, images_per_batch=4)
     assert [len(batch) for batch in batches] == [4, 4, 1]
     images = [image for batch in batches for image in batch]
-    assert [(image.prompt.index, image.image_index) for image in images] == [
+    assert [(image.prompt.prompt_index, image.image_index) for image in images] == [
         (prompt, image) for prompt in range(3) for image in range(3)
     ]
     assert images[3].input_ids == encoder.encode("a dog")
