@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_dola.checkpoint import load_config
 from lit_dola.errors import UserError
 from lit_dola.janus import restore_rotary_frequencies
 
@@ -54,14 +55,20 @@ def load_deepseek_janus(
 
     Raises:
         UserError: If the package is not installed, is the registry's asyncio queue, or cannot be
-            imported under the installed transformers.
+            imported under the installed transformers; if the checkpoint is in another layout.
     """
     check_installed()
+    if not load_config(checkpoint)[1]:
+        raise UserError(
+            f"model.backend: DeepSeek's janus cannot read {checkpoint}, which is in transformers'"
+            " layout; use backend 'transformers'"
+        )
     from janus.models import MultiModalityCausalLM
 
-    model = MultiModalityCausalLM.from_pretrained(
-        checkpoint, torch_dtype=dtype, attn_implementation="sdpa"
-    )
+    config = MultiModalityCausalLM.config_class.from_pretrained(checkpoint)
+    # The published config of Janus-1.3B asks for flash_attention_2, another package.
+    config.language_config._attn_implementation = "sdpa"
+    model = MultiModalityCausalLM.from_pretrained(checkpoint, config=config, torch_dtype=dtype)
     return DeepSeekJanus(model.to(device), pad_token_id)
 
 

@@ -63,6 +63,12 @@ def test_all_is_well(package, monkeypatch):
     deepseek.check_installed()
 
 
+def test_a_checkpoint_in_transformers_layout(tiny_checkpoint, monkeypatch):
+    monkeypatch.setattr(deepseek, "check_installed", lambda: None)
+    with pytest.raises(UserError, match="which is in transformers' layout; use backend 'trans"):
+        load_janus(tiny_checkpoint, pad_token_id=2, backend="deepseek")
+
+
 @pytest.mark.skipif(not installed, reason="DeepSeek's janus is not installed")
 def test_same_tokens_and_pixels_as_the_native_backend(tmp_path):
     config = original.make_config(64, 128, 4, 4, vocab_size=512, image_size=64)
