@@ -1,10 +1,13 @@
 import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are too small to share out
 
+from lit_dola.cli import main
 from lit_dola.janus import load_janus
 from lit_dola.prompt import PromptEncoder
 from lit_dola.tiny import make_tiny_janus
@@ -31,3 +34,20 @@ def load(tiny_checkpoint, encoder):
         return load_janus(tiny_checkpoint, pad_token_id=encoder.pad_token_id, dtype=dtype)
 
     return load_in
+
+
+@pytest.fixture
+def main_here(monkeypatch, capsys):
+    """Run the command line in this process and a given folder; it must end by exiting."""
+
+    def run(folder, *args):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["main.py"])
+        with pytest.raises(SystemExit) as ended:
+            main([*map(str, args)])
+        captured = capsys.readouterr()
+        return SimpleNamespace(
+            returncode=ended.value.code, stdout=captured.out, stderr=captured.err
+        )
+
+    return run
