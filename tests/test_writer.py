@@ -1,7 +1,7 @@
 """What lies in the output folder: names, formats, and the record of each image."""
 
 import json
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
 
 import numpy as np
@@ -237,3 +237,13 @@ def test_pixels_are_cut_off_and_not_rounded():
     """As in DeepSeek's script: 0.999 of the way to 255 is 254."""
     pixels = torch.tensor([-2.0, -1.0, 0.0, 0.9999, 1.0, 1.7])
     assert to_uint8(pixels).tolist() == [0, 0, 127, 254, 255, 255]
+
+
+def test_a_rename_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "img.jpg"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("no rename")))
+    with pytest.raises(OSError, match="no rename"):
+        write_atomically(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["img.jpg"]
