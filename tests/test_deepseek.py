@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lit_dola import deepseek
-from lit_dola.decoding import DecodingConfig, ImageKey, generate_image_tokens
+from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator
 from lit_dola.errors import UserError
 from lit_dola.janus import load_janus
 from lit_dola.prompt import PromptEncoder
@@ -19,11 +19,16 @@ installed = find_spec("janus") is not None and find_spec("janus.models") is not 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """Put a package of the name ``janus`` on the path, or none, in place of what is installed."""
+    """Put a package of the name ``janus`` on the path in place of what is installed."""
+
+    def forget():
+        for name in [name for name in sys.modules if name.split(".")[0] == "janus"]:
+            del sys.modules[name]
+
+    before = {name: module for name, module in sys.modules.items() if name.startswith("janus")}
 
     def put(*modules):
-        for name in [name for name in sys.modules if name.split(".")[0] == "janus"]:
-            monkeypatch.delitem(sys.modules, name)
+        forget()
         for module in modules:
             path = tmp_path / module
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +36,9 @@ def package(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
         invalidate_caches()
 
-    return put
+    yield put
+    forget()
+    sys.modules.update(before)
 
 
 def error_of_check():
@@ -81,9 +88,8 @@ def test_same_tokens_and_pixels_as_the_native_backend(tmp_path):
         janus = load_janus(
             tmp_path, pad_token_id=encoder.pad_token_id, dtype=torch.float32, backend=backend
         )
-        tokens = generate_image_tokens(
-            janus, prompts, [ImageKey(0, 0), ImageKey(1, 0)], DecodingConfig(layer=3)
-        )
+        generate = ImageTokenGenerator(janus, DecodingConfig(layer=3))
+        tokens = generate(prompts, [ImageKey(0, 0), ImageKey(1, 0)])
         with torch.no_grad():
             made.append((tokens, janus.decode_image_tokens(tokens)))
     (ours, our_pixels), (theirs, their_pixels) = made
