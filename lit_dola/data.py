@@ -1,9 +1,10 @@
 """Prompt files, and the images that are asked for with them."""
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule
@@ -48,7 +49,7 @@ class PromptDataModule(LightningDataModule):
         model_path: Checkpoint whose tokenizer and context length the prompts are held against.
         roles: Role names of the conversation template.
         parallel_size: Images a prompt.
-        images_per_batch: Images a batch; each takes two rows of the language model.
+        images_per_batch: Images a batch; auto asks the model.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class PromptDataModule(LightningDataModule):
         model_path: str = "deepseek-ai/Janus-Pro-7B",
         roles: Roles = "auto",
         parallel_size: PositiveInt = 8,
-        images_per_batch: PositiveInt = 8,
+        images_per_batch: PositiveInt | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
         self.prompt_json = Path(prompt_json).expanduser()
@@ -96,11 +97,19 @@ class PromptDataModule(LightningDataModule):
                 ImageRequest(prompt, image_index, input_ids)
                 for image_index in range(self.parallel_size)
             ]
+        # Prompts of like length share a batch, for the sake of less padding.
+        self.requests.sort(key=lambda request: len(request.input_ids))
 
     def predict_dataloader(self) -> DataLoader[list[ImageRequest]]:
-        """Batches of at most ``images_per_batch`` requests, in the order of the file."""
+        """Batches of at most ``images_per_batch`` requests."""
+        if self.images_per_batch == "auto":
+            assert self.trainer is not None
+            fitting = cast(Any, self.trainer.lightning_module).images_that_fit(self.requests)
+            batch_size = min(fitting, math.ceil(len(self.requests) / self.trainer.world_size))
+        else:
+            batch_size = self.images_per_batch
         dataset = cast(Dataset[list[ImageRequest]], self.requests)
-        return DataLoader(dataset, batch_size=self.images_per_batch, collate_fn=list)
+        return DataLoader(dataset, batch_size=batch_size, collate_fn=list)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Requests stay on the host; the token loop moves what it needs."""

@@ -1,4 +1,4 @@
-"""The token loop: prefill every prompt once, then one image token a step for the whole batch.
+"""The token loop: CFG-paired, DoLa-static decoding of image tokens for a whole batch.
 
 Rows are the conditional branches of all images first, then the unconditional ones in the same
 order. The unconditional branch of a prompt has the prompt's own length: everything between its
@@ -9,15 +9,24 @@ length, is masked out.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaModel
 
+from lit_dola.cache import KVCache, PrefillView, StepView
 from lit_dola.guidance import HeadPolicy, classifier_free_guidance, guided_dola
 from lit_dola.sampling import gumbel_noise, sample, stream_keys
+
+COMPILED_BUCKET = 64
+"""A compiled step attends to a multiple of this many slots: a CUDA graph a multiple."""
+_COMPILE_OPTIONS: dict[str, Any] = {
+    "triton.cudagraphs": True,  # what mode="reduce-overhead" stands for
+    # On the CPU, torch 2.13's vectorized argmax over a sum with int64 arithmetic in it gives
+    # indices that are garbage; its scalar one is right.
+    "cpp.simdlen": 1,
+}
 
 
 class Backbone(Protocol):
@@ -55,168 +64,242 @@ class DecodingConfig:
     seed: int = 0
 
 
-@torch.inference_mode()
-def generate_image_tokens(
-    janus: Backbone,
-    prompts: Sequence[Sequence[int]],
-    keys: Sequence[ImageKey],
-    config: DecodingConfig,
-    on_step: Callable[[int], None] | None = None,
-) -> Tensor:
-    """Draw the tokens of a batch of images.
+class ImageTokenGenerator:
+    """Draws the tokens of batch after batch of images.
 
     Args:
         janus: The model.
-        prompts: Token ids of each image's prompt, from BOS to begin of image.
-        keys: The random stream of each image.
         config: Settings of the loop.
-        on_step: Called after each step with the number of tokens that every image has by then.
-
-    Returns:
-        Image tokens, int64 ``(images, num_image_tokens)``.
+        max_prompt_length: Token ids of the longest prompt to come. The cache grows where this is
+            too small.
+        compile: Whether the step is compiled, with CUDA graphs on a GPU. Every batch then takes
+            as many rows as the largest before it, so that one compilation serves all.
     """
-    device = janus.language_model.embed_tokens.weight.device
-    prompt_index, image_index = torch.tensor(keys, device=device).unbind(dim=1)
-    streams = stream_keys(config.seed, prompt_index, image_index)
-    rows = _prefill(janus, prompts, config)
-    tokens: list[Tensor] = []
-    for step in range(janus.num_image_tokens):
-        if tokens:
-            rows.advance(janus, janus.embed_image_tokens(tokens[-1].repeat(2)), config)
-        scores = _scores(janus.gen_head(rows.states), config)
-        token = sample(
-            scores,
-            gumbel_noise(streams, step, scores.shape[-1]),
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
+
+    def __init__(
+        self,
+        janus: Backbone,
+        config: DecodingConfig,
+        *,
+        max_prompt_length: int = 0,
+        compile: bool = False,
+    ) -> None:
+        self.janus = janus
+        self.config = config
+        self.max_prompt_length = max_prompt_length
+        self.compile = compile
+        self._cache: KVCache | None = None
+        self._step = _step
+        if compile:
+            self._step = torch.compile(_step, fullgraph=True, options=_COMPILE_OPTIONS)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        keys: Sequence[ImageKey],
+        on_step: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Draw the tokens of a batch of images.
+
+        Args:
+            prompts: Token ids of each image's prompt, from BOS to begin of image.
+            keys: The random stream of each image.
+            on_step: Called after each step with the number of tokens that every image has by
+                then; they may still be on their way through the device.
+
+        Returns:
+            Image tokens, int64 ``(images, num_image_tokens)``.
+        """
+        images = len(prompts)
+        if self.compile and self._cache is not None:  # fill up with copies of the last image
+            spare = self._cache.rows // 2 - images
+            prompts, keys = [*prompts, *[prompts[-1]] * spare], [*keys, *[keys[-1]] * spare]
+        janus, config = self.janus, self.config
+        device = janus.language_model.embed_tokens.weight.device
+        batch = _pad_cfg_pairs(prompts, janus.pad_token_id, device)
+        cache = self._cache_for(batch)
+        prompt_index, image_index = torch.tensor(keys, device=device).unbind(dim=1)
+        streams = stream_keys(config.seed, prompt_index, image_index)
+        counter = torch.arange(cache.slots, device=device)
+        attention_mask = nn.functional.pad(
+            batch.attention_mask[batch.rows], (0, cache.slots - batch.input_ids.shape[1])
         )
-        tokens.append(token)
-        if on_step is not None:
-            on_step(len(tokens))
-    return torch.stack(tokens, dim=1)
+        prompt_lengths = attention_mask.sum(dim=1, keepdim=True)
+
+        tokens = counter.new_empty(len(prompts), janus.num_image_tokens)
+        states = _prefill(janus, config, batch, cache)
+        token = _draw(janus, config, states, streams, counter[:1])
+        for step in range(janus.num_image_tokens):
+            if step > 0:
+                slot = batch.input_ids.shape[1] + step - 1
+                attention_mask[:, slot] = True
+                token = self._step(
+                    janus, config, cache, token, streams, counter[step : step + 1],
+                    counter[slot : slot + 1], prompt_lengths, self._attended(attention_mask, slot),
+                ).clone()  # the memory that a CUDA graph returns is its own  # fmt: skip
+            tokens[:, step] = token
+            if on_step is not None:
+                on_step(step + 1)
+        return tokens[:images]
+
+    def _attended(self, attention_mask: Tensor, slot: int) -> Tensor:
+        """Mask of the slots that a step reads: up to its own, or some more if it is compiled."""
+        if not self.compile:
+            return attention_mask[:, None, None, : slot + 1]
+        length = -(-(slot + 1) // COMPILED_BUCKET) * COMPILED_BUCKET
+        attention_mask = attention_mask[:, None, None, :length]
+        torch._dynamo.maybe_mark_dynamic(attention_mask, 3)  # not where there is one length only
+        return attention_mask
+
+    def _cache_for(self, batch: "_Batch") -> KVCache:
+        """The cache of the batches before, where it is large enough."""
+        rows, length = len(batch.rows), max(self.max_prompt_length, batch.input_ids.shape[1])
+        slots = length + self.janus.num_image_tokens
+        slots = -(-slots // COMPILED_BUCKET) * COMPILED_BUCKET
+        if self._cache is None or rows > self._cache.rows or slots > self._cache.slots:
+            self._cache = None  # free it first
+            language_model = self.janus.language_model
+            weight = language_model.embed_tokens.weight
+            self._cache = KVCache(language_model.config, rows, slots, weight.dtype, weight.device)
+        return self._cache
 
 
-@dataclass
-class _Rows:
-    """Where the decoding of both branches of every image stands."""
+class _Batch(NamedTuple):
+    """Both branches of every distinct prompt, padded on the left to one length."""
 
-    states: Tensor
-    """``(1, rows, hidden)``: the last position after the final norm; with DoLa ``(2, ...)``, the
-    middle layer's behind it."""
-    past_key_values: DynamicCache
-    attention_mask: Tensor | None
-    """``(rows, length)``, 0 at left padding; None where no row is padded."""
-    position_ids: Tensor
-    """Position of the next token, ``(rows, 1)``."""
-
-    def advance(self, janus: Backbone, inputs_embeds: Tensor, config: DecodingConfig) -> None:
-        """Append one token, ``(rows, hidden)``, to every row."""
-        if self.attention_mask is not None:
-            self.attention_mask = nn.functional.pad(self.attention_mask, (0, 1), value=1)
-        self.states = _forward(
-            janus.language_model,
-            inputs_embeds[:, None],
-            self.attention_mask,
-            self.position_ids,
-            self.past_key_values,
-            config,
-        )
-        self.position_ids = self.position_ids + 1
+    input_ids: Tensor
+    """Int64 ``(2 * prompts, length)``: the conditional branches, then the unconditional ones."""
+    attention_mask: Tensor
+    """Bool, same shape; False at the padding."""
+    rows: Tensor
+    """Row of ``input_ids`` that each row of the loop starts from, int64 ``(2 * images,)``."""
 
 
-def _prefill(janus: Backbone, prompts: Sequence[Sequence[int]], config: DecodingConfig) -> _Rows:
-    """Run each distinct prompt's two branches once, then give every image its two rows."""
-    unique = list(dict.fromkeys(map(tuple, prompts)))
-    input_ids, attention_mask = _pad_cfg_pairs(unique, janus.pad_token_id)
-    weight = janus.language_model.embed_tokens.weight
-    input_ids, attention_mask = input_ids.to(weight.device), attention_mask.to(weight.device)
-    padded = len({len(prompt) for prompt in unique}) > 1
-    cache = DynamicCache()
-    states = _forward(
-        janus.language_model,
-        janus.language_model.embed_tokens(input_ids),
-        attention_mask if padded else None,
-        (attention_mask.cumsum(dim=1) - 1).clamp(min=0),
-        cache,
-        config,
-    )
-    place = {prompt: i for i, prompt in enumerate(unique)}
-    cond = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=weight.device)
-    rows = torch.cat([cond, cond + len(unique)])
-    cache.batch_select_indices(rows)
-    attention_mask = attention_mask[rows]
-    return _Rows(
-        states=states[:, rows],
-        past_key_values=cache,
-        attention_mask=attention_mask if padded else None,
-        position_ids=attention_mask.sum(dim=1, keepdim=True),
-    )
-
-
-def _pad_cfg_pairs(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Both branches of every prompt, padded on the left to one length.
-
-    Returns:
-        Token ids and attention mask, int64 ``(2 * prompts, length)``: the conditional branches,
-        then the unconditional ones.
-    """
-    uncond = [(ids[0], *[pad_token_id] * (len(ids) - 2), ids[-1]) for ids in prompts]
-    branches = [*prompts, *uncond]
+def _pad_cfg_pairs(
+    prompts: Sequence[Sequence[int]], pad_token_id: int, device: torch.device
+) -> _Batch:
+    cond = list(dict.fromkeys(map(tuple, prompts)))
+    uncond = [(ids[0], *[pad_token_id] * (len(ids) - 2), ids[-1]) for ids in cond]
+    branches = [*cond, *uncond]
     length = max(map(len, branches))
     input_ids = [[pad_token_id] * (length - len(ids)) + list(ids) for ids in branches]
-    attention_mask = [[0] * (length - len(ids)) + [1] * len(ids) for ids in branches]
-    return torch.tensor(input_ids), torch.tensor(attention_mask)
+    attention_mask = [[False] * (length - len(ids)) + [True] * len(ids) for ids in branches]
+    place = {ids: i for i, ids in enumerate(cond)}
+    rows = [place[tuple(ids)] for ids in prompts]
+    rows += [row + len(cond) for row in rows]
+    return _Batch(*(torch.tensor(x, device=device) for x in (input_ids, attention_mask, rows)))
+
+
+def _prefill(janus: Backbone, config: DecodingConfig, batch: _Batch, cache: KVCache) -> Tensor:
+    """Run each distinct prompt's two branches once, then give every image its two rows."""
+    valid = batch.attention_mask
+    length = valid.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=valid.device).tril()
+    itself = torch.eye(length, dtype=torch.bool, device=valid.device)  # else padding sees nothing
+    states = _forward(
+        janus.language_model,
+        config,
+        janus.language_model.embed_tokens(batch.input_ids),
+        (causal & valid[:, None, None, :]) | itself,
+        (valid.cumsum(dim=1) - 1).clamp(min=0),
+        PrefillView(cache, batch.rows),
+    )
+    return states[:, batch.rows]
+
+
+def _step(
+    janus: Backbone,
+    config: DecodingConfig,
+    cache: KVCache,
+    token: Tensor,
+    streams: Tensor,
+    step: Tensor,
+    slot: Tensor,
+    prompt_lengths: Tensor,
+    attention_mask: Tensor,
+) -> Tensor:
+    """One token more for every image: tensors of fixed shapes only, and no wait for the device.
+
+    Args:
+        janus: The model.
+        config: Settings of the loop.
+        cache: Keys and values of all tokens before.
+        token: The tokens drawn last, int64 ``(images,)``.
+        streams: Random streams of the images, int64 ``(images,)``.
+        step: Number of the token to draw, int64 ``(1,)``.
+        slot: Slot of the cache that the last token goes to, int64 ``(1,)``.
+        prompt_lengths: Tokens of each row's prompt, int64 ``(rows, 1)``.
+        attention_mask: Slots that are attended to, bool ``(rows, 1, 1, length)``.
+    """
+    states = _forward(
+        janus.language_model,
+        config,
+        janus.embed_image_tokens(token.repeat(2))[:, None],
+        attention_mask,
+        prompt_lengths + step - 1,
+        StepView(cache, slot, *attention_mask.shape[::3]),
+    )
+    return _draw(janus, config, states, streams, step)
 
 
 def _forward(
     language_model: LlamaModel,
-    inputs_embeds: Tensor,
-    attention_mask: Tensor | None,
-    position_ids: Tensor,
-    past_key_values: DynamicCache,
     config: DecodingConfig,
+    inputs_embeds: Tensor,
+    attention_mask: Tensor,
+    position_ids: Tensor,
+    past_key_values: PrefillView | StepView,
 ) -> Tensor:
-    """One pass of the language model; the states that :class:`_Rows` keeps.
+    """Last position of the final hidden state, and of the middle one with DoLa.
 
-    Of the middle layer only the last position is kept, by a hook on that one layer.
+    What ``LlamaModel`` does with its layers, less what it would keep of all the others.
+
+    Returns:
+        ``(1, rows, hidden)``, after the final norm; with DoLa ``(2, ...)``, the middle behind it.
     """
+    hidden_states = inputs_embeds
+    position_embeddings = language_model.rotary_emb(hidden_states, position_ids)
     mid_state: list[Tensor] = []
-    hooks = []
-    if config.layer is not None:
-        # hidden_states[0] is the embedding, so entry j is what layer j - 1 puts out.
-        layer = language_model.layers[config.layer - 1]
-        hooks.append(
-            layer.register_forward_hook(lambda _module, _args, out: mid_state.append(out[:, -1]))
-        )
-    try:
-        outputs = language_model(
-            inputs_embeds=inputs_embeds,
+    # hidden_states[0] is the embedding, so entry j is what the j-th layer puts out.
+    for index, layer in enumerate(language_model.layers, start=1):
+        hidden_states = layer(
+            hidden_states,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            use_cache=True,
+            position_embeddings=position_embeddings,
         )
-    finally:
-        for hook in hooks:
-            hook.remove()
+        if index == config.layer:
+            mid_state.append(hidden_states[:, -1])
     if config.mid_norm:
         mid_state = [language_model.norm(state) for state in mid_state]
-    return torch.stack([outputs.last_hidden_state[:, -1], *mid_state])
+    return torch.stack([language_model.norm(hidden_states[:, -1]), *mid_state])
 
 
-def _scores(logits: Tensor, config: DecodingConfig) -> Tensor:
-    """Fuse the logits of both branches, ``(1 or 2, 2 * batch, vocab)``, to ``(batch, vocab)``."""
+def _draw(
+    janus: Backbone, config: DecodingConfig, states: Tensor, streams: Tensor, step: Tensor
+) -> Tensor:
+    """Draw a token an image from the states of both of its rows, int64 ``(images,)``."""
+    logits = janus.gen_head(states)
     (cond_final, uncond_final), *mid = (layer.chunk(2) for layer in logits)
     if not mid:
-        return classifier_free_guidance(cond_final, uncond_final, config.cfg_weight)
-    cond_mid, uncond_mid = mid[0]
-    return guided_dola(
-        cond_final,
-        uncond_final,
-        cond_mid,
-        uncond_mid,
-        alpha=config.alpha,
-        cfg_weight=config.cfg_weight,
-        head=config.head,
+        scores = classifier_free_guidance(cond_final, uncond_final, config.cfg_weight)
+    else:
+        cond_mid, uncond_mid = mid[0]
+        scores = guided_dola(
+            cond_final,
+            uncond_final,
+            cond_mid,
+            uncond_mid,
+            alpha=config.alpha,
+            cfg_weight=config.cfg_weight,
+            head=config.head,
+        )
+    return sample(
+        scores,
+        gumbel_noise(streams, step, scores.shape[-1]),
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
     )

@@ -27,6 +27,7 @@ class DeepSeekJanus(nn.Module):
         self.model = model
         self.language_model = model.language_model.model
         self.gen_head = model.gen_head
+        self.vq_model = model.gen_vision_model
         self.pad_token_id = pad_token_id
         vision = model.config.vision_config.params
         self.grid = vision["image_size"] // 16  # VQ-16, the one tokenizer the package has
@@ -41,7 +42,7 @@ class DeepSeekJanus(nn.Module):
     def decode_image_tokens(self, tokens: Tensor) -> Tensor:
         """See :class:`lit_dola.janus.JanusBackbone`."""
         shape = [len(tokens), self.embedding_size, self.grid, self.grid]
-        return self.model.gen_vision_model.decode_code(tokens, shape=shape)
+        return self.vq_model.decode_code(tokens, shape=shape)
 
     def restore_float32_buffers(self) -> None:
         """See :class:`lit_dola.janus.JanusBackbone`."""

@@ -41,6 +41,9 @@ TINY_JANUS = Path("checkpoints/tiny-janus")
 class JanusBackbone(Backbone, Protocol):
     """A loaded Janus: what the token loop needs, and the VQ decoder."""
 
+    model: nn.Module
+    vq_model: nn.Module
+
     def decode_image_tokens(self, tokens: Tensor) -> Tensor:
         """VQ decoder: int64 ``(images, num_image_tokens)`` to ``(images, 3, height, width)``.
 
@@ -74,6 +77,7 @@ class TransformersJanus(nn.Module):
         del self.model.model.vqmodel.encoder, self.model.model.vqmodel.quant_conv
         self.language_model = self.model.model.language_model
         self.gen_head = self.model.model.generation_head
+        self.vq_model = self.model.model.vqmodel
         self.num_image_tokens = config.vision_config.num_image_tokens
         self.pad_token_id = pad_token_id
         self.eval().requires_grad_(False)
@@ -84,7 +88,7 @@ class TransformersJanus(nn.Module):
 
     def decode_image_tokens(self, tokens: Tensor) -> Tensor:
         """See :class:`JanusBackbone`."""
-        return self.model.model.vqmodel.decode(tokens)
+        return self.vq_model.decode(tokens)
 
     def restore_float32_buffers(self) -> None:
         """See :class:`JanusBackbone`."""
@@ -96,6 +100,22 @@ def restore_rotary_frequencies(language_model: LlamaModel) -> None:
     rotary = type(language_model.rotary_emb)
     with language_model.embed_tokens.weight.device:
         language_model.rotary_emb = rotary(config=language_model.config)
+
+
+def quantize_int8(janus: Backbone) -> None:
+    """Keep the weights that a step reads as int8, in place, by torchao; the arithmetic stays.
+
+    Raises:
+        UserError: If torchao is not installed.
+    """
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    except ImportError:
+        raise UserError(
+            'model.quantize: torchao is not installed; pip install -e ".[quantize]"'
+        ) from None
+    for part in (janus.language_model, janus.gen_head):
+        quantize_(part, Int8WeightOnlyConfig())
 
 
 def load_janus(
@@ -118,19 +138,21 @@ def load_janus(
     Raises:
         UserError: If the checkpoint is not whole, or the backend is not there.
     """
+    device = torch.device(device)
+    janus: JanusBackbone
     if backend == "deepseek":
         from lit_dola.deepseek import load_deepseek_janus
 
-        return load_deepseek_janus(
+        janus = load_deepseek_janus(
             checkpoint, pad_token_id=pad_token_id, dtype=dtype, device=device
         )
-    config, original = load_config(checkpoint)
-    # Modules are made in the default dtype; weights of another would be cast as they are assigned.
-    janus = TransformersJanus(config, pad_token_id)
-    load_weights(
-        janus.model, checkpoint, original=original, dtype=dtype, device=torch.device(device)
-    )
-    janus.restore_float32_buffers()
+    else:
+        config, original = load_config(checkpoint)
+        janus = TransformersJanus(config, pad_token_id)
+        load_weights(janus.model, checkpoint, original=original, dtype=dtype, device=device)
+        janus.restore_float32_buffers()
+    if device.type == "cuda":  # the memory format that tensor cores convolve in
+        janus.vq_model.to(memory_format=torch.channels_last)
     return janus
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from jsonargparse.typing import (
@@ -14,12 +14,13 @@ from jsonargparse.typing import (
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from lit_dola.cache import images_that_fit
 from lit_dola.data import ImageRequest
-from lit_dola.decoding import DecodingConfig, ImageKey, generate_image_tokens
+from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator
 from lit_dola.dola import pick_static_layer_index
 from lit_dola.errors import UserError
 from lit_dola.guidance import HeadPolicy
-from lit_dola.janus import JanusBackbone, find_checkpoint, load_janus
+from lit_dola.janus import JanusBackbone, find_checkpoint, load_janus, quantize_int8
 from lit_dola.prompt import PromptEncoder, Roles
 
 if TYPE_CHECKING:
@@ -61,12 +62,16 @@ class LitDoLa(LightningModule):
         top_k: Draw from the k most probable tokens only.
         top_p: Draw from the smallest set of most probable tokens with at least this mass.
         parallel_size: Images a prompt.
-        images_per_batch: Images a batch; each takes two rows of the language model.
+        images_per_batch: Images a batch, of any prompts; each takes two rows of the language
+            model. auto: as many as the GPU's memory holds, at most 64; 16 on a CPU.
         seed: An image depends on this, on its prompt's place in the file and on its own number
             only; not on its batch, the number of devices, or the order.
         roles: Role names of the prompt's conversation: pro (<|User|>), base (User), or auto: the
             checkpoint's chat template, else by the checkpoint's name.
         backend: Whose code runs the model: transformers, or deepseek (their janus package).
+        compile: Whether the decoding step is compiled, with CUDA graphs on a GPU; auto: on a GPU.
+        quantize: int8wo keeps the language model's weights as int8, one scale an output channel,
+            by torchao: fewer bytes to read a step, and other images.
     """
 
     def __init__(
@@ -83,10 +88,12 @@ class LitDoLa(LightningModule):
         top_k: PositiveInt | None = None,
         top_p: Fraction | None = None,
         parallel_size: PositiveInt = 8,
-        images_per_batch: PositiveInt = 8,
+        images_per_batch: PositiveInt | Literal["auto"] = "auto",
         seed: Seed = 0,
         roles: Roles = "auto",
         backend: Literal["transformers", "deepseek"] = "transformers",
+        compile: bool | Literal["auto"] = "auto",
+        quantize: Literal["int8wo"] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -96,6 +103,8 @@ class LitDoLa(LightningModule):
         self.layer = layer
         self.roles = roles
         self.backend = backend
+        self._compile = compile
+        self.quantize = quantize
         self.decoding_config = DecodingConfig(
             layer=layer,
             alpha=alpha,
@@ -133,16 +142,24 @@ class LitDoLa(LightningModule):
         self.decoding_config = replace(self.decoding_config, layer=layer)
 
     def on_predict_start(self) -> None:
-        """By now the precision plugin has cast the whole module, see the called method."""
+        """Make the token loop ready for the prompts to come."""
+        # By now the precision plugin has cast the whole module, see the called method.
         self.janus.restore_float32_buffers()
+        if self.quantize:
+            quantize_int8(self.janus)
+        requests: list[ImageRequest] = cast(Any, self.trainer.predict_dataloaders).dataset
+        self._generate = ImageTokenGenerator(
+            self.janus,
+            self.decoding_config,
+            max_prompt_length=_longest_prompt(requests),
+            compile=self.device.type == "cuda" if self._compile == "auto" else self._compile,
+        )
 
     def predict_step(self, batch: list[ImageRequest], batch_idx: int) -> GeneratedImages:
         """Generate a batch of images."""
-        tokens = generate_image_tokens(
-            self.janus,
+        tokens = self._generate(
             [request.input_ids for request in batch],
             [ImageKey(request.prompt.prompt_index, request.image_index) for request in batch],
-            self.decoding_config,
             self.on_step,
         )
         with torch.inference_mode():
@@ -150,9 +167,15 @@ class LitDoLa(LightningModule):
             pixels = [to_uint8(self.janus.decode_image_tokens(one)) for one in tokens.split(1)]
         return GeneratedImages(batch, tokens.to("cpu", torch.int32), torch.cat(pixels).cpu())
 
+    def images_that_fit(self, requests: list[ImageRequest]) -> int:
+        """Images a batch that the device has memory for, once the model is loaded."""
+        language_model = self.janus.language_model
+        slots = _longest_prompt(requests) + self.janus.num_image_tokens
+        return images_that_fit(language_model.config, slots, language_model.embed_tokens.weight)
+
     def image_settings(self) -> dict[str, Any]:
         """Every setting that shapes an image, and what was resolved from it."""
-        left_out = ("parallel_size", "images_per_batch", "_instantiator")
+        left_out = ("parallel_size", "images_per_batch", "compile", "_instantiator")
         settings = {name: value for name, value in self.hparams.items() if name not in left_out}
         return {**settings, "layer": self.decoding_config.layer}
 
@@ -165,6 +188,10 @@ class LitDoLa(LightningModule):
             f"model.layer: {self.layer} is not a middle layer of {self.model_path}; expected 1 to"
             f" {num_layers - 1}, its final layer is {num_layers}"
         )
+
+
+def _longest_prompt(requests: list[ImageRequest]) -> int:
+    return max(len(request.input_ids) for request in requests)
 
 
 def to_uint8(pixels: Tensor) -> Tensor:

@@ -4,7 +4,10 @@ import json
 import os
 import re
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +31,8 @@ else:
     Quality = restricted_number_type("Quality", int, [(">=", 1), ("<=", 100)])
 
 _MAX_NAME_BYTES = 80
+_MOST_WAITING = 256
+"""Images that may wait to be written; past that the next batch waits for the disk."""
 _MAX_EXIF_CHARACTERS = 2000
 """EXIF as a whole must stay under 64 KiB; a longer prompt is whole in ``metadata.jsonl``."""
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]+')
@@ -56,6 +61,7 @@ class ImageWriter(BasePredictionWriter):
         self.format = format
         self.quality = quality
         self.save_tokens = save_tokens
+        self._writing: deque[Future[str]] = deque()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make the folder before anything is generated.
@@ -64,6 +70,7 @@ class ImageWriter(BasePredictionWriter):
             UserError: If it cannot be made or written to.
         """
         super().setup(trainer, pl_module, stage)
+        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="writer")
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             self._part(trainer.global_rank).touch()
@@ -82,7 +89,11 @@ class ImageWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write a batch of images, then their lines of metadata."""
+        """Hand a batch of images to the threads that write them.
+
+        Raises:
+            UserError: If an image, this one or one before, cannot be written.
+        """
         assert isinstance(pl_module, LitDoLa)
         run = {
             **pl_module.image_settings(),
@@ -92,29 +103,16 @@ class ImageWriter(BasePredictionWriter):
                 **{name: version(name) for name in ("torch", "transformers", "lightning")},
             },
         }
-        lines = []
         for request, tokens, pixels in zip(*prediction, strict=True):
-            path = image_path(request).with_suffix(f".{self.format}")
-            record = {
-                "file": path.as_posix(),
-                "prompt": request.prompt.text,
-                "prompt_index": request.prompt.prompt_index,
-                "image_index": request.image_index,
-                **run,
-            }
-            self._write_image(Image.fromarray(pixels.permute(1, 2, 0).numpy()), path, record)
-            if self.save_tokens:
-                write_atomically(
-                    (self.output_dir / path).with_suffix(".npy"),
-                    partial(np.save, arr=tokens.numpy()),
-                )
-            record["metadata"] = request.prompt.metadata
-            lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-        with self._part(trainer.global_rank).open("a", encoding="utf-8") as file:
-            file.writelines(lines)
+            image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            self._writing.append(
+                self._threads.submit(self._write, request, image, tokens.numpy(), run)
+            )
+        self._finish(trainer.global_rank, most_left=_MOST_WAITING)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Merge the lines that the ranks wrote into ``metadata.jsonl``, sorted, an image a line."""
+        self._finish(trainer.global_rank)
         trainer.strategy.barrier("metadata")
         if not trainer.is_global_zero:
             return
@@ -137,6 +135,57 @@ class ImageWriter(BasePredictionWriter):
         )
         for part in parts:
             part.unlink(missing_ok=True)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """What was generated is written, whatever ends the run."""
+        while self._writing:
+            with suppress(UserError):  # the exception itself is what is told
+                self._finish(trainer.global_rank)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """End the threads."""
+        self._threads.shutdown()
+
+    def _finish(self, rank: int, most_left: int = 0) -> None:
+        """Wait until few images are still to be written, and record those that are.
+
+        An image has its line of metadata only once it lies on the disk.
+        """
+        lines = []
+        try:
+            while len(self._writing) > most_left or (self._writing and self._writing[0].done()):
+                lines.append(self._writing.popleft().result())
+        except OSError as error:
+            raise UserError(
+                f"writer.output_dir: cannot write to {error.filename or self.output_dir}:"
+                f" {error.strerror}"
+            ) from error
+        finally:
+            if lines:
+                with self._part(rank).open("a", encoding="utf-8") as file:
+                    file.writelines(lines)
+
+    def _write(
+        self, request: ImageRequest, image: Image.Image, tokens: np.ndarray, run: dict[str, Any]
+    ) -> str:
+        """Write an image and its tokens; gives its line of metadata."""
+        path = image_path(request).with_suffix(f".{self.format}")
+        record = {
+            "file": path.as_posix(),
+            "prompt": request.prompt.text,
+            "prompt_index": request.prompt.prompt_index,
+            "image_index": request.image_index,
+            **run,
+        }
+        self._write_image(image, path, record)
+        if self.save_tokens:
+            write_atomically(
+                (self.output_dir / path).with_suffix(".npy"), partial(np.save, arr=tokens)
+            )
+        record["metadata"] = request.prompt.metadata
+        return json.dumps(record, ensure_ascii=False) + "\n"
 
     def _part(self, rank: int) -> Path:
         return self.output_dir / f"metadata.{rank}.jsonl"

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import JanusForConditionalGeneration
 
 from lit_dola.checkpoint import NOT_FOR_GENERATION, load_config, rename_original, weight_files
-from lit_dola.decoding import DecodingConfig, ImageKey, generate_image_tokens
+from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator
 from lit_dola.errors import UserError
 from lit_dola.janus import load_janus
 from lit_dola.prompt import PromptEncoder
@@ -108,7 +108,7 @@ def test_original_layout_gives_the_tokens_and_pixels_of_a_plain_reference(checkp
     encoder = PromptEncoder(checkpoint)
     janus = load_janus(checkpoint, pad_token_id=encoder.pad_token_id, dtype=torch.float64)
     input_ids = [encoder.encode(prompt) for prompt in INPUTS]
-    ours = generate_image_tokens(janus, input_ids, KEYS, DecodingConfig(**settings))
+    ours = ImageTokenGenerator(janus, DecodingConfig(**settings))(input_ids, KEYS)
     assert ours.tolist() == tokens
     with torch.no_grad():
         decoded = janus.decode_image_tokens(ours)

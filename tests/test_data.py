@@ -1,6 +1,7 @@
 """Prompt files in every form, and everything that can be wrong with one."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -127,21 +128,41 @@ def test_any_json_loads_or_is_one_line_of_error(tmp_path_factory, document):
 
 
 def requests(path, tiny_checkpoint, **settings):
-    data = PromptDataModule(str(path), str(tiny_checkpoint), **settings)
+    data = PromptDataModule(str(path), str(tiny_checkpoint), **{"images_per_batch": 8, **settings})
     data.prepare_data()
     data.setup("predict")
     return list(data.predict_dataloader())
 
 
-def test_batches_are_bounded_and_in_order(write, tiny_checkpoint, encoder):
+def test_batches_are_bounded_and_hold_every_image_once(write, tiny_checkpoint, encoder):
     path = write('["a cat", "a dog", "a bird"]')
     batches = requests(path, tiny_checkpoint, parallel_size=3, images_per_batch=4)
     assert [len(batch) for batch in batches] == [4, 4, 1]
     images = [image for batch in batches for image in batch]
-    assert [(image.prompt.prompt_index, image.image_index) for image in images] == [
+    assert sorted((image.prompt.prompt_index, image.image_index) for image in images) == [
         (prompt, image) for prompt in range(3) for image in range(3)
     ]
-    assert images[3].input_ids == encoder.encode("a dog")
+    for image in images:
+        assert image.input_ids == encoder.encode(["a cat", "a dog", "a bird"][image.prompt[0]])
+
+
+def test_prompts_of_like_length_share_a_batch(write, tiny_checkpoint):
+    prompts = ["a cat" + " and a dog" * (i % 4) for i in range(16)]
+    batches = requests(write(json.dumps(prompts)), tiny_checkpoint, parallel_size=2)
+    lengths = [{len(image.input_ids) for image in batch} for batch in batches]
+    assert [len(some) for some in lengths] == [1] * 4  # no padding at all
+    assert sorted(lengths, key=min) == lengths
+    first = [(image.prompt.prompt_index, image.image_index) for image in batches[0]]
+    assert first == [(i, j) for i in (0, 4, 8, 12) for j in (0, 1)]  # else the file's order
+
+
+def test_auto_asks_the_model_and_takes_no_more_than_there_are(write, tiny_checkpoint):
+    data = PromptDataModule(str(write('["a", "b", "c"]')), str(tiny_checkpoint), parallel_size=4)
+    data.setup("predict")
+    for fitting, world_size, expected in [(5, 1, 5), (64, 1, 12), (64, 2, 6), (64, 5, 3)]:
+        model = SimpleNamespace(images_that_fit=lambda requests, fitting=fitting: fitting)
+        data.trainer = SimpleNamespace(lightning_module=model, world_size=world_size)
+        assert data.predict_dataloader().batch_size == expected
 
 
 def test_a_prompt_longer_than_the_context_less_the_image_tokens(write, tiny_checkpoint, encoder):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import JanusForConditionalGeneration
 
-from lit_dola.decoding import DecodingConfig, ImageKey, generate_image_tokens
+from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator
 from tests import reference
 
 PROMPTS = ["a red apple", "two blue birds on a branch above a green river at night", "猫"]
@@ -29,11 +29,9 @@ def janus64(load):
 
 
 def run(janus, encoder, config, batch=BATCH):
-    return generate_image_tokens(
-        janus,
+    return ImageTokenGenerator(janus, config)(
         [encoder.encode(PROMPTS[prompt]) for prompt, _ in batch],
         [ImageKey(prompt, image) for prompt, image in batch],
-        config,
     ).tolist()
 
 
@@ -144,12 +142,8 @@ def test_greedy_baseline_equals_transformers_generate(tiny_checkpoint, load, enc
             do_sample=False,
             guidance_scale=5.0,
         )
-        ours = generate_image_tokens(
-            janus,
-            input_ids.tolist(),
-            [ImageKey(0, 0)],
-            DecodingConfig(layer=None, cfg_weight=5.0, temperature=0.0),
-        )
+        config = DecodingConfig(layer=None, cfg_weight=5.0, temperature=0.0)
+        ours = ImageTokenGenerator(janus, config)(input_ids.tolist(), [ImageKey(0, 0)])
         assert torch.equal(ours, theirs)
         with torch.no_grad():
             pixels = model.decode_image_tokens(theirs).permute(0, 3, 1, 2)
@@ -158,9 +152,8 @@ def test_greedy_baseline_equals_transformers_generate(tiny_checkpoint, load, enc
 
 def test_on_step_counts_the_tokens(janus64, encoder):
     seen = []
-    generate_image_tokens(
-        janus64, [encoder.encode("a")], [ImageKey(0, 0)], DecodingConfig(layer=None), seen.append
-    )
+    generate = ImageTokenGenerator(janus64, DecodingConfig(layer=None))
+    generate([encoder.encode("a")], [ImageKey(0, 0)], seen.append)
     assert seen == list(range(1, 17))
 
 

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lit_dola.data import PromptDataModule
-from lit_dola.decoding import DecodingConfig, ImageKey, generate_image_tokens
+from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator
 from lit_dola.module import LitDoLa
 
 
@@ -42,11 +42,9 @@ def test_the_model_is_in_the_trainers_precision_and_its_positions_are_not(
     assert model.janus.language_model.rotary_emb.inv_freq.dtype == torch.float32
     requests = [request for batch in batches for request in batch.requests]
     tokens = torch.cat([batch.tokens for batch in batches])
-    expected = generate_image_tokens(
-        load(dtype),
+    expected = ImageTokenGenerator(load(dtype), DecodingConfig(layer=6))(
         [request.input_ids for request in requests[:3]],
         [ImageKey(request.prompt.prompt_index, request.image_index) for request in requests[:3]],
-        DecodingConfig(layer=6),
     )
     assert torch.equal(tokens[:3].long(), expected)
 

@@ -1,6 +1,8 @@
 """What lies in the output folder: names, formats, and the record of each image."""
 
+import errno
 import json
+import threading
 from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
+from lit_dola import writer
 from lit_dola.data import ImageRequest, Prompt
 from lit_dola.errors import UserError
 from lit_dola.module import GeneratedImages, LitDoLa, to_uint8
@@ -43,18 +46,18 @@ def photo():
 
 def write(folder, requests=None, end=True, rank=0, **settings):
     requests = requests or [request()]
-    writer = ImageWriter(str(folder), **settings)
+    image_writer = ImageWriter(str(folder), **settings)
     module = LitDoLa(model_path="tiny-janus", alpha=0.25)
-    writer.setup(trainer(rank), module, "predict")
+    image_writer.setup(trainer(rank), module, "predict")
     images = GeneratedImages(
         requests,
         torch.arange(16, dtype=torch.int32).expand(len(requests), -1),
         photo().expand(len(requests), -1, -1, -1),
     )
-    writer.write_on_batch_end(trainer(rank), module, images, None, requests, 0, 0)
+    image_writer.write_on_batch_end(trainer(rank), module, images, None, requests, 0, 0)
     if end:
-        writer.on_predict_end(trainer(rank), module)
-    return writer
+        image_writer.on_predict_end(trainer(rank), module)
+    return image_writer
 
 
 def records(folder):
@@ -189,11 +192,12 @@ def test_without_save_tokens_there_are_none(tmp_path):
 
 
 def test_ranks_are_merged_in_order_an_image_a_line(tmp_path):
-    write(tmp_path, [request("b", 1, 0), request("d", 3, 0)], end=False, rank=1)
-    writer = write(
+    other = write(tmp_path, [request("b", 1, 0), request("d", 3, 0)], end=False, rank=1)
+    other.on_predict_end(trainer(1, world_size=2), None)
+    image_writer = write(
         tmp_path, [request("c", 2, 0), request("a", 0, 1), request("a", 0, 0)], end=False
     )
-    writer.on_predict_end(trainer(0, world_size=2), None)
+    image_writer.on_predict_end(trainer(0, world_size=2), None)
     assert [(r["prompt_index"], r["image_index"]) for r in records(tmp_path)] == [
         (0, 0), (0, 1), (1, 0), (2, 0), (3, 0),
     ]  # fmt: skip
@@ -225,6 +229,48 @@ def test_the_name_appears_only_when_the_file_is_whole(tmp_path):
     path = tmp_path / "img.jpg"
     write_atomically(path, lambda file: file.write(b"x" if not path.exists() else b"torn"))
     assert path.read_bytes() == b"x"
+
+
+def test_a_full_disk_is_an_error_and_what_was_written_is_recorded(tmp_path, monkeypatch):
+    def fail(path, write):
+        if "00001" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_atomically(path, write)
+
+    monkeypatch.setattr(writer, "write_atomically", fail)
+    images = [request(text, index, 0) for index, text in enumerate("abc")]
+    with pytest.raises(UserError, match=r"cannot write to .*00001_b/img_00\.jpg: No space left"):
+        write(tmp_path, images)
+    part = (tmp_path / "metadata.0.jsonl").read_text()
+    assert [json.loads(line)["prompt"] for line in part.splitlines()] == ["a"]
+
+
+def test_what_was_generated_is_written_when_something_else_ends_the_run(tmp_path):
+    image_writer = write(tmp_path, [request(str(i), i, 0) for i in range(9)], end=False)
+    image_writer.on_exception(trainer(), None, RuntimeError("out of memory"))
+    assert len(list(tmp_path.glob("*/*.jpg"))) == 9
+    assert len((tmp_path / "metadata.0.jsonl").read_text().splitlines()) == 9
+
+
+def test_images_are_written_off_the_main_thread(tmp_path, monkeypatch):
+    threads = set()
+
+    def note(path, write):
+        threads.add(threading.current_thread().name)
+        write_atomically(path, write)
+
+    monkeypatch.setattr(writer, "write_atomically", note)
+    write(tmp_path, end=False).on_exception(trainer(), None, RuntimeError())
+    assert threads
+    assert threading.current_thread().name not in threads
+
+
+def test_the_next_batch_waits_when_the_disk_is_far_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "_MOST_WAITING", 2)
+    image_writer = write(tmp_path, [request(str(i), i, 0) for i in range(9)], end=False)
+    assert len(image_writer._writing) <= 2
+    image_writer.on_predict_end(trainer(), None)
+    assert len(records(tmp_path)) == 9
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_before_anything_is_generated(tmp_path):
