@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from lit_dola.cache import KVCache, PrefillView, StepView
-from lit_dola.guidance import HeadPolicy, classifier_free_guidance, guided_dola
+from lit_dola.guidance import HeadPolicy, classifier_free_guidance, guided_dola_from_features
 from lit_dola.sampling import gumbel_noise, sample, stream_keys
 
 COMPILED_BUCKET = 64
@@ -34,8 +34,13 @@ class Backbone(Protocol):
 
     language_model: LlamaModel
     gen_head: nn.Module
+    vision_head: nn.Linear
+    """The linear layer that ``gen_head`` ends with."""
     num_image_tokens: int
     pad_token_id: int
+
+    def head_features(self, hidden_states: Tensor) -> Tensor:
+        """``gen_head`` up to its linear layer: ``(..., hidden)`` to ``(..., features)``."""
 
     def embed_image_tokens(self, tokens: Tensor) -> Tensor:
         """``gen_embed`` and ``gen_aligner``: int64 ``(...,)`` to ``(..., hidden)``."""
@@ -281,17 +286,15 @@ def _draw(
     janus: Backbone, config: DecodingConfig, states: Tensor, streams: Tensor, step: Tensor
 ) -> Tensor:
     """Draw a token an image from the states of both of its rows, int64 ``(images,)``."""
-    logits = janus.gen_head(states)
-    (cond_final, uncond_final), *mid = (layer.chunk(2) for layer in logits)
-    if not mid:
-        scores = classifier_free_guidance(cond_final, uncond_final, config.cfg_weight)
+    features = janus.head_features(states).unflatten(1, (2, -1))  # (layers, branches, images, ...)
+    if config.layer is None:
+        cond, uncond = janus.vision_head(features[0])
+        scores = classifier_free_guidance(cond, uncond, config.cfg_weight)
     else:
-        cond_mid, uncond_mid = mid[0]
-        scores = guided_dola(
-            cond_final,
-            uncond_final,
-            cond_mid,
-            uncond_mid,
+        scores = guided_dola_from_features(
+            features[0],
+            features[1],
+            janus.vision_head,
             alpha=config.alpha,
             cfg_weight=config.cfg_weight,
             head=config.head,

@@ -27,6 +27,7 @@ class DeepSeekJanus(nn.Module):
         self.model = model
         self.language_model = model.language_model.model
         self.gen_head = model.gen_head
+        self.vision_head = model.gen_head.vision_head
         self.vq_model = model.gen_vision_model
         self.pad_token_id = pad_token_id
         vision = model.config.vision_config.params
@@ -34,6 +35,10 @@ class DeepSeekJanus(nn.Module):
         self.num_image_tokens = self.grid**2
         self.embedding_size = model.config.gen_vision_config.params["n_embed"]
         self.eval().requires_grad_(False)
+
+    def head_features(self, hidden_states: Tensor) -> Tensor:
+        """See :class:`lit_dola.decoding.Backbone`."""
+        return self.gen_head.vision_activation(self.gen_head.output_mlp_projector(hidden_states))
 
     def embed_image_tokens(self, tokens: Tensor) -> Tensor:
         """See :class:`lit_dola.decoding.Backbone`."""

@@ -77,10 +77,15 @@ class TransformersJanus(nn.Module):
         del self.model.model.vqmodel.encoder, self.model.model.vqmodel.quant_conv
         self.language_model = self.model.model.language_model
         self.gen_head = self.model.model.generation_head
+        self.vision_head = self.gen_head.vision_head
         self.vq_model = self.model.model.vqmodel
         self.num_image_tokens = config.vision_config.num_image_tokens
         self.pad_token_id = pad_token_id
         self.eval().requires_grad_(False)
+
+    def head_features(self, hidden_states: Tensor) -> Tensor:
+        """See :class:`lit_dola.decoding.Backbone`."""
+        return self.gen_head.activation_fn(self.gen_head.proj_out(hidden_states))
 
     def embed_image_tokens(self, tokens: Tensor) -> Tensor:
         """See :class:`lit_dola.decoding.Backbone`."""

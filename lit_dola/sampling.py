@@ -46,8 +46,8 @@ def gumbel_noise(keys: Tensor, step: int | Tensor, vocab_size: int) -> Tensor:
     counter = torch.arange(vocab_size, device=keys.device)
     bits = _mix(step_keys[:, None] + counter * _GOLDEN_GAMMA)
     # 31 bits to a uniform in (0, 1): the clamp keeps float32 rounding from reaching 1.
-    uniform = (_logical_shift(bits, 33).float() + 0.5).mul(2.0**-31).clamp(max=1 - 2.0**-24)
-    return -torch.log(-torch.log1p(-uniform))
+    uniform = _logical_shift(bits, 33).float().add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
+    return uniform.neg_().log1p_().neg_().log_().neg_()
 
 
 def sample(
@@ -97,11 +97,11 @@ def _nucleus(logits: Tensor, top_p: float) -> Tensor:
 def _mix(state: Tensor) -> Tensor:
     """SplitMix64's output function, on int64 that wraps around."""
     z = state + _GOLDEN_GAMMA
-    z = (z ^ _logical_shift(z, 30)) * _MIX_1
-    z = (z ^ _logical_shift(z, 27)) * _MIX_2
-    return z ^ _logical_shift(z, 31)
+    z = z.bitwise_xor_(_logical_shift(z, 30)).mul_(_MIX_1)
+    z = z.bitwise_xor_(_logical_shift(z, 27)).mul_(_MIX_2)
+    return z.bitwise_xor_(_logical_shift(z, 31))
 
 
 def _logical_shift(z: Tensor, bits: int) -> Tensor:
     """Right shift that fills with zeros; ``>>`` on int64 repeats the sign bit."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)

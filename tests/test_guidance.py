@@ -1,13 +1,20 @@
 """CFG and the head policies: each as its table says, and the trap that they are there for."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from lit_dola.dola import apc_head, log_contrast
-from lit_dola.guidance import classifier_free_guidance, guided_dola
+from lit_dola.dola import MASK_VALUE, apc_head, log_contrast
+from lit_dola.guidance import (
+    classifier_free_guidance,
+    guided_dola,
+    guided_dola_from_features,
+)
 from tests import reference
 from tests.strategies import alphas, logits
 
@@ -107,6 +114,44 @@ def test_a_shift_of_any_logits_changes_nothing(four, shifts, head):
     both = scores.isfinite() & shifted.isfinite()  # the threshold itself may round either way
     torch.testing.assert_close(shifted[both], scores[both], atol=1e-3, rtol=0)
     assert both.any(dim=-1).all()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@given(st.integers(0, 2**31), alphas, weights, policies)
+def test_features_fused_before_the_head_give_the_same_scores(bias, seed, alpha, cfg_weight, head):
+    """As the four rows of logits do, up to a constant a row; ``seed`` without any."""
+    generator = torch.Generator().manual_seed(seed)
+    final, mid = torch.randn(2, 2, 3, 16, generator=generator)
+    vision_head = nn.Linear(16, 40, bias=bias).requires_grad_(False)
+    settings = {"alpha": alpha, "cfg_weight": cfg_weight, "head": head}
+    fused = guided_dola_from_features(final, mid, vision_head, **settings)
+    scores = guided_dola(*vision_head(final), *vision_head(mid), **settings)
+    assert fused.dtype == torch.float32
+    drawn = scores > MASK_VALUE / 2
+    assert torch.equal(fused > MASK_VALUE / 2, drawn)
+    shift = (fused - scores).masked_fill(~drawn, 0).sum(-1, keepdim=True) / drawn.sum(-1, True)
+    torch.testing.assert_close(fused[drawn], (scores + shift)[drawn], atol=2e-3, rtol=0)
+    if head == "seed":
+        assert torch.equal(fused, scores)
+
+
+def test_features_fused_before_the_head_round_about_as_much_in_bfloat16():
+    generator = torch.Generator().manual_seed(0)
+    final, mid = torch.randn(2, 2, 8, 512, generator=generator).bfloat16()
+    vision_head = nn.Linear(512, 1000).requires_grad_(False).bfloat16()
+    nn.init.normal_(vision_head.weight, std=0.2, generator=generator)
+    settings = {"alpha": 1e-9, "cfg_weight": 5.0}  # every token is in the head sets
+    exact_head = copy.deepcopy(vision_head).double()
+    exact = guided_dola(*exact_head(final.double()), *exact_head(mid.double()), **settings)
+
+    def error(scores):
+        kept = exact.isfinite() & scores.isfinite()
+        off = [(row - true)[keep] for row, true, keep in zip(scores, exact, kept, strict=True)]
+        return torch.cat([row - row.mean() for row in off]).square().mean().sqrt()
+
+    fused = error(guided_dola_from_features(final, mid, vision_head, **settings))
+    separate = error(guided_dola(*vision_head(final), *vision_head(mid), **settings))
+    assert 0 < fused < 2 * separate
 
 
 def test_heads_that_do_not_meet_fall_back_to_the_conditional_one():

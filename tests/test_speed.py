@@ -36,12 +36,14 @@ def record_inputs(module):
 
 @pytest.mark.parametrize(("layer", "states"), [(None, 1), (6, 2)])
 def test_a_prompt_runs_once_and_the_head_once_a_step(layer, states, janus, generate):
-    """Prefill: both rows of 3 prompts; steps: both rows of 5 images; with DoLa off no more."""
-    layers, head = record_inputs(janus.language_model.layers[0]), record_inputs(janus.gen_head)
+    """Prefill: both rows of 3 prompts; steps: both rows of 5 images; with DoLa off no middle."""
+    layers = record_inputs(janus.language_model.layers[0])
+    features, head = record_inputs(janus.gen_head.proj_out), record_inputs(janus.vision_head)
     generate(ImageTokenGenerator(janus, DecodingConfig(layer=layer)))
     length = layers[0][1]
     assert layers == [(6, length, 128)] + [(10, 1, 128)] * 15
-    assert head == [(states, 10, 128)] * 16
+    assert features == [(states, 10, 128)] * 16
+    assert head == [(2, 5, 128)] * 16  # onto the vocabulary no more rows than without DoLa
 
 
 def test_the_cache_is_allocated_once(janus, generate):

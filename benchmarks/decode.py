@@ -1,0 +1,200 @@
+"""``python -m benchmarks.decode``: the token loop against transformers' and the plain one.
+
+All methods run in turns in one process on one model; what is reported are ratios within a turn.
+"""
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jsonargparse import auto_cli
+from tqdm import tqdm
+
+from benchmarks.methods import NAMES, Method, make_methods, middle_layer
+from benchmarks.models import Preset, random_janus, random_prompts
+from benchmarks.stages import measure_scaling, measure_stages, plot, timed
+from lit_dola.janus import TransformersJanus
+
+RATIOS = (("d", "c"), ("b", "d"), ("a", "c"), ("a_batch", "c"))
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def main(
+    preset: Preset = "small",
+    device: str = "cpu",
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    prompts: int = 8,
+    images: int = 4,
+    tokens: int = 576,
+    repeats: int = 3,
+    methods: list[str] | None = None,
+    compile: bool = False,
+    scaling: bool = False,
+    output: Path | None = None,
+) -> None:
+    """Measure the token loop.
+
+    Args:
+        preset: Size of the model.
+        device: cpu or cuda.
+        dtype: Dtype of the model.
+        prompts: Prompts, all of one length, so that every method can batch them.
+        images: Images a prompt.
+        tokens: Tokens an image; fewer than 576 for a quick look.
+        repeats: Turns; in each, every method runs once.
+        methods: a, a_batch, b, c, d; all if null.
+        compile: Whether lit-dola's step is compiled.
+        scaling: Whether to measure images in a batch from 1 to 64, and the stages apart, as well.
+        output: Folder for decode.json and, with matplotlib, scaling.png.
+    """
+    torch_device = torch.device(device)
+    janus = random_janus(preset, tokens, DTYPES[dtype], torch_device)
+    runs = make_methods(janus, random_prompts(prompts), images, compile)
+    runs = {name: run for name, run in runs.items() if methods is None or name in methods}
+    times = _run_in_turns(janus, runs, repeats, warm_up=tokens if compile else 2)
+    result = {
+        "machine": _machine(torch_device),
+        "settings": {
+            "preset": preset, "dtype": dtype, "prompts": prompts, "images": images,
+            "tokens": tokens, "repeats": repeats, "compile": compile,
+            "parameters": _decoded_weights(janus).numel,
+        },
+        "methods": {name: _summary(times[name], prompts * images, tokens) for name in runs},
+        "ratios": {
+            f"{one}/{other}": _spread([x / y for x, y in zip(times[one], times[other])])
+            for one, other in RATIOS
+            if one in times and other in times
+        },
+        "roofline": _roofline(janus, times, tokens, torch_device),
+        "peak_memory_ratio_d/c": _peak_memory_ratio(preset, device, dtype, prompts * images),
+    }  # fmt: skip
+    if scaling:
+        result["scaling"] = measure_scaling(janus, middle_layer(janus), compile)
+        result["stages"] = measure_stages(janus, middle_layer(janus), prompts, images, compile)
+    _print(result)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "decode.json").write_text(json.dumps(result, indent=2) + "\n")
+        if scaling:
+            plot(result, output / "scaling.png")
+
+
+def _run_in_turns(
+    janus: TransformersJanus, runs: dict[str, Method], repeats: int, warm_up: int
+) -> dict[str, list[float]]:
+    """Seconds of each method's runs; the warm-up draws fewer tokens unless it has to compile."""
+    tokens, device = janus.num_image_tokens, janus.language_model.embed_tokens.weight.device
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    with tqdm(total=(repeats + 1) * len(runs), disable=None) as bar:
+        for turn in range(repeats + 1):
+            count = tokens if turn else warm_up
+            janus.num_image_tokens = count
+            janus.model.model.vision_model.config.num_image_tokens = count
+            for name, run in runs.items():
+                bar.set_description(NAMES[name])
+                seconds = timed(run, device)
+                if turn:
+                    times[name].append(seconds)
+                bar.update()
+    return times
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def _summary(seconds: list[float], images: int, tokens: int) -> dict[str, Any]:
+    return {
+        "images_per_second": _spread([images / each for each in seconds]),
+        "milliseconds_per_token_of_all_images": _spread([1e3 * each / tokens for each in seconds]),
+    }
+
+
+def _decoded_weights(janus: TransformersJanus) -> "_Weights":
+    """What a step reads: all of the language model but its embedding, and the head."""
+    weights = [*janus.language_model.layers.parameters(), *janus.gen_head.parameters()]
+    return _Weights(sum(w.numel() for w in weights), sum(w.nbytes for w in weights))
+
+
+class _Weights(NamedTuple):
+    numel: int
+    nbytes: int
+
+
+def _roofline(
+    janus: TransformersJanus, times: dict[str, list[float]], tokens: int, device: torch.device
+) -> dict[str, Any]:
+    """How long a step's reading takes at the bandwidth of a large copy on this machine."""
+    buffer = torch.ones(2**28, device=device)  # 1 GiB, far more than any cache of a processor
+    target = torch.empty_like(buffer)
+    seconds = median(timed(lambda: target.copy_(buffer), device) for _ in range(7))
+    bandwidth = 2 * buffer.nbytes / seconds
+    reading = _decoded_weights(janus).nbytes / bandwidth
+    return {
+        "copy_gigabytes_per_second": bandwidth / 1e9,
+        "weights_gigabytes": _decoded_weights(janus).nbytes / 1e9,
+        "milliseconds_to_read_the_weights": 1e3 * reading,
+        "share_of_a_step": {
+            name: reading * tokens / median(times[name]) for name in ("c", "d") if name in times
+        },
+    }
+
+
+def _peak_memory_ratio(preset: str, device: str, dtype: str, images: int) -> float:
+    """Peak memory with DoLa over that without, each in a process of its own."""
+    peaks = []
+    for name in ("d", "c"):
+        code = f"from benchmarks.decode import print_peak; print_peak({preset!r}, {device!r}, "
+        code += f"{dtype!r}, {images}, {name!r})"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        peaks.append(int(done.stdout.split()[-1]))
+    return peaks[0] / peaks[1]
+
+
+def print_peak(preset: Preset, device: str, dtype: str, images: int, name: str) -> None:
+    """Run one method for the first tokens of 576, and print the most memory that was in use."""
+    janus = random_janus(preset, 576, DTYPES[dtype], torch.device(device))
+    generate = make_methods(janus, random_prompts(1, length=600), images, compile=False)[name]
+    janus.num_image_tokens = 8  # the prompt stands for the tokens that are left out
+    generate()
+    if device == "cpu":
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    else:
+        print(torch.cuda.max_memory_allocated())
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "device": name or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _print(result: dict[str, Any]) -> None:
+    """The table, in Markdown."""
+    print("| method | images a second | ms a token of all images |\n| --- | --- | --- |")
+    for name, summary in result["methods"].items():
+        cells = " | ".join(
+            "{median:.4g} ({min:.4g} to {max:.4g})".format(**x) for x in summary.values()
+        )
+        print(f"| ({name}) {NAMES[name]} | {cells} |")
+    print("\n| ratio of times | median (min to max) |\n| --- | --- |")
+    for name, ratio in result["ratios"].items():
+        print("| {} | {median:.3f} ({min:.3f} to {max:.3f}) |".format(name, **ratio))
+    print(f"| peak memory d/c | {result['peak_memory_ratio_d/c']:.3f} |\n")
+    print(json.dumps({key: result[key] for key in ("machine", "settings", "roofline")}))
+    for key in ("scaling", "stages"):
+        if key in result:
+            print(json.dumps({key: result[key]}))
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,0 +1,73 @@
+"""Janus of a chosen size with random weights: speed does not depend on what they are."""
+
+from types import SimpleNamespace
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, JanusConfig
+
+from lit_dola.janus import TransformersJanus
+
+Preset = Literal["tiny", "small", "1b", "7b"]
+SIZES = {
+    "tiny": (128, 256, 8, 4),
+    "small": (768, 2048, 12, 12),  # about 100M parameters in the language model and gen_head
+    "1b": (2048, 5632, 24, 16),  # as published: Janus-1.3B, Janus-Pro-1B
+    "7b": (4096, 11008, 30, 32),  # as published: Janus-Pro-7B
+}
+"""Hidden size, intermediate size, layers, heads."""
+BOS, BOI, PAD = 0, 1, 2
+
+
+def random_janus(
+    preset: Preset, num_image_tokens: int, dtype: torch.dtype, device: torch.device
+) -> TransformersJanus:
+    """A Janus with the published codebook and VQ decoder, and as many image tokens as asked for."""
+    hidden, intermediate, layers, heads = SIZES[preset]
+    config = JanusConfig(
+        text_config={
+            "model_type": "llama",
+            "vocab_size": 102400 if preset in ("1b", "7b") else 1024,
+            "hidden_size": hidden,
+            "intermediate_size": intermediate,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads,
+            "max_position_embeddings": 16384,
+        },
+        vision_config={
+            "num_hidden_layers": 1,
+            "image_size": 384,
+            "projection_dim": hidden,
+            "num_image_tokens": num_image_tokens,
+        },
+        vq_config={
+            "num_embeddings": 16384,
+            "projection_dim": hidden,
+            "image_token_embed_dim": hidden,
+        },
+        tie_word_embeddings=False,
+    )
+    janus = TransformersJanus(config, pad_token_id=PAD)
+    janus.to(dtype).to_empty(device=device)
+    torch.manual_seed(0)
+    for name, weight in janus.named_parameters():
+        if weight.dim() > 1:
+            nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+        else:
+            nn.init.constant_(weight, float("norm" in name and name.endswith("weight")))
+    janus.restore_float32_buffers()
+    # What transformers' own generate asks of the parts that are left out.
+    janus.model.model.vision_model = SimpleNamespace(config=config.vision_config)
+    janus.model.generation_config = GenerationConfig(
+        bos_token_id=BOS, pad_token_id=PAD, generation_kwargs={"boi_token_id": BOI}
+    )
+    return janus
+
+
+def random_prompts(count: int, length: int = 24) -> list[list[int]]:
+    """Token ids of prompts of one length, from BOS to begin of image."""
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(3, 1000, (count, length - 2), generator=generator).tolist()
+    return [[BOS, *ids, BOI] for ids in words]
