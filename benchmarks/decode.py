@@ -19,6 +19,7 @@ from tqdm import tqdm
 from benchmarks.methods import NAMES, Method, make_methods, middle_layer
 from benchmarks.models import Preset, random_janus, random_prompts
 from benchmarks.stages import measure_scaling, measure_stages, plot, timed
+from lit_dola.cache import KVCache
 from lit_dola.janus import TransformersJanus
 
 RATIOS = (("d", "c"), ("b", "d"), ("a", "c"), ("a_batch", "c"))
@@ -57,7 +58,7 @@ def main(
     janus = random_janus(preset, tokens, DTYPES[dtype], torch_device)
     runs = make_methods(janus, random_prompts(prompts), images, compile)
     runs = {name: run for name, run in runs.items() if methods is None or name in methods}
-    times = _run_in_turns(janus, runs, repeats, warm_up=tokens if compile else 2)
+    times = _run_in_turns(janus, runs, repeats, compile)
     result = {
         "machine": _machine(torch_device),
         "settings": {
@@ -71,7 +72,7 @@ def main(
             for one, other in RATIOS
             if one in times and other in times
         },
-        "roofline": _roofline(janus, times, tokens, torch_device),
+        "roofline": _roofline(janus, times, prompts * images, torch_device),
         "peak_memory_ratio_d/c": _peak_memory_ratio(preset, device, dtype, prompts * images),
     }  # fmt: skip
     if scaling:
@@ -86,18 +87,18 @@ def main(
 
 
 def _run_in_turns(
-    janus: TransformersJanus, runs: dict[str, Method], repeats: int, warm_up: int
+    janus: TransformersJanus, runs: dict[str, Method], repeats: int, compile: bool
 ) -> dict[str, list[float]]:
-    """Seconds of each method's runs; the warm-up draws fewer tokens unless it has to compile."""
+    """Seconds of each method's runs; the warm-up draws two tokens, or all where it compiles."""
     tokens, device = janus.num_image_tokens, janus.language_model.embed_tokens.weight.device
     times: dict[str, list[float]] = {name: [] for name in runs}
     with tqdm(total=(repeats + 1) * len(runs), disable=None) as bar:
         for turn in range(repeats + 1):
-            count = tokens if turn else warm_up
-            janus.num_image_tokens = count
-            janus.model.model.vision_model.config.num_image_tokens = count
             for name, run in runs.items():
                 bar.set_description(NAMES[name])
+                count = tokens if turn or (compile and name in ("c", "d")) else min(2, tokens)
+                janus.num_image_tokens = count
+                janus.model.model.vision_model.config.num_image_tokens = count
                 seconds = timed(run, device)
                 if turn:
                     times[name].append(seconds)
@@ -128,20 +129,29 @@ class _Weights(NamedTuple):
 
 
 def _roofline(
-    janus: TransformersJanus, times: dict[str, list[float]], tokens: int, device: torch.device
+    janus: TransformersJanus, times: dict[str, list[float]], images: int, device: torch.device
 ) -> dict[str, Any]:
     """How long a step's reading takes at the bandwidth of a large copy on this machine."""
     buffer = torch.ones(2**28, device=device)  # 1 GiB, far more than any cache of a processor
     target = torch.empty_like(buffer)
     seconds = median(timed(lambda: target.copy_(buffer), device) for _ in range(7))
     bandwidth = 2 * buffer.nbytes / seconds
-    reading = _decoded_weights(janus).nbytes / bandwidth
+    tokens, weights = janus.num_image_tokens, _decoded_weights(janus).nbytes
+    half_way = KVCache(
+        janus.language_model.config, rows=2, slots=24 + tokens // 2,
+        dtype=janus.vision_head.weight.dtype, device=torch.device("meta"),
+    )  # fmt: skip
+    cache = images * sum(buffer.nbytes for buffer in [*half_way.keys, *half_way.values])
+    steps = {name: median(times[name]) / tokens for name in ("c", "d") if name in times}
     return {
         "copy_gigabytes_per_second": bandwidth / 1e9,
-        "weights_gigabytes": _decoded_weights(janus).nbytes / 1e9,
-        "milliseconds_to_read_the_weights": 1e3 * reading,
-        "share_of_a_step": {
-            name: reading * tokens / median(times[name]) for name in ("c", "d") if name in times
+        "milliseconds_to_read_the_weights": 1e3 * weights / bandwidth,
+        "milliseconds_to_read_weights_and_cache": 1e3 * (weights + cache) / bandwidth,
+        "share_of_a_step_that_reads_weights": {
+            name: weights / bandwidth / step for name, step in steps.items()
+        },
+        "step_over_reading_weights_and_cache": {
+            name: step * bandwidth / (weights + cache) for name, step in steps.items()
         },
     }
 

@@ -7,7 +7,7 @@ as in DeepSeek's ``generation_inference.py``. Left padding, which only aligns pr
 length, is masked out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -38,6 +38,9 @@ class Backbone(Protocol):
     """The linear layer that ``gen_head`` ends with."""
     num_image_tokens: int
     pad_token_id: int
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Every weight."""
 
     def head_features(self, hidden_states: Tensor) -> Tensor:
         """``gen_head`` up to its linear layer: ``(..., hidden)`` to ``(..., features)``."""
@@ -96,6 +99,8 @@ class ImageTokenGenerator:
         self._cache: KVCache | None = None
         self._step = _step
         if compile:
+            for weight in janus.parameters():  # else a CUDA graph would copy it at every step
+                torch._dynamo.mark_static_address(weight, guard=False)
             self._step = torch.compile(_step, fullgraph=True, options=_COMPILE_OPTIONS)
 
     @torch.inference_mode()
@@ -121,24 +126,26 @@ class ImageTokenGenerator:
             spare = self._cache.rows // 2 - images
             prompts, keys = [*prompts, *[prompts[-1]] * spare], [*keys, *[keys[-1]] * spare]
         janus, config = self.janus, self.config
-        device = janus.language_model.embed_tokens.weight.device
-        batch = _pad_cfg_pairs(prompts, janus.pad_token_id, device)
+        weight = janus.language_model.embed_tokens.weight
+        batch = _pad_cfg_pairs(prompts, janus.pad_token_id, weight.device)
         cache = self._cache_for(batch)
-        prompt_index, image_index = torch.tensor(keys, device=device).unbind(dim=1)
+        prompt_index, image_index = torch.tensor(keys, device=weight.device).unbind(dim=1)
         streams = stream_keys(config.seed, prompt_index, image_index)
-        counter = torch.arange(cache.slots, device=device)
-        attention_mask = nn.functional.pad(
-            batch.attention_mask[batch.rows], (0, cache.slots - batch.input_ids.shape[1])
-        )
-        prompt_lengths = attention_mask.sum(dim=1, keepdim=True)
+        counter = torch.arange(cache.slots, device=weight.device)
+        real = batch.attention_mask[batch.rows]
+        prompt_lengths = real.sum(dim=1, keepdim=True)
+        # To be added to attention scores: 0 where there is a token, -inf where there is none yet.
+        attention_mask = weight.new_full((len(real), cache.slots), float("-inf"))
+        attention_mask[:, : real.shape[1]].masked_fill_(real, 0.0)
 
         tokens = counter.new_empty(len(prompts), janus.num_image_tokens)
         states = _prefill(janus, config, batch, cache)
         token = _draw(janus, config, states, streams, counter[:1])
         for step in range(janus.num_image_tokens):
             if step > 0:
-                slot = batch.input_ids.shape[1] + step - 1
-                attention_mask[:, slot] = True
+                slot = real.shape[1] + step - 1
+                attention_mask[:, slot] = 0.0
+                torch.compiler.cudagraph_mark_step_begin()
                 token = self._step(
                     janus, config, cache, token, streams, counter[step : step + 1],
                     counter[slot : slot + 1], prompt_lengths, self._attended(attention_mask, slot),
@@ -235,7 +242,7 @@ def _step(
         step: Number of the token to draw, int64 ``(1,)``.
         slot: Slot of the cache that the last token goes to, int64 ``(1,)``.
         prompt_lengths: Tokens of each row's prompt, int64 ``(rows, 1)``.
-        attention_mask: Slots that are attended to, bool ``(rows, 1, 1, length)``.
+        attention_mask: 0 for slots that are attended to, else -inf, ``(rows, 1, 1, length)``.
     """
     states = _forward(
         janus.language_model,
