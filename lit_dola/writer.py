@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
@@ -73,7 +74,7 @@ class ImageWriter(BasePredictionWriter):
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="writer")
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            self._part(trainer.global_rank).touch()
+            TemporaryFile(dir=self.output_dir).close()
         except OSError as error:
             raise UserError(
                 f"writer.output_dir: cannot write to {self.output_dir}: {error.strerror}"
