@@ -7,6 +7,7 @@ as in DeepSeek's ``generation_inference.py``. Left padding, which only aligns pr
 length, is masked out.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -159,22 +160,24 @@ class ImageTokenGenerator:
         """Mask of the slots that a step reads: up to its own, or some more if it is compiled."""
         if not self.compile:
             return attention_mask[:, None, None, : slot + 1]
-        length = -(-(slot + 1) // COMPILED_BUCKET) * COMPILED_BUCKET
-        attention_mask = attention_mask[:, None, None, :length]
+        attention_mask = attention_mask[:, None, None, : _whole_buckets(slot + 1)]
         torch._dynamo.maybe_mark_dynamic(attention_mask, 3)  # not where there is one length only
         return attention_mask
 
     def _cache_for(self, batch: "_Batch") -> KVCache:
         """The cache of the batches before, where it is large enough."""
         rows, length = len(batch.rows), max(self.max_prompt_length, batch.input_ids.shape[1])
-        slots = length + self.janus.num_image_tokens
-        slots = -(-slots // COMPILED_BUCKET) * COMPILED_BUCKET
+        slots = _whole_buckets(length + self.janus.num_image_tokens)
         if self._cache is None or rows > self._cache.rows or slots > self._cache.slots:
             self._cache = None  # free it first
             language_model = self.janus.language_model
             weight = language_model.embed_tokens.weight
             self._cache = KVCache(language_model.config, rows, slots, weight.dtype, weight.device)
         return self._cache
+
+
+def _whole_buckets(slots: int) -> int:
+    return math.ceil(slots / COMPILED_BUCKET) * COMPILED_BUCKET
 
 
 class _Batch(NamedTuple):

@@ -71,6 +71,10 @@ class ImageWriter(BasePredictionWriter):
             UserError: If it cannot be made or written to.
         """
         super().setup(trainer, pl_module, stage)
+        self._versions = {
+            "lit_dola": __version__,
+            **{name: version(name) for name in ("torch", "transformers", "lightning")},
+        }
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="writer")
         try:
             self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -99,10 +103,7 @@ class ImageWriter(BasePredictionWriter):
         run = {
             **pl_module.image_settings(),
             "precision": trainer.precision,
-            "versions": {
-                "lit_dola": __version__,
-                **{name: version(name) for name in ("torch", "transformers", "lightning")},
-            },
+            "versions": self._versions,
         }
         for request, tokens, pixels in zip(*prediction, strict=True):
             image = Image.fromarray(pixels.permute(1, 2, 0).numpy())

@@ -7,10 +7,14 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are too small to share out
 
+import torch
+from transformers import JanusForConditionalGeneration
+
 from lit_dola.cli import main
 from lit_dola.janus import load_janus
 from lit_dola.prompt import PromptEncoder
 from lit_dola.tiny import make_tiny_janus
+from tests import reference
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +38,16 @@ def load(tiny_checkpoint, encoder):
         return load_janus(tiny_checkpoint, pad_token_id=encoder.pad_token_id, dtype=dtype)
 
     return load_in
+
+
+@pytest.fixture(scope="session")
+def reference_model(tiny_checkpoint):
+    """transformers' own Janus in float64, in the terms of the plain reference."""
+    return reference.TransformersJanus(
+        JanusForConditionalGeneration.from_pretrained(
+            tiny_checkpoint, dtype=torch.float64, attn_implementation="eager"
+        ).eval()
+    )
 
 
 @pytest.fixture

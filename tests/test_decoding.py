@@ -15,15 +15,6 @@ BATCH = [(0, 3), (1, 0), (1, 1), (2, 0), (0, 2**20)]
 
 
 @pytest.fixture(scope="module")
-def reference_model(tiny_checkpoint):
-    return reference.TransformersJanus(
-        JanusForConditionalGeneration.from_pretrained(
-            tiny_checkpoint, dtype=torch.float64, attn_implementation="eager"
-        ).eval()
-    )
-
-
-@pytest.fixture(scope="module")
 def janus64(load):
     return load(torch.float64)
 

@@ -7,21 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import JanusForConditionalGeneration
 
 from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator
 from lit_dola.janus import load_janus
-from tests import reference
+from tests.test_decoding import BATCH, PROMPTS, expected
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-
-PROMPTS = ["a red apple", "two blue birds on a branch above a green river at night", "猫"]
-BATCH = [(0, 3), (1, 0), (1, 1), (2, 0), (0, 7)]
 
 
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("layer", [None, 6])
-def test_same_tokens_as_the_reference_in_float64(layer, compile, tiny_checkpoint, encoder):
+def test_same_tokens_as_the_reference_in_float64(
+    layer, compile, tiny_checkpoint, reference_model, encoder
+):
     janus = load_janus(
         tiny_checkpoint, pad_token_id=encoder.pad_token_id, dtype=torch.float64, device="cuda"
     )
@@ -33,17 +31,7 @@ def test_same_tokens_as_the_reference_in_float64(layer, compile, tiny_checkpoint
     input_ids = [encoder.encode(PROMPTS[prompt]) for prompt, _ in BATCH]
     keys = [ImageKey(*key) for key in BATCH]
     made = [generate(input_ids, keys).tolist() for _ in range(3)]  # warm-up, recording, replay
-    model = reference.TransformersJanus(
-        JanusForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float64)
-    )
-    expected = [
-        reference.generate(
-            model, ids, encoder.pad_token_id, layer=layer,
-            prompt_index=key.prompt_index, image_index=key.image_index,
-        )
-        for ids, key in zip(input_ids, keys, strict=True)
-    ]  # fmt: skip
-    assert made == [expected] * 3
+    assert made == [expected(reference_model, encoder, layer=layer)] * 3
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (1 if compile else 0)
 
 

@@ -8,9 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_dola.cache import KVCache, images_that_fit
 from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator
-
-PROMPTS = ["a red apple", "two blue birds on a branch above a green river at night", "猫"]
-BATCH = [(0, 3), (1, 0), (1, 1), (2, 0), (0, 7)]
+from tests.test_decoding import BATCH, PROMPTS
 
 
 @pytest.fixture
