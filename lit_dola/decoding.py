@@ -73,6 +73,21 @@ class DecodingConfig:
     seed: int = 0
 
 
+class NotFiniteError(ArithmeticError):
+    """Logits of some images are NaN or infinite.
+
+    Args:
+        tokens: What was drawn nevertheless, int64 ``(images, num_image_tokens)``; worthless for
+            the images in ``steps`` from their step on, sound for all others.
+        steps: Place in the batch of each image concerned, and its first such step.
+    """
+
+    def __init__(self, tokens: Tensor, steps: dict[int, int]) -> None:
+        super().__init__(f"logits are NaN or infinite at the steps {steps}")
+        self.tokens = tokens
+        self.steps = steps
+
+
 class ImageTokenGenerator:
     """Draws the tokens of batch after batch of images.
 
@@ -121,6 +136,9 @@ class ImageTokenGenerator:
 
         Returns:
             Image tokens, int64 ``(images, num_image_tokens)``.
+
+        Raises:
+            NotFiniteError: If the logits of an image are NaN or infinite at a step.
         """
         images = len(prompts)
         if self.compile and self._cache is not None:  # fill up with copies of the last image
@@ -140,20 +158,23 @@ class ImageTokenGenerator:
         attention_mask[:, : real.shape[1]].masked_fill_(real, 0.0)
 
         tokens = counter.new_empty(len(prompts), janus.num_image_tokens)
+        finite = torch.ones_like(tokens, dtype=torch.bool)
         states = _prefill(janus, config, batch, cache)
-        token = _draw(janus, config, states, streams, counter[:1])
+        token, finite[:, 0] = _draw(janus, config, states, streams, counter[:1])
         for step in range(janus.num_image_tokens):
             if step > 0:
                 slot = real.shape[1] + step - 1
                 attention_mask[:, slot] = 0.0
                 torch.compiler.cudagraph_mark_step_begin()
-                token = self._step(
+                token, finite[:, step] = self._step(
                     janus, config, cache, token, streams, counter[step : step + 1],
                     counter[slot : slot + 1], prompt_lengths, self._attended(attention_mask, slot),
-                ).clone()  # the memory that a CUDA graph returns is its own  # fmt: skip
+                )  # fmt: skip
+                token = token.clone()  # the memory that a CUDA graph returns is its own
             tokens[:, step] = token
             if on_step is not None:
                 on_step(step + 1)
+        _check_finite(tokens[:images], finite[:images])
         return tokens[:images]
 
     def _attended(self, attention_mask: Tensor, slot: int) -> Tensor:
@@ -174,6 +195,14 @@ class ImageTokenGenerator:
             weight = language_model.embed_tokens.weight
             self._cache = KVCache(language_model.config, rows, slots, weight.dtype, weight.device)
         return self._cache
+
+
+def _check_finite(tokens: Tensor, finite: Tensor) -> None:
+    """Look at all steps of a batch at once: the loop itself never waits for the device."""
+    finite = finite.cpu()
+    if not finite.all():
+        bad = (~finite).any(dim=1).nonzero().flatten().tolist()
+        raise NotFiniteError(tokens, {image: int((~finite[image]).nonzero()[0]) for image in bad})
 
 
 def _whole_buckets(slots: int) -> int:
@@ -233,8 +262,8 @@ def _step(
     slot: Tensor,
     prompt_lengths: Tensor,
     attention_mask: Tensor,
-) -> Tensor:
-    """One token more for every image: tensors of fixed shapes only, and no wait for the device.
+) -> tuple[Tensor, Tensor]:
+    """One token more for every image: tensors of fixed shapes, and no wait for the device.
 
     Args:
         janus: The model.
@@ -246,6 +275,9 @@ def _step(
         slot: Slot of the cache that the last token goes to, int64 ``(1,)``.
         prompt_lengths: Tokens of each row's prompt, int64 ``(rows, 1)``.
         attention_mask: 0 for slots that are attended to, else -inf, ``(rows, 1, 1, length)``.
+
+    Returns:
+        As :func:`_draw`.
     """
     states = _forward(
         janus.language_model,
@@ -294,8 +326,11 @@ def _forward(
 
 def _draw(
     janus: Backbone, config: DecodingConfig, states: Tensor, streams: Tensor, step: Tensor
-) -> Tensor:
-    """Draw a token an image from the states of both of its rows, int64 ``(images,)``."""
+) -> tuple[Tensor, Tensor]:
+    """Draw a token an image from the states of both of its rows, int64 ``(images,)``.
+
+    Gives also whether the logits that it was drawn from are sound, bool ``(images,)``.
+    """
     features = janus.head_features(states).unflatten(1, (2, -1))  # (layers, branches, images, ...)
     if config.layer is None:
         cond, uncond = janus.vision_head(features[0])
@@ -309,10 +344,11 @@ def _draw(
             cfg_weight=config.cfg_weight,
             head=config.head,
         )
-    return sample(
+    token = sample(
         scores,
         gumbel_noise(streams, step, scores.shape[-1]),
         temperature=config.temperature,
         top_k=config.top_k,
         top_p=config.top_p,
     )
+    return token, scores.amax(dim=-1).isfinite()

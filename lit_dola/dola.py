@@ -102,11 +102,13 @@ def apc_head(final_log_probs: Tensor, alpha: float) -> Tensor:
         alpha: Threshold, ``0 < alpha <= 1``.
 
     Returns:
-        Boolean mask ``(..., vocab)``; the most probable token is always in it.
+        Boolean mask ``(..., vocab)``; the most probable token is always in it. NaN is in it too,
+        so that no mask hides one.
 
     Raises:
         ValueError: If ``alpha`` is not in (0, 1].
     """
     if not 0.0 < alpha <= 1.0:
         raise ValueError(f"alpha is {alpha}; expected 0 < alpha <= 1")
-    return final_log_probs >= final_log_probs.amax(dim=-1, keepdim=True) + math.log(alpha)
+    threshold = final_log_probs.amax(dim=-1, keepdim=True) + math.log(alpha)
+    return ~(final_log_probs < threshold)

@@ -83,8 +83,8 @@ def guided_dola(
         head: Which tokens may be drawn, see :data:`HeadPolicy`.
 
     Returns:
-        Float32 scores ``(..., vocab)``: no NaN, no +inf, at least one finite; ``-inf`` for tokens
-        that may not be drawn.
+        Float32 scores ``(..., vocab)``: at least one finite, ``-inf`` for tokens that may not be
+        drawn; no NaN and no +inf, but for a row whose logits have one.
 
     Raises:
         ValueError: If ``alpha`` is not in (0, 1] or ``head`` is unknown.
@@ -145,4 +145,7 @@ def guided_dola_from_features(
     scores = logits[-1].float()
     if vision_head.bias is not None:
         scores = scores - vision_head.bias.float()  # it cancels in a contrast
-    return scores.masked_fill(~allowed, float("-inf"))
+    scores = scores.masked_fill(~allowed, float("-inf"))
+    # What is wrong with logits that only say who may be drawn must show as well.
+    sound = logits[:-1].amax(dim=-1, keepdim=True).isfinite().all(dim=0)
+    return scores.masked_fill(~sound, float("nan"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import JanusForConditionalGeneration
 
-from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator
+from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator, NotFiniteError
 from tests import reference
 
 PROMPTS = ["a red apple", "two blue birds on a branch above a green river at night", "猫"]
@@ -156,3 +156,39 @@ def test_half_precision_keeps_positions_exact(load):
     janus.restore_float32_buffers()
     assert janus.language_model.rotary_emb.inv_freq.dtype == torch.float32
     assert torch.equal(janus.language_model.rotary_emb.inv_freq, exact)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("branch", ["cond", "uncond"])
+@pytest.mark.parametrize("layer", [None, 6])
+def test_logits_that_are_not_finite_are_named(layer, branch, temperature, value, load, encoder):
+    """The image and the step; what the other images of the batch drew is kept."""
+    janus = load(torch.float32)
+    config = DecodingConfig(layer=layer, temperature=temperature)
+    sound = run(janus, encoder, config)
+    calls = []
+
+    def poison(_module, _args, hidden_states):
+        calls.append(len(hidden_states))
+        if len(calls) == 5:  # the prefill was the first
+            row = 3 if branch == "cond" else len(BATCH) + 3
+            hidden_states[row] = float(value)
+        return hidden_states
+
+    janus.language_model.layers[-1].register_forward_hook(poison)
+    with pytest.raises(NotFiniteError) as caught:
+        run(janus, encoder, config)
+    assert caught.value.steps == {3: 4}
+    tokens = caught.value.tokens.tolist()
+    assert tokens[:3] + tokens[4:] == sound[:3] + sound[4:]
+    assert tokens[3][:4] == sound[3][:4]
+
+
+def test_prompts_whose_first_logits_are_not_finite(load, encoder):
+    janus = load(torch.float32)
+    janus.vision_head.weight.data[77, 5] = float("nan")  # one weight of one token of the vocabulary
+    for config in (DecodingConfig(layer=None), DecodingConfig(layer=6)):
+        with pytest.raises(NotFiniteError) as caught:
+            run(janus, encoder, config)
+        assert caught.value.steps == dict.fromkeys(range(len(BATCH)), 0)

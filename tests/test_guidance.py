@@ -203,3 +203,40 @@ def test_guidance_scale(pair, cfg_weight):
     expected = uncond.double() + cfg_weight * (cond.double() - uncond.double())
     torch.testing.assert_close(scores.double(), expected, atol=0.1, rtol=1e-5)
     assert torch.equal(classifier_free_guidance(cond, uncond, 0.0), uncond)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", range(4), ids=["cond", "uncond", "cond mid", "uncond mid"])
+@pytest.mark.parametrize("head", POLICIES)
+def test_no_mask_hides_logits_that_are_not_finite(head, place, value):
+    """Whatever is wrong, and for however unlikely a token, it is in the row's largest score."""
+    four = torch.randn(4, 3, 50, generator=torch.Generator().manual_seed(1))
+    four[place, 1, 7] = value
+    scores = guided_dola(*four, alpha=0.5, cfg_weight=2.0, head=head)
+    assert scores.amax(dim=-1).isfinite().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("layer", [0, 1], ids=["final", "mid"])
+@pytest.mark.parametrize("branch", [0, 1], ids=["cond", "uncond"])
+@pytest.mark.parametrize("head", POLICIES)
+def test_no_mask_hides_features_that_are_not_finite(head, branch, layer):
+    features = torch.randn(2, 2, 3, 8, generator=torch.Generator().manual_seed(1))
+    features[layer, branch, 1, 7] = float("inf")
+    scores = guided_dola_from_features(
+        *features, nn.Linear(8, 50), alpha=0.5, cfg_weight=2.0, head=head
+    )
+    assert scores.amax(dim=-1).isfinite().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("head", POLICIES)
+def test_logits_that_overflow_where_their_contrast_does_not(head):
+    """As in float16: the logits are infinite, and the difference of the features is small."""
+    features = torch.full((2, 2, 3, 8), 1e19)
+    features[:, :, [0, 2]] = 1.0
+    features[0] += torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1))
+    vision_head = nn.Linear(8, 50)
+    nn.init.constant_(vision_head.weight, 1e19)
+    scores = guided_dola_from_features(
+        *features, vision_head, alpha=0.5, cfg_weight=2.0, head=head
+    )
+    assert not scores[1].amax().isfinite()

@@ -96,8 +96,12 @@ def test_the_loop_never_waits_for_the_device(settings, janus, generate):
     generator = ImageTokenGenerator(janus, DecodingConfig(**settings))
     prompts = [janus.pad_token_id] * 5
     with Waits() as waits:
-        generator([prompts, prompts[:3]], [ImageKey(0, 0), ImageKey(1, 0)])
-    assert waits.seen == []
+        generator(
+            [prompts, prompts[:3]],
+            [ImageKey(0, 0), ImageKey(1, 0)],
+            lambda step: waits.seen.append(step),
+        )
+    assert waits.seen == [*range(1, 17), "is_nonzero"]  # once a batch: were all logits sound?
     with Waits() as waits:  # that it would be noticed
         torch.ones(1).item()
     assert waits.seen == ["_local_scalar_dense"]
