@@ -1,23 +1,34 @@
 """The command line: LightningCLI with one subcommand, ``predict``, and errors for people."""
 
 import logging
+import os
+import signal
+import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.utils.logging import disable_progress_bar
 
 from lit_dola.data import PromptDataModule
-from lit_dola.errors import UserError
+from lit_dola.errors import RankError, UserError
+from lit_dola.interrupt import GracefulStop, Interrupted, raise_interrupted, requeue_slurm_job
 from lit_dola.module import LitDoLa
 from lit_dola.progress import GenerationProgressBar
 from lit_dola.writer import ImageWriter
 
 ENV_PREFIX = "LIT_DOLA"
 """Of environment variables: ``LIT_DOLA_PREDICT__MODEL__ALPHA=0.2``."""
+EXIT_SKIPPED = 3
+"""Exit code of a run that has made all but some prompts or images, which it lists."""
 SHARED = ("model_path", "roles", "parallel_size", "images_per_batch")
 """Settings of the model that the data module needs as well."""
 
@@ -60,6 +71,10 @@ class DoLaCLI(LightningCLI):
     def predict(self, model: LightningModule, datamodule: LightningDataModule) -> None:
         """Generate; what is written is not kept in memory as well."""
         self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
+        for writer in self.trainer.callbacks:
+            if isinstance(writer, ImageWriter) and writer.num_failures:
+                skipped = f"{writer.num_failures} skipped, see {writer.output_dir / 'errors.jsonl'}"
+                raise SystemExit(_fail(skipped, EXIT_SKIPPED))
 
 
 def main(args: list[str] | None = None) -> None:
@@ -68,34 +83,76 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Arguments; those of the process if None.
 
-    Exits with 1, and one line on stderr, for what the user can mend; with 2 for a wrong setting.
+    Exits with 1, and one line on stderr, for what the user can mend; with 2 for a wrong setting;
+    with 3 where some prompts or images were skipped; with 128 and its number for a signal.
     """
-    for harmless in (".*does not have many workers.*", ".*isinstance.treespec, LeafSpec.*"):
+    for harmless in (
+        ".*does not have many workers.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*Total length of .* across ranks is zero.*",  # all is done, or fewer images than ranks
+    ):
         warnings.filterwarnings("ignore", harmless)
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.WARNING)
+    logging.basicConfig(format="%(levelname)s: %(message)s")
     disable_progress_bar()
+    # Sharded layer by layer: as a whole, a step would need all of the model on each device.
+    StrategyRegistry.register(
+        "fsdp", FSDPStrategy, override=True, auto_wrap_policy={LlamaDecoderLayer}
+    )
     try:
-        DoLaCLI(
-            LitDoLa,
-            PromptDataModule,
-            save_config_callback=None,
-            trainer_defaults={
-                "logger": False,
-                "enable_checkpointing": False,
-                "enable_model_summary": False,
-                "callbacks": [GenerationProgressBar()],
-            },
-            parser_class=Parser,
-            parser_kwargs={"default_env": True, "env_prefix": ENV_PREFIX},
-            auto_configure_optimizers=False,
-            args=args,
-        )
+        with _signals_end_the_process():
+            DoLaCLI(
+                LitDoLa,
+                PromptDataModule,
+                save_config_callback=None,
+                trainer_defaults={
+                    "logger": False,
+                    "enable_checkpointing": False,
+                    "enable_model_summary": False,
+                    "callbacks": [GenerationProgressBar(), GracefulStop()],
+                },
+                parser_class=Parser,
+                parser_kwargs={"default_env": True, "env_prefix": ENV_PREFIX},
+                auto_configure_optimizers=False,
+                args=args,
+            )
     except UserError as error:
-        raise SystemExit(_fail(str(error), code=1)) from None
+        # The ranks of one machine meet the same error, if it is not one of the run itself.
+        first = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+        silent = not first and not isinstance(error, RankError)
+        raise SystemExit(1 if silent else _fail(str(error), code=1)) from None
     except MisconfigurationException as error:
         hint = "; on a machine without a GPU add --trainer.accelerator cpu"
         raise SystemExit(_fail(f"trainer: {error}{hint}", code=1)) from None
+    except Interrupted as interrupted:
+        raise SystemExit(_stop(interrupted)) from None
+
+
+@contextmanager
+def _signals_end_the_process() -> Iterator[None]:
+    """SIGINT and SIGTERM raise :class:`Interrupted`, on the main thread, at any place."""
+    before = {
+        signum: signal.signal(signum, raise_interrupted)
+        for signum in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _stop(interrupted: Interrupted) -> int:
+    """Say that the run was stopped; gives the exit code."""
+    if rank_zero_only.rank == 0:
+        print(f"{interrupted}; the same command goes on from there", file=sys.stderr)
+        if interrupted.requeue:
+            try:
+                requeue_slurm_job()
+            except (OSError, subprocess.CalledProcessError) as error:
+                _fail(f"scontrol requeue: {error}", code=1)
+    return interrupted.exit_code
 
 
 def _fail(message: str, code: int) -> int:

@@ -119,7 +119,7 @@ class ImageTokenGenerator:
                 torch._dynamo.mark_static_address(weight, guard=False)
             self._step = torch.compile(_step, fullgraph=True, options=_COMPILE_OPTIONS)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(
         self,
         prompts: Sequence[Sequence[int]],

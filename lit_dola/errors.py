@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints the message alone, without a traceback, and exits with 1.
     """
+
+
+class RankError(UserError):
+    """One that a rank met by itself: of several ranks, each that has one says so."""

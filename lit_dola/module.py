@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from logging import getLogger
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
@@ -12,16 +13,19 @@ from jsonargparse.typing import (
     restricted_number_type,
 )
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 from torch import Tensor
 
 from lit_dola.cache import images_that_fit
-from lit_dola.data import ImageRequest
-from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator
+from lit_dola.checkpoint import load_config
+from lit_dola.data import ImageRequest, shards_the_model
+from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator, NotFiniteError
 from lit_dola.dola import pick_static_layer_index
-from lit_dola.errors import UserError
+from lit_dola.errors import RankError, UserError
 from lit_dola.guidance import HeadPolicy
 from lit_dola.janus import JanusBackbone, find_checkpoint, load_janus, quantize_int8
 from lit_dola.prompt import PromptEncoder, Roles
+from lit_dola.prompt_file import Failure
 
 if TYPE_CHECKING:
     Fraction = float
@@ -31,14 +35,20 @@ else:
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 
 
+_log = getLogger(__name__)
+
+
 class GeneratedImages(NamedTuple):
     """What one predict step makes, on the CPU."""
 
     requests: list[ImageRequest]
+    """Those that could be made."""
     tokens: Tensor
     """Int32 ``(images, num_image_tokens)``."""
     pixels: Tensor
     """Uint8 ``(images, 3, height, width)``."""
+    failures: list[Failure]
+    """Those that could not."""
 
 
 class LitDoLa(LightningModule):
@@ -116,19 +126,30 @@ class LitDoLa(LightningModule):
             top_p=top_p,
             seed=seed,
         )
-        self.on_step: Callable[[int], None] | None = None
+        self.on_step: list[Callable[[int], None]] = []
         """Called after each decoding step with the number of tokens that each image has."""
+        self._most_images: int | None = None
+        """Images at once that the memory was enough for, once it was not enough for a batch."""
 
     janus: JanusBackbone
+
+    def setup(self, stage: str) -> None:
+        """Choose the middle layer.
+
+        Raises:
+            UserError: If the model has no such layer.
+        """
+        self.decoding_config = replace(self.decoding_config, layer=self._middle_layer())
 
     def configure_model(self) -> None:
         """Load the model, in the trainer's precision and straight onto its device.
 
         Raises:
-            UserError: If it cannot be had or loaded, or has no such middle layer.
+            UserError: If it cannot be had or loaded.
         """
-        if hasattr(self, "janus"):
-            return
+        data = cast(Any, self.trainer).datamodule
+        if hasattr(self, "janus") or (data is not None and not data.requests):
+            return  # there is nothing to make
         checkpoint = find_checkpoint(self.model_path)
         encoder = PromptEncoder(checkpoint, self.roles, name=self.model_path)
         self.janus = load_janus(
@@ -138,8 +159,6 @@ class LitDoLa(LightningModule):
             device=torch.get_default_device(),
             backend=self.backend,
         )
-        layer = self._middle_layer(len(self.janus.language_model.layers)) if self.dola else None
-        self.decoding_config = replace(self.decoding_config, layer=layer)
 
     def on_predict_start(self) -> None:
         """Make the token loop ready for the prompts to come."""
@@ -147,25 +166,82 @@ class LitDoLa(LightningModule):
         self.janus.restore_float32_buffers()
         if self.quantize:
             quantize_int8(self.janus)
+        self._make_generator()
+
+    def predict_step(self, batch: list[ImageRequest], batch_idx: int) -> GeneratedImages:
+        """Generate a batch of images, as many at once as the memory is enough for.
+
+        Raises:
+            UserError: If it is not enough for one.
+        """
+        made, left = [], batch
+        while left:
+            images = self._most_images or len(left)
+            try:
+                made.append(self._generate_images(left[:images]))
+            except RuntimeError as error:
+                if not is_oom_error(error) or shards_the_model(self.trainer):
+                    raise
+                self._most_images = min(images, len(left)) // 2
+                if not self._most_images:
+                    raise RankError(self._too_large()) from error
+                _log.warning(
+                    "out of memory: from now on at most %d images at once", self._most_images
+                )
+            else:
+                left = left[images:]
+                continue
+            self._make_generator()  # here, where the error no longer holds what it ran out of
+        requests, tokens, pixels, failures = zip(*made, strict=True)
+        return GeneratedImages(
+            sum(requests, []), torch.cat(tokens), torch.cat(pixels), sum(failures, [])
+        )
+
+    def _generate_images(self, requests: list[ImageRequest]) -> GeneratedImages:
+        """Tokens and pixels of a few images; those whose logits are not finite are left out."""
+        failures: list[Failure] = []
+        try:
+            tokens = self._generate(
+                [request.input_ids for request in requests],
+                [ImageKey(request.prompt.prompt_index, request.image_index) for request in requests],
+                self._call_on_step,
+            )
+        except NotFiniteError as error:
+            failures = [_not_finite(requests[image], step) for image, step in error.steps.items()]
+            sound = [image for image in range(len(requests)) if image not in error.steps]
+            tokens, requests = error.tokens[sound], [requests[image] for image in sound]
+        pixels = [torch.empty(0, dtype=torch.uint8)]
+        for one in tokens.split(1):  # a convolution's last bit depends on the size of the batch
+            pixels.append(to_uint8(self.janus.decode_image_tokens(one)).cpu())
+            self._call_on_step(self.janus.num_image_tokens)
+        return GeneratedImages(
+            requests, tokens.to("cpu", torch.int32), torch.cat(pixels), failures
+        )
+
+    def _call_on_step(self, tokens: int) -> None:
+        for call in self.on_step:
+            call(tokens)
+
+    def _make_generator(self) -> None:
+        """A token loop without a cache yet; what the one before it held is given back."""
+        self._generate = cast(Any, None)
+        torch.compiler.reset()  # the memory of CUDA graphs
+        garbage_collection_cuda()
         requests: list[ImageRequest] = cast(Any, self.trainer.predict_dataloaders).dataset
+        on_gpu = self.device.type == "cuda" and not shards_the_model(self.trainer)
         self._generate = ImageTokenGenerator(
             self.janus,
             self.decoding_config,
             max_prompt_length=_longest_prompt(requests),
-            compile=self.device.type == "cuda" if self._compile == "auto" else self._compile,
+            compile=on_gpu if self._compile == "auto" else self._compile,
         )
 
-    def predict_step(self, batch: list[ImageRequest], batch_idx: int) -> GeneratedImages:
-        """Generate a batch of images."""
-        tokens = self._generate(
-            [request.input_ids for request in batch],
-            [ImageKey(request.prompt.prompt_index, request.image_index) for request in batch],
-            self.on_step,
+    def _too_large(self) -> str:
+        return (
+            f"out of memory at one image of {self.model_path} in {self.trainer.precision};"
+            " expected a device with more free memory, --trainer.precision bf16-true,"
+            " --model.quantize int8wo, --trainer.strategy fsdp over several GPUs, or a smaller model"
         )
-        with torch.inference_mode():
-            # One by one: a convolution's last bit depends on the size of the batch.
-            pixels = [to_uint8(self.janus.decode_image_tokens(one)) for one in tokens.split(1)]
-        return GeneratedImages(batch, tokens.to("cpu", torch.int32), torch.cat(pixels).cpu())
 
     def images_that_fit(self, requests: list[ImageRequest]) -> int:
         """Images a batch that the device has memory for, once the model is loaded."""
@@ -177,9 +253,13 @@ class LitDoLa(LightningModule):
         """Every setting that shapes an image, and what was resolved from it."""
         left_out = ("parallel_size", "images_per_batch", "compile", "_instantiator")
         settings = {name: value for name, value in self.hparams.items() if name not in left_out}
-        return {**settings, "layer": self.decoding_config.layer}
+        return {**settings, "layer": self._middle_layer()}
 
-    def _middle_layer(self, num_layers: int) -> int:
+    def _middle_layer(self) -> int | None:
+        if not self.dola:
+            return None
+        config, _ = load_config(find_checkpoint(self.model_path))
+        num_layers = config.text_config.num_hidden_layers
         if self.layer is None:
             return pick_static_layer_index(num_layers + 1, True, self.layer_ratio)
         if self.layer < num_layers:
@@ -192,6 +272,18 @@ class LitDoLa(LightningModule):
 
 def _longest_prompt(requests: list[ImageRequest]) -> int:
     return max(len(request.input_ids) for request in requests)
+
+
+def _not_finite(request: ImageRequest, step: int) -> Failure:
+    prompt = request.prompt
+    return Failure(
+        prompt.prompt_index,
+        request.image_index,
+        prompt.text,
+        f"entry {prompt.prompt_index}: image {request.image_index}: the model's logits are NaN or"
+        f" infinite at step {step}; expected finite ones, for which --trainer.precision bf16-true"
+        " or 32-true has more range than 16-true",
+    )
 
 
 def to_uint8(pixels: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Progress: images done of all, and tokens of the running batch."""
 
-import math
 from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
@@ -30,12 +29,14 @@ class GenerationProgressBar(ProgressBar):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bars."""
         assert isinstance(pl_module, LitDoLa)
-        images = len(cast(Any, trainer.predict_dataloaders).dataset)
-        share = math.ceil(images / trainer.world_size)
+        to_make = len(cast(Any, trainer.predict_dataloaders).sampler)
+        done = cast(Any, trainer).datamodule.num_done // trainer.world_size
         # disable=None is tqdm's way to ask for a terminal
         disable = None if self._enabled else True
         of = f" (rank 0 of {trainer.world_size})" if trainer.world_size > 1 else ""
-        self._images = tqdm(total=share, desc=f"Images{of}", unit="image", disable=disable)
+        self._images = tqdm(
+            total=done + to_make, initial=done, desc=f"Images{of}", unit="image", disable=disable
+        )
         self._tokens = tqdm(
             total=pl_module.janus.num_image_tokens,
             desc="Tokens of this batch",
@@ -44,7 +45,7 @@ class GenerationProgressBar(ProgressBar):
             leave=False,
             position=1,
         )
-        pl_module.on_step = lambda _tokens: self._tokens.update()
+        pl_module.on_step.append(lambda tokens: self._tokens.update(tokens - self._tokens.n))
 
     def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Start the tokens of a batch anew."""
@@ -60,5 +61,3 @@ class GenerationProgressBar(ProgressBar):
         """Close the bars."""
         self._tokens.close()
         self._images.close()
-        assert isinstance(pl_module, LitDoLa)
-        pl_module.on_step = None

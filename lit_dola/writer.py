@@ -3,18 +3,23 @@
 import json
 import os
 import re
-import unicodedata
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
+from itertools import count
+from logging import getLogger
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 from jsonargparse.typing import restricted_number_type
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
@@ -22,32 +27,49 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from lit_dola import __version__
-from lit_dola.data import ImageRequest
-from lit_dola.errors import UserError
+from lit_dola.data import ImageRequest, PromptDataModule
+from lit_dola.errors import RankError, UserError
 from lit_dola.module import GeneratedImages, LitDoLa
+from lit_dola.run_folder import (
+    Lines,
+    Record,
+    append_line,
+    delete_images,
+    differences,
+    image_files,
+    image_path,
+    make_folder,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     Quality = int
 else:
     Quality = restricted_number_type("Quality", int, [(">=", 1), ("<=", 100)])
 
-_MAX_NAME_BYTES = 80
+_log = getLogger(__name__)
 _MOST_WAITING = 256
 """Images that may wait to be written; past that the next batch waits for the disk."""
 _MAX_EXIF_CHARACTERS = 2000
 """EXIF as a whole must stay under 64 KiB; a longer prompt is whole in ``metadata.jsonl``."""
-_UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]+')
-"""Separators, what Windows forbids, control characters, and marks that turn text around."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_LONGEST_WAIT = timedelta(days=365)
+"""For the slowest rank: PyTorch would give it half an hour once the first has ended."""
 
 
 class ImageWriter(BasePredictionWriter):
     """Writes ``{output_dir}/{index}_{prompt}/img_XX.jpg`` and a line an image of metadata.
+
+    What an earlier run has left in the folder is kept, and is not made again.
 
     Args:
         output_dir: Folder of the run; made if it is not there.
         format: jpg, png or webp.
         quality: Quality of jpg and webp, 1 to 100.
         save_tokens: Whether each image's tokens are saved beside it, ``img_XX.npy``, int32.
+        on_mismatch: What happens where the folder holds images of other settings or prompts: error,
+            new_folder (go on in ``{output_dir}-2``, or the next that fits), or overwrite (delete
+            those images).
     """
 
     def __init__(
@@ -56,33 +78,57 @@ class ImageWriter(BasePredictionWriter):
         format: Literal["jpg", "png", "webp"] = "jpg",
         quality: Quality = 95,
         save_tokens: bool = False,
+        on_mismatch: Literal["error", "new_folder", "overwrite"] = "error",
     ) -> None:
         super().__init__(write_interval="batch")
         self.output_dir = Path(output_dir).expanduser()
         self.format = format
         self.quality = quality
         self.save_tokens = save_tokens
-        self._writing: deque[Future[str]] = deque()
+        self.on_mismatch = on_mismatch
+        self.num_failures = 0
+        """Prompts and images that were skipped; known to the first rank at the end."""
+        self._lock = Lock()
+        self._writing: deque[Future[None]] = deque()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make the folder before anything is generated.
+        """Make the folder before anything is generated, and leave out what is in it already.
 
         Raises:
-            UserError: If it cannot be made or written to.
+            UserError: If it cannot be made or written to, or holds images of another run.
         """
         super().setup(trainer, pl_module, stage)
+        assert isinstance(pl_module, LitDoLa)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, PromptDataModule)
+        self._settings = {
+            **pl_module.image_settings(),
+            "precision": trainer.precision,
+            "format": self.format,
+            "quality": None if self.format == "png" else self.quality,
+        }
         self._versions = {
             "lit_dola": __version__,
             **{name: version(name) for name in ("torch", "transformers", "lightning")},
         }
+        # One rank looks: on a network's file system another may see less.
+        plan = self._plan(data) if trainer.is_global_zero else None
+        plan = trainer.strategy.broadcast(plan)
+        if isinstance(plan, UserError):
+            raise plan
+        assert plan is not None
+        self.output_dir, missing = plan
+        data.keep_requests(missing)
+        self._part, self._error_part = (
+            Lines(self.output_dir, stem).of_rank(trainer.global_rank)
+            for stem in ("metadata", "errors")
+        )
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="writer")
-        try:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            TemporaryFile(dir=self.output_dir).close()
-        except OSError as error:
-            raise UserError(
-                f"writer.output_dir: cannot write to {self.output_dir}: {error.strerror}"
-            ) from error
+        self._ranks = (
+            torch.distributed.new_group(backend="gloo", timeout=_LONGEST_WAIT)
+            if trainer.world_size > 1
+            else None
+        )
 
     def write_on_batch_end(
         self,
@@ -97,106 +143,146 @@ class ImageWriter(BasePredictionWriter):
         """Hand a batch of images to the threads that write them.
 
         Raises:
-            UserError: If an image, this one or one before, cannot be written.
+            UserError: If an image, this one or one before, cannot be written or made.
         """
-        assert isinstance(pl_module, LitDoLa)
-        run = {
-            **pl_module.image_settings(),
-            "precision": trainer.precision,
-            "versions": self._versions,
-        }
-        for request, tokens, pixels in zip(*prediction, strict=True):
+        for request, tokens, pixels in zip(*prediction[:3], strict=True):
             image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            self._writing.append(self._threads.submit(self._write, request, image, tokens.numpy()))
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        for failure in prediction.failures:
+            if data.on_error == "stop":
+                raise RankError(f"{data.prompt_json}: {failure.reason}")
             self._writing.append(
-                self._threads.submit(self._write, request, image, tokens.numpy(), run)
+                self._threads.submit(self._append, self._error_part, failure._asdict())
             )
-        self._finish(trainer.global_rank, most_left=_MOST_WAITING)
+        self._finish(most_left=_MOST_WAITING)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Merge the lines that the ranks wrote into ``metadata.jsonl``, sorted, an image a line."""
-        self._finish(trainer.global_rank)
-        trainer.strategy.barrier("metadata")
-        if not trainer.is_global_zero:
-            return
-        merged = self.output_dir / "metadata.jsonl"
-        parts = [self._part(rank) for rank in range(trainer.world_size)]
-        records = {}
-        for part in [merged, *parts]:
-            if part.is_file():
-                with part.open(encoding="utf-8") as file:
-                    for line in file:
-                        record = json.loads(line)
-                        records[record["file"]] = (
-                            record["prompt_index"],
-                            record["image_index"],
-                            line,
-                        )
-        ordered = sorted(records.values())
-        write_atomically(
-            merged, lambda file: file.writelines(line.encode() for *_, line in ordered)
-        )
-        for part in parts:
-            part.unlink(missing_ok=True)
+        """Wait until every image is written."""
+        self._finish()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """What was generated is written, whatever ends the run."""
         while self._writing:
-            with suppress(UserError):  # the exception itself is what is told
-                self._finish(trainer.global_rank)
+            with suppress(Exception):  # the exception that ended the run is what is told
+                self._finish()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """End the threads."""
-        self._threads.shutdown()
+        """Merge the lines of all ranks into ``metadata.jsonl``: here, for a rank without images.
 
-    def _finish(self, rank: int, most_left: int = 0) -> None:
-        """Wait until few images are still to be written, and record those that are.
-
-        An image has its line of metadata only once it lies on the disk.
+        Raises:
+            UserError: If another rank has ended early.
         """
-        lines = []
+        self._threads.shutdown()
+        if self._ranks is not None:
+            _wait_for(self._ranks)
+        if trainer.is_global_zero:
+            try:
+                Lines(self.output_dir, "metadata").merge()
+                self.num_failures = Lines(self.output_dir, "errors").merge()
+            except OSError as error:
+                raise self._cannot_write(error) from error
+
+    def _plan(self, data: PromptDataModule) -> tuple[Path, list[int]] | UserError:
+        """The folder, and the places of the requests that are missing there; or what is wrong."""
+        prompts = {request.prompt.prompt_index: request.prompt.text for request in data.requests}
+        try:
+            folder = self._choose_folder(prompts)
+            folder.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=folder).close()
+            done = self._done(folder)
+            for failure in data.failures:
+                append_line(Lines(folder, "errors").of_rank(0), failure._asdict())
+        except UserError as error:
+            return error
+        except OSError as error:
+            return self._cannot_write(error)
+        requests = enumerate(data.requests)
+        return folder, [place for place, request in requests if self._file(request) not in done]
+
+    def _choose_folder(self, prompts: dict[int, str]) -> Path:
+        folder = self.output_dir
+        for number in count(2):
+            records = (record for record, _ in Lines(folder, "metadata").read())
+            found = differences(records, self._settings, prompts)
+            if not found:
+                break
+            if self.on_mismatch == "error":
+                raise UserError(
+                    f"writer.output_dir: {folder} holds images of another run: {'; '.join(found)};"
+                    " expected the same settings and prompts, another folder, or"
+                    " writer.on_mismatch new_folder or overwrite"
+                )
+            if self.on_mismatch == "overwrite":
+                delete_images(folder)
+                break
+            folder = Path(f"{os.path.abspath(self.output_dir)}-{number}")
+        if folder != self.output_dir:
+            _log.warning("%s holds images of another run; writing to %s", self.output_dir, folder)
+        return folder
+
+    def _done(self, folder: Path) -> set[str]:
+        """Images that are whole, by name, from a record that this run can keep."""
+        files = image_files(folder)
+        done = set()
+
+        def is_done(record: Record) -> bool:
+            file = record["file"]
+            if file in files and (not self.save_tokens or _tokens_of(file) in files):
+                done.add(file)
+            return file in done
+
+        Lines(folder, "metadata").merge(is_done)
+        Lines(folder, "errors").merge(lambda record: False)  # they are found again
+        return done
+
+    def _file(self, request: ImageRequest) -> str:
+        prompt = request.prompt
+        path = image_path(prompt.prompt_index, prompt.text, request.image_index)
+        return f"{path.as_posix()}.{self.format}"
+
+    def _finish(self, most_left: int = 0) -> None:
+        """Wait until few images are still to be written."""
         try:
             while len(self._writing) > most_left or (self._writing and self._writing[0].done()):
-                lines.append(self._writing.popleft().result())
+                self._writing.popleft().result()
         except OSError as error:
-            raise UserError(
-                f"writer.output_dir: cannot write to {error.filename or self.output_dir}:"
-                f" {error.strerror}"
-            ) from error
-        finally:
-            if lines:
-                with self._part(rank).open("a", encoding="utf-8") as file:
-                    file.writelines(lines)
+            raise self._cannot_write(error) from error
 
-    def _write(
-        self, request: ImageRequest, image: Image.Image, tokens: np.ndarray, run: dict[str, Any]
-    ) -> str:
-        """Write an image and its tokens; gives its line of metadata."""
-        path = image_path(request).with_suffix(f".{self.format}")
+    def _cannot_write(self, error: OSError) -> UserError:
+        return RankError(
+            f"writer.output_dir: cannot write to {error.filename or self.output_dir}:"
+            f" {error.strerror}; what was written is kept, the same command goes on from there"
+        )
+
+    def _write(self, request: ImageRequest, image: Image.Image, tokens: np.ndarray) -> None:
+        """Write an image and its tokens, then its line: an image that has one is whole."""
+        file = self._file(request)
         record = {
-            "file": path.as_posix(),
+            "file": file,
             "prompt": request.prompt.text,
             "prompt_index": request.prompt.prompt_index,
             "image_index": request.image_index,
-            **run,
+            **self._settings,
+            "versions": self._versions,
         }
-        self._write_image(image, path, record)
+        make_folder((self.output_dir / file).parent)
         if self.save_tokens:
-            write_atomically(
-                (self.output_dir / path).with_suffix(".npy"), partial(np.save, arr=tokens)
-            )
-        record["metadata"] = request.prompt.metadata
-        return json.dumps(record, ensure_ascii=False) + "\n"
+            write_atomically(self.output_dir / _tokens_of(file), partial(np.save, arr=tokens))
+        self._write_image(image, self.output_dir / file, record)
+        self._append(self._part, {**record, "metadata": request.prompt.metadata})
 
-    def _part(self, rank: int) -> Path:
-        return self.output_dir / f"metadata.{rank}.jsonl"
+    def _append(self, part: Path, record: Record) -> None:
+        with self._lock:
+            append_line(part, record)
 
-    def _write_image(self, image: Image.Image, path: Path, record: dict[str, Any]) -> None:
+    def _write_image(self, image: Image.Image, path: Path, record: Record) -> None:
         """Write an image that carries its own record: text chunks in PNG, else EXIF."""
         if self.format == "png":
             info = PngInfo()
-            info.add_itxt("prompt", record["prompt"])
+            info.add_itxt("prompt", _CONTROL.sub(" ", record["prompt"]))
             info.add_itxt("parameters", json.dumps(record, ensure_ascii=False))
             options: dict[str, Any] = {"pnginfo": info}
         else:
@@ -204,47 +290,35 @@ class ImageWriter(BasePredictionWriter):
             if self.format == "jpg":
                 options["subsampling"] = 0  # full colour resolution, as a quality of 95 asks for
         pillow_format = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[self.format]
-        (self.output_dir / path).parent.mkdir(exist_ok=True)
-        write_atomically(
-            self.output_dir / path, lambda file: image.save(file, pillow_format, **options)
-        )
+        write_atomically(path, lambda file: image.save(file, pillow_format, **options))
 
 
-def image_path(request: ImageRequest) -> Path:
-    """``{index}_{prompt}/img_XX``, relative to the output folder and without a suffix."""
-    folder = f"{request.prompt.prompt_index:05}_{safe_name(request.prompt.text)}"
-    return Path(folder.rstrip("_")) / f"img_{request.image_index:02}"
+def _tokens_of(file: str) -> str:
+    return Path(file).with_suffix(".npy").as_posix()
 
 
-def safe_name(text: str, max_bytes: int = _MAX_NAME_BYTES) -> str:
-    """Part of a file name that is safe on Linux, macOS and Windows; may be empty.
-
-    White space becomes ``_``, Unicode is kept, and the length is bounded in UTF-8 bytes.
-    """
-    text = unicodedata.normalize("NFC", _UNSAFE.sub(" ", text))
-    name = "_".join(text.split())
-    return name.encode()[:max_bytes].decode(errors="ignore").rstrip("._ ")
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file under a temporary name, then rename it: no half-written file has its name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _wait_for(ranks: Any) -> None:
+    """Wait for all ranks, in a way that a signal can end."""
     try:
-        with temporary.open("wb") as file:
-            write(file)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        barrier = torch.distributed.barrier(group=ranks, async_op=True)
+        while not barrier.is_completed():
+            time.sleep(0.1)
+        barrier.wait()
+    except RuntimeError as error:
+        raise RankError(
+            "another rank ended early; what was written is kept, the same command goes on from"
+            " there"
+        ) from error
 
 
 def _exif(record: dict[str, Any]) -> Image.Exif:
     """EXIF with the prompt as the description and the whole record, as JSON, as the comment."""
     prompt = record["prompt"][:_MAX_EXIF_CHARACTERS]
+    description = _CONTROL.sub(" ", prompt)
     comment = json.dumps({**record, "prompt": prompt}, ensure_ascii=False)
     exif = Image.Exif()
     # Bytes, since Pillow would write "?" for what is not ASCII; readers take them as UTF-8.
-    exif[ExifTags.Base.ImageDescription] = prompt.encode()
+    exif[ExifTags.Base.ImageDescription] = description.encode()
     exif[ExifTags.Base.Software] = f"lit-dola {__version__}"
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + comment.encode(
         "utf-16-be"

@@ -1,0 +1,107 @@
+"""Signals: the running batch is dropped, what was generated is written, and the run ends.
+
+Nothing else is needed to go on later: the same command makes what is missing.
+"""
+
+import os
+import signal
+import subprocess
+from contextlib import suppress
+from typing import Any
+
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from lit_dola.module import LitDoLa
+
+_GRACE = 10.0
+"""Seconds that the first rank waits for the others on its machine to write what they have."""
+
+
+class Interrupted(BaseException):
+    """A signal asked for the end.
+
+    Args:
+        signum: The signal.
+        exit_code: What the process is to exit with; 128 and the signal, as shells do, if None.
+        requeue: Whether SLURM is to start the job again.
+    """
+
+    def __init__(self, signum: int, exit_code: int | None = None, requeue: bool = False) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.exit_code = 128 + signum if exit_code is None else exit_code
+        self.requeue = requeue
+
+
+def raise_interrupted(signum: int, _frame: Any) -> None:
+    """Signal handler for all but the run itself."""
+    raise Interrupted(signum)
+
+
+class GracefulStop(Callback):
+    """Ends the run between two decoding steps once a signal has come.
+
+    In place of Lightning's handlers, which let a prediction go on after SIGTERM, and on SLURM's
+    requeue signal save a checkpoint of weights that nobody has changed.
+    """
+
+    def __init__(self) -> None:
+        self._signum: int | None = None
+        self._requeue_signal: int | None = None
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._is_child = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out who has started whom."""
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self._requeue_signal = environment.requeue_signal
+        # Lightning starts the further ranks of a machine itself, unless SLURM or torchrun does.
+        self._children = getattr(trainer.strategy.launcher, "procs", [])
+        self._is_child = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
+        self._parent = os.getppid()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals over: only now has Lightning set its own handlers."""
+        assert isinstance(pl_module, LitDoLa)
+        for signum in (signal.SIGINT, signal.SIGTERM, self._requeue_signal):
+            if signum is not None:
+                signal.signal(signum, self._note)
+        pl_module.on_step.append(self._check)
+
+    def on_predict_batch_start(self, *_: Any) -> None:
+        """End the run here too, and where the rank that has started this one is gone."""
+        if self._is_child and os.getppid() != self._parent:
+            self._signum = signal.SIGTERM
+        self._check()
+
+    def on_exception(self, *_: Any) -> None:
+        """No rank goes on alone."""
+        self._stop_children()
+        for child in self._children:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(_GRACE)
+
+    def _note(self, signum: int, _frame: Any) -> None:
+        """Signal handler: raising here, in the middle of anything, could lose the exception."""
+        self._signum = self._signum or signum
+        self._stop_children()
+
+    def _check(self, _tokens: int = 0) -> None:
+        if self._signum is not None:
+            # Lightning kills the first rank where another exits with an error: not while it writes.
+            exit_code = 0 if self._is_child and self._signum == signal.SIGINT else None
+            raise Interrupted(self._signum, exit_code, self._signum == self._requeue_signal)
+
+    def _stop_children(self) -> None:
+        for child in self._children:
+            child.send_signal(signal.SIGINT)
+
+
+def requeue_slurm_job() -> None:
+    """Ask SLURM to start this job, or this task of an array of jobs, again."""
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    subprocess.run(["scontrol", "requeue", job], check=True)

@@ -1,0 +1,178 @@
+"""Prompt files: JSON, JSON Lines or plain text, and all that can be wrong with one."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from lit_dola.errors import UserError
+
+PROMPT_KEYS = ("prompt", "text", "caption")
+"""Keys that may hold the prompt of an object, the first one found counts."""
+
+
+class Prompt(NamedTuple):
+    """One entry of a prompt file."""
+
+    prompt_index: int
+    """Place in the file, from 0."""
+    text: str
+    metadata: dict[str, Any]
+    """Whatever else the entry holds, and its ``id`` where the file gives one."""
+
+
+class Failure(NamedTuple):
+    """A prompt or an image that was left out, and why."""
+
+    prompt_index: int
+    image_index: int | None
+    """None: every image of the prompt."""
+    prompt: str | None
+    """None: the entry holds no prompt."""
+    reason: str
+
+
+def read_prompts(path: Path, skipped: list[Failure] | None = None) -> list[Prompt]:
+    """Read a prompt file.
+
+    Args:
+        path: A file in one of the forms that :class:`lit_dola.data.PromptDataModule` names, UTF-8
+            with or without a byte order mark.
+        skipped: Where entries go that are not prompts, rather than end the reading.
+
+    Raises:
+        UserError: If the file cannot be read, no entry is a prompt, or, unless they are skipped,
+            one is not; the message names the file and the entry or line.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: not readable: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
+    if not text.strip():
+        raise UserError(f"{path}: empty; expected at least one prompt")
+    try:
+        return _read_entries(*_entries(text, path.suffix), skipped)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error.__cause__
+
+
+def _entries(text: str, suffix: str) -> tuple[Iterable[tuple[str, Any]], Callable[..., Any]]:
+    """Entries, each with its place, and what turns one into a JSON value."""
+    if suffix == ".txt":
+        return _lines(text), lambda entry, where: entry
+    if suffix in (".jsonl", ".ndjson"):
+        return _lines(text), _parse_json
+    document = _parse_json(text)
+    if isinstance(document, _Pairs):
+        values: list[Any] = [{"id": key, "prompt": value} for key, value in document.pairs]
+    elif isinstance(document, list):
+        values = document
+    else:
+        raise UserError(f"found {_kind(document)}; expected a list or an object of prompts")
+    entries = ((f"entry {index}", value) for index, value in enumerate(values))
+    return entries, lambda entry, where: entry
+
+
+def _read_entries(
+    entries: Iterable[tuple[str, Any]], parse: Callable[..., Any], skipped: list[Failure] | None
+) -> list[Prompt]:
+    prompts: list[Prompt] = []
+    places: dict[str, str] = {}
+    reason = "empty; expected at least one prompt"
+    for index, (where, entry) in enumerate(entries):
+        try:
+            prompt = _prompt(index, parse(entry, where))
+            _check_id(prompt, where, places)
+            prompts.append(prompt)
+        except UserError as error:
+            reason = f"{where}: {error}"
+            if skipped is None:
+                raise UserError(reason) from error.__cause__
+            skipped.append(Failure(index, None, None, reason))
+    if not prompts:
+        raise UserError(reason)
+    return prompts
+
+
+def _lines(text: str) -> Iterable[tuple[str, str]]:
+    """Lines that are not blank, each with its place."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"line {number}", line
+
+
+class _Pairs(dict[str, Any]):
+    """A JSON object that still knows the keys it was given twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.pairs = pairs
+
+
+def _parse_json(text: str, where: str | None = None) -> Any:
+    """Parse a document, or the line at a place that is told already."""
+    try:
+        return json.loads(text, object_pairs_hook=_Pairs, parse_constant=_refuse)
+    except json.JSONDecodeError as error:
+        place = f"column {error.colno}" if where else f"line {error.lineno}, column {error.colno}"
+        raise UserError(f"{place}: not JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise UserError("not JSON: nested too deeply") from error
+    except ValueError as error:  # an integer of thousands of digits, or NaN
+        raise UserError(f"not JSON: {error}") from error
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON value")
+
+
+def _prompt(index: int, entry: Any) -> Prompt:
+    if isinstance(entry, str):
+        text, metadata = entry, {}
+    elif isinstance(entry, dict):
+        key = next((key for key in PROMPT_KEYS if key in entry), None)
+        if key is None:
+            raise UserError(f"no prompt; expected one of the keys {', '.join(PROMPT_KEYS)}")
+        text, metadata = entry[key], {name: entry[name] for name in entry if name != key}
+    else:
+        raise UserError(f"found {_kind(entry)}; expected a string or an object")
+    if not isinstance(text, str):
+        raise UserError(f"prompt is {_kind(text)}; expected a string")
+    if not text.strip():
+        raise UserError("prompt is empty; expected a text")
+    _check_writable("prompt", text)
+    _check_writable("metadata", metadata)
+    return Prompt(index, text.strip(), metadata)
+
+
+def _check_writable(what: str, value: Any) -> None:
+    """What is read here is written again, into ``metadata.jsonl``."""
+    try:
+        json.dumps([[value]], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{what} has half a surrogate pair, {error.object[error.start]!a}; expected valid Unicode"
+        ) from error
+    except RecursionError as error:
+        raise UserError(f"{what} is nested too deeply") from error
+
+
+def _check_id(prompt: Prompt, where: str, places: dict[str, str]) -> None:
+    """An id stands for one prompt; ``places`` holds those that were seen."""
+    if "id" in prompt.metadata:
+        entry_id = json.dumps(prompt.metadata["id"])
+        if entry_id in places:
+            raise UserError(
+                f"id {entry_id} is also that of {places[entry_id]}; expected each once"
+            )
+        places[entry_id] = where
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, in JSON's words."""
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string"}
+    return names.get(type(value), "a list" if isinstance(value, list) else "an object")

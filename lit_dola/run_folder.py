@@ -1,0 +1,217 @@
+"""The folder of a run: names that are safe everywhere, files that are whole, lines that are kept.
+
+A file has its final name only once it is whole and on the disk. Each rank appends the lines of its
+own images to a file of its own, ``metadata.{rank}.jsonl``; the first rank merges them into
+``metadata.jsonl``. An image whose line and files are there is done: the rest is made again.
+"""
+
+import errno
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lit_dola.errors import UserError
+
+Record = dict[str, Any]
+
+_MAX_NAME_BYTES = 80
+_UNSAFE = re.compile(
+    r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+'
+)
+"""Separators, what Windows forbids, control characters, and marks that turn text around."""
+_PROMPT_FOLDER = re.compile(r"\d{5,}(_.*)?")
+_IMAGE_FILE = re.compile(r"img_\d{2,}\.(jpg|png|webp|npy)")
+_KEYS = {"prompt", "prompt_index", "image_index"}
+"""What every line says: which prompt and image it is of."""
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+
+
+def image_path(prompt_index: int, prompt: str, image_index: int) -> Path:
+    """``{index}_{prompt}/img_XX``, relative to the folder of the run and without a suffix.
+
+    The index keeps apart prompts whose names are equal once cleaned, or equal but for case.
+    """
+    folder = f"{prompt_index:05}_{safe_name(prompt)}"
+    return Path(folder.rstrip("_")) / f"img_{image_index:02}"
+
+
+def safe_name(text: str, max_bytes: int = _MAX_NAME_BYTES) -> str:
+    """Part of a file name that is safe on Linux, macOS and Windows; may be empty.
+
+    White space becomes ``_``, Unicode is kept, and the length is bounded in UTF-8 bytes.
+    """
+    text = unicodedata.normalize("NFC", _UNSAFE.sub(" ", text))
+    name = "_".join(text.split())
+    return name.encode()[:max_bytes].decode(errors="ignore").rstrip("._ ")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder of images; one that is there already must not lead elsewhere.
+
+    Raises:
+        OSError: If it cannot be made, or is a symbolic link.
+    """
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if folder.is_symlink():
+            raise OSError(errno.ELOOP, "a symbolic link; expected a folder", str(folder)) from None
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file under a temporary name, then rename it: no half-written file has its name.
+
+    Not after a power cut either: the content is on the disk before the name is.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("xb") as file:  # made anew: never written through a link
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def append_line(path: Path, record: Record) -> None:
+    """Append a record to a JSON Lines file, whole or not at all."""
+    line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    file = os.open(path, flags, 0o666)
+    try:
+        before = os.fstat(file).st_size
+        written = os.write(file, line)
+        if written < len(line):  # the disk is full
+            os.ftruncate(file, before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    finally:
+        os.close(file)
+
+
+class Lines:
+    """Lines of JSON by what they are of; the files of several ranks, and the one they merge into.
+
+    Args:
+        folder: Folder of the run.
+        stem: ``metadata`` or ``errors``.
+    """
+
+    def __init__(self, folder: Path, stem: str) -> None:
+        self.path = folder / f"{stem}.jsonl"
+
+    def of_rank(self, rank: int) -> Path:
+        """The file that a rank appends to."""
+        return self.path.with_suffix(f".{rank}.jsonl")
+
+    def read(self) -> Iterator[tuple[Record, bytes]]:
+        """Records and their lines; a line that a power cut tore is left out.
+
+        Raises:
+            UserError: If a line is of something else.
+        """
+        for path in self._files():
+            with path.open("rb") as file:
+                for number, line in enumerate(file, start=1):
+                    try:
+                        record = json.loads(line)
+                    except ValueError:
+                        continue
+                    if not isinstance(record, dict) or not _KEYS <= record.keys():
+                        raise UserError(
+                            f"{path}: line {number}: no record of an image; expected the folder of"
+                            " a run, or an empty one"
+                        )
+                    yield record, line.rstrip(b"\n") + b"\n"
+
+    def merge(self, keep: Callable[[Record], bool] = lambda record: True) -> int:
+        """Merge all files into one, sorted, a line an image; gives the number of lines."""
+        lines = {_place(record): line for record, line in self.read() if keep(record)}
+        parts = [path for path in self._files() if path != self.path]
+        if lines:
+            ordered = (lines[place] for place in sorted(lines))
+            write_atomically(self.path, lambda file: file.writelines(ordered))
+        else:
+            parts.append(self.path)
+        for part in parts:
+            part.unlink(missing_ok=True)
+        return len(lines)
+
+    def _files(self) -> list[Path]:
+        parts = self.path.parent.glob(f"{self.path.stem}.*.jsonl")
+        return [path for path in (self.path, *sorted(parts)) if path.is_file()]
+
+
+def _place(record: Record) -> tuple[int, int]:
+    """Where a line stands: by prompt and image, what concerns a whole prompt first."""
+    image_index = record["image_index"]
+    return record["prompt_index"], -1 if image_index is None else image_index
+
+
+def image_files(folder: Path) -> set[str]:
+    """Images and tokens that are in the folder of a run, relative to it, ``/`` between.
+
+    What a killed run has left half-written, under temporary names, is deleted on the way.
+
+    Raises:
+        UserError: If the folder of a prompt is a symbolic link.
+    """
+    found = set()
+    for entry in os.scandir(folder):
+        if _TEMPORARY.fullmatch(entry.name):
+            os.unlink(entry.path)
+        elif _PROMPT_FOLDER.fullmatch(entry.name):
+            if entry.is_symlink():
+                raise UserError(f"{entry.path}: a symbolic link; expected a folder")
+            if entry.is_dir():
+                found.update(f"{entry.name}/{name}" for name in _images_in(entry.path))
+    return found
+
+
+def _images_in(folder: str) -> Iterator[str]:
+    for entry in os.scandir(folder):
+        if _TEMPORARY.fullmatch(entry.name):
+            os.unlink(entry.path)
+        elif _IMAGE_FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+            yield entry.name
+
+
+def delete_images(folder: Path) -> None:
+    """Delete the images of a run, their tokens, their lines, and folders left empty."""
+    for stem in ("metadata", "errors"):
+        Lines(folder, stem).merge(keep=lambda record: False)
+    files = image_files(folder)
+    for name in files:
+        (folder / name).unlink()
+    for parent in {(folder / name).parent for name in files}:
+        if not any(parent.iterdir()):
+            parent.rmdir()
+
+
+def differences(
+    records: Iterable[Record], settings: Mapping[str, Any], prompts: Mapping[int, str]
+) -> list[str]:
+    """What an earlier run had otherwise, one text a difference; empty where there is none.
+
+    Args:
+        records: Records of the images of the earlier run.
+        settings: Settings by name, as a record has them.
+        prompts: Prompts by their place in the file.
+    """
+    for record in records:
+        found = [
+            f"{name} was {json.dumps(record[name])}, is {json.dumps(value)}"
+            for name, value in settings.items()
+            if name in record and record[name] != value
+        ]
+        index = record["prompt_index"]
+        if prompts.get(index, record["prompt"]) != record["prompt"]:
+            found.append(f"prompt {index} was {record['prompt']!r:.60}, is {prompts[index]!r:.60}")
+        if found:
+            return found
+    return []
