@@ -2,25 +2,21 @@
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.strategies import FSDPStrategy, StrategyRegistry
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.utils.logging import disable_progress_bar
 
 from lit_dola.data import PromptDataModule
 from lit_dola.errors import RankError, UserError
-from lit_dola.interrupt import GracefulStop, Interrupted, raise_interrupted, requeue_slurm_job
+from lit_dola.interrupt import GracefulStop, Interrupted, requeue_slurm_job, signals_end_the_process
 from lit_dola.module import LitDoLa
 from lit_dola.progress import GenerationProgressBar
 from lit_dola.writer import ImageWriter
@@ -68,10 +64,23 @@ class DoLaCLI(LightningCLI):
             parser.link_arguments(f"model.{name}", f"data.{name}")
         parser.link_arguments("model.seed", "seed_everything", compute_fn=int)  # one seed, not two
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer.
+
+        Raises:
+            UserError: If its settings cannot be used together, or on this machine.
+        """
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+            raise UserError(
+                f"trainer: {error}; on a machine without a GPU add --trainer.accelerator cpu"
+            ) from error
+
     def predict(self, model: LightningModule, datamodule: LightningDataModule) -> None:
         """Generate; what is written is not kept in memory as well."""
         self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
-        for writer in self.trainer.callbacks:
+        for writer in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(writer, ImageWriter) and writer.num_failures:
                 skipped = f"{writer.num_failures} skipped, see {writer.output_dir / 'errors.jsonl'}"
                 raise SystemExit(_fail(skipped, EXIT_SKIPPED))
@@ -96,12 +105,10 @@ def main(args: list[str] | None = None) -> None:
         logging.getLogger(logger).setLevel(logging.WARNING)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     disable_progress_bar()
-    # Sharded layer by layer: as a whole, a step would need all of the model on each device.
-    StrategyRegistry.register(
-        "fsdp", FSDPStrategy, override=True, auto_wrap_policy={LlamaDecoderLayer}
-    )
+    # FSDP2, where the module shards its layers itself; also without a GPU, by its class.
+    StrategyRegistry.register("fsdp", ModelParallelStrategy, override=True)
     try:
-        with _signals_end_the_process():
+        with signals_end_the_process():
             DoLaCLI(
                 LitDoLa,
                 PromptDataModule,
@@ -129,23 +136,9 @@ def main(args: list[str] | None = None) -> None:
         raise SystemExit(_stop(interrupted)) from None
 
 
-@contextmanager
-def _signals_end_the_process() -> Iterator[None]:
-    """SIGINT and SIGTERM raise :class:`Interrupted`, on the main thread, at any place."""
-    before = {
-        signum: signal.signal(signum, raise_interrupted)
-        for signum in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
 def _stop(interrupted: Interrupted) -> int:
     """Say that the run was stopped; gives the exit code."""
-    if rank_zero_only.rank == 0:
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         print(f"{interrupted}; the same command goes on from there", file=sys.stderr)
         if interrupted.requeue:
             try:

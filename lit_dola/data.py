@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -148,12 +148,13 @@ class PromptDataModule(LightningDataModule):
         trainer = self.trainer
         world_size, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         share = RankShare(self.requests, world_size, rank, even=shards_the_model(trainer))
-        batch_size = self.images_per_batch
-        if batch_size == "auto":
-            fitting = 1
-            if share:
-                fitting = cast(Any, trainer).lightning_module.images_that_fit(self.requests)
-            batch_size = max(1, min(fitting, len(share)))
+        if self.images_per_batch != "auto":
+            batch_size = self.images_per_batch
+        elif len(share) == 0:
+            batch_size = 1
+        else:
+            fitting = cast(Any, trainer).lightning_module.images_that_fit(self.requests)
+            batch_size = min(fitting, len(share))
         dataset = cast(Dataset[list[ImageRequest]], self.requests)
         return DataLoader(dataset, batch_size=batch_size, sampler=share, collate_fn=list)
 
@@ -164,4 +165,4 @@ class PromptDataModule(LightningDataModule):
 
 def shards_the_model(trainer: Trainer | None) -> bool:
     """Whether each rank holds a part of the model, so that all must run the same steps."""
-    return trainer is not None and isinstance(trainer.strategy, FSDPStrategy)
+    return trainer is not None and isinstance(trainer.strategy, ModelParallelStrategy)

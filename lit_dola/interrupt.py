@@ -6,7 +6,9 @@ Nothing else is needed to go on later: the same command makes what is missing.
 import os
 import signal
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import Event
 from typing import Any
 
 from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
@@ -15,6 +17,8 @@ from lightning.pytorch.callbacks import Callback
 
 from lit_dola.module import LitDoLa
 
+_stopping = Event()
+"""Set by the first signal; those after it change nothing."""
 _GRACE = 10.0
 """Seconds that the first rank waits for the others on its machine to write what they have."""
 
@@ -34,9 +38,23 @@ class Interrupted(BaseException):
         self.requeue = requeue
 
 
-def raise_interrupted(signum: int, _frame: Any) -> None:
-    """Signal handler for all but the run itself."""
-    raise Interrupted(signum)
+@contextmanager
+def signals_end_the_process() -> Iterator[None]:
+    """SIGINT and SIGTERM raise :class:`Interrupted` at any place: for all but the run itself."""
+
+    def handle(signum: int, _frame: Any) -> None:
+        if not _stopping.is_set():
+            _stopping.set()
+            raise Interrupted(signum)
+
+    _stopping.clear()
+    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if not _stopping.is_set():  # else let the process end undisturbed
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
 
 
 class GracefulStop(Callback):
@@ -78,15 +96,18 @@ class GracefulStop(Callback):
 
     def on_exception(self, *_: Any) -> None:
         """No rank goes on alone."""
-        self._stop_children()
+        if self._signum is None:
+            self._stop_children()
         for child in self._children:
             with suppress(subprocess.TimeoutExpired):
                 child.wait(_GRACE)
 
     def _note(self, signum: int, _frame: Any) -> None:
         """Signal handler: raising here, in the middle of anything, could lose the exception."""
-        self._signum = self._signum or signum
-        self._stop_children()
+        if self._signum is None:
+            self._signum = signum
+            _stopping.set()
+            self._stop_children()
 
     def _check(self, _tokens: int = 0) -> None:
         if self._signum is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
@@ -159,6 +160,8 @@ class LitDoLa(LightningModule):
             device=torch.get_default_device(),
             backend=self.backend,
         )
+        if shards_the_model(self.trainer):
+            self._shard_layers()
 
     def on_predict_start(self) -> None:
         """Make the token loop ready for the prompts to come."""
@@ -194,18 +197,19 @@ class LitDoLa(LightningModule):
             self._make_generator()  # here, where the error no longer holds what it ran out of
         requests, tokens, pixels, failures = zip(*made, strict=True)
         return GeneratedImages(
-            sum(requests, []), torch.cat(tokens), torch.cat(pixels), sum(failures, [])
+            [*chain(*requests)], torch.cat(tokens), torch.cat(pixels), [*chain(*failures)]
         )
 
     def _generate_images(self, requests: list[ImageRequest]) -> GeneratedImages:
         """Tokens and pixels of a few images; those whose logits are not finite are left out."""
         failures: list[Failure] = []
+        prompts = [request.input_ids for request in requests]
+        keys = [ImageKey(request.prompt.prompt_index, request.image_index) for request in requests]
+        # Inference mode would spoil what FSDP keeps of a layer.
+        mode = torch.is_inference_mode_enabled() and not shards_the_model(self.trainer)
         try:
-            tokens = self._generate(
-                [request.input_ids for request in requests],
-                [ImageKey(request.prompt.prompt_index, request.image_index) for request in requests],
-                self._call_on_step,
-            )
+            with torch.inference_mode(mode):
+                tokens = self._generate(prompts, keys, self._call_on_step)
         except NotFiniteError as error:
             failures = [_not_finite(requests[image], step) for image, step in error.steps.items()]
             sound = [image for image in range(len(requests)) if image not in error.steps]
@@ -214,9 +218,16 @@ class LitDoLa(LightningModule):
         for one in tokens.split(1):  # a convolution's last bit depends on the size of the batch
             pixels.append(to_uint8(self.janus.decode_image_tokens(one)).cpu())
             self._call_on_step(self.janus.num_image_tokens)
-        return GeneratedImages(
-            requests, tokens.to("cpu", torch.int32), torch.cat(pixels), failures
-        )
+        return GeneratedImages(requests, tokens.to("cpu", torch.int32), torch.cat(pixels), failures)
+
+    def _shard_layers(self) -> None:
+        """Leave each rank a part of every layer; a layer is whole only while it runs."""
+        from torch.distributed.fsdp import fully_shard  # since torch 2.6
+
+        if self.quantize:
+            raise UserError("model.quantize: int8 weights cannot be sharded; expected null")
+        for layer in self.janus.language_model.layers:
+            fully_shard(layer, reshard_after_forward=True)
 
     def _call_on_step(self, tokens: int) -> None:
         for call in self.on_step:
@@ -240,7 +251,7 @@ class LitDoLa(LightningModule):
         return (
             f"out of memory at one image of {self.model_path} in {self.trainer.precision};"
             " expected a device with more free memory, --trainer.precision bf16-true,"
-            " --model.quantize int8wo, --trainer.strategy fsdp over several GPUs, or a smaller model"
+            " --model.quantize int8wo, --trainer.strategy fsdp on several GPUs, or a smaller model"
         )
 
     def images_that_fit(self, requests: list[ImageRequest]) -> int:

@@ -153,7 +153,7 @@ def _check_writable(what: str, value: Any) -> None:
         json.dumps([[value]], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{what} has half a surrogate pair, {error.object[error.start]!a}; expected valid Unicode"
+            f"{what} has half a surrogate pair, {error.object[error.start]!a}; expected Unicode"
         ) from error
     except RecursionError as error:
         raise UserError(f"{what} is nested too deeply") from error
@@ -164,9 +164,7 @@ def _check_id(prompt: Prompt, where: str, places: dict[str, str]) -> None:
     if "id" in prompt.metadata:
         entry_id = json.dumps(prompt.metadata["id"])
         if entry_id in places:
-            raise UserError(
-                f"id {entry_id} is also that of {places[entry_id]}; expected each once"
-            )
+            raise UserError(f"id {entry_id} is also that of {places[entry_id]}; expected each once")
         places[entry_id] = where
 
 

@@ -19,9 +19,7 @@ from lit_dola.errors import UserError
 Record = dict[str, Any]
 
 _MAX_NAME_BYTES = 80
-_UNSAFE = re.compile(
-    r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+'
-)
+_UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+')
 """Separators, what Windows forbids, control characters, and marks that turn text around."""
 _PROMPT_FOLDER = re.compile(r"\d{5,}(_.*)?")
 _IMAGE_FILE = re.compile(r"img_\d{2,}\.(jpg|png|webp|npy)")
@@ -122,7 +120,7 @@ class Lines:
                         record = json.loads(line)
                     except ValueError:
                         continue
-                    if not isinstance(record, dict) or not _KEYS <= record.keys():
+                    if not isinstance(record, dict) or not record.keys() >= _KEYS:
                         raise UserError(
                             f"{path}: line {number}: no record of an image; expected the folder of"
                             " a run, or an empty one"
@@ -161,7 +159,7 @@ def image_files(folder: Path) -> set[str]:
     Raises:
         UserError: If the folder of a prompt is a symbolic link.
     """
-    found = set()
+    found: set[str] = set()
     for entry in os.scandir(folder):
         if _TEMPORARY.fullmatch(entry.name):
             os.unlink(entry.path)

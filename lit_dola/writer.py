@@ -229,7 +229,7 @@ class ImageWriter(BasePredictionWriter):
         done = set()
 
         def is_done(record: Record) -> bool:
-            file = record["file"]
+            file = record.get("file", "")
             if file in files and (not self.save_tokens or _tokens_of(file) in files):
                 done.add(file)
             return file in done

@@ -51,6 +51,18 @@ def reference_model(tiny_checkpoint):
 
 
 @pytest.fixture
+def prompt_file(tmp_path):
+    """Write a prompt file."""
+
+    def write(content, name="prompt.json"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+@pytest.fixture
 def main_here(monkeypatch, capsys):
     """Run the command line in this process and a given folder; it must end by exiting."""
 

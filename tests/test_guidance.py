@@ -236,7 +236,5 @@ def test_logits_that_overflow_where_their_contrast_does_not(head):
     features[0] += torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1))
     vision_head = nn.Linear(8, 50)
     nn.init.constant_(vision_head.weight, 1e19)
-    scores = guided_dola_from_features(
-        *features, vision_head, alpha=0.5, cfg_weight=2.0, head=head
-    )
+    scores = guided_dola_from_features(*features, vision_head, alpha=0.5, cfg_weight=2.0, head=head)
     assert not scores[1].amax().isfinite()

@@ -1,13 +1,17 @@
 """The LightningModule in a trainer: precision, device, layer, and what it hands to the writer."""
 
 import json
+import weakref
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.memory import garbage_collection_cuda
 
+from lit_dola import module
 from lit_dola.data import PromptDataModule
 from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator
+from lit_dola.errors import UserError
 from lit_dola.module import LitDoLa
 
 
@@ -15,15 +19,17 @@ from lit_dola.module import LitDoLa
 def predict(tiny_checkpoint, tmp_path):
     """Generate through Lightning; gives the module and its batches."""
 
-    def run(precision="32-true", **settings):
+    def run(precision="32-true", images_per_batch=3, spoil=None, **settings):
         path = tmp_path / "prompt.json"
         path.write_text(json.dumps(["a red apple", "two blue birds on a branch"]))
-        model = LitDoLa(str(tiny_checkpoint), parallel_size=2, images_per_batch=3, **settings)
-        data = PromptDataModule(str(path), str(tiny_checkpoint), "auto", 2, 3)
+        model = LitDoLa(str(tiny_checkpoint), parallel_size=2, **settings)
+        data = PromptDataModule(str(path), str(tiny_checkpoint), "auto", 2, images_per_batch)
         trainer = Trainer(
             accelerator="cpu", devices=1, precision=precision, logger=False,
             enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
         )  # fmt: skip
+        if spoil:
+            spoil(model)
         return model, trainer.predict(model, data)
 
     return run
@@ -52,7 +58,8 @@ def test_the_model_is_in_the_trainers_precision_and_its_positions_are_not(
 def test_batches_hold_requests_tokens_and_pixels(predict):
     _, batches = predict()
     assert [len(batch.requests) for batch in batches] == [3, 1]
-    for requests, tokens, pixels in batches:
+    for requests, tokens, pixels, failures in batches:
+        assert failures == []
         assert (tokens.dtype, tokens.shape) == (torch.int32, (len(requests), 16))
         assert (pixels.dtype, pixels.shape) == (torch.uint8, (len(requests), 3, 64, 64))
 
@@ -65,3 +72,120 @@ def test_the_layer_is_resolved_and_recorded(settings, layer, predict):
     model, _ = predict(**settings)
     assert model.image_settings()["layer"] == layer
     assert model.image_settings().keys() >= settings.keys()
+
+
+def gather(batches):
+    """Tokens and pixels of each image by its prompt and number."""
+    return {
+        (request.prompt.prompt_index, request.image_index): (tokens.tolist(), pixels.tolist())
+        for batch in batches
+        for request, tokens, pixels in zip(*batch[:3])
+    }
+
+
+def enough_for(images, sizes, message="CUDA out of memory. Tried to allocate 20.00 MiB."):
+    """A token loop whose memory is enough for so many images; notes how many it was given."""
+
+    def spoil(model):
+        make = model._make_generator
+
+        def make_small():
+            make()
+            generate = model._generate
+
+            def small(prompts, keys, on_step):
+                sizes.append(len(prompts))
+                if len(prompts) > images:
+                    raise torch.OutOfMemoryError(message)
+                return generate(prompts, keys, on_step)
+
+            model._generate = small
+
+        model._make_generator = make_small
+
+    return spoil
+
+
+def warned(caplog):
+    return [record.getMessage() for record in caplog.records if record.name == "lit_dola.module"]
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [(4, [4]), (3, [4, 2, 2]), (2, [4, 2, 2]), (1, [4, 2, 1, 1, 1, 1])],
+)
+def test_a_batch_too_large_for_the_memory_is_split(images, expected, predict, caplog):
+    sizes = []
+    _, whole = predict(images_per_batch=4)
+    _, split = predict(images_per_batch=4, spoil=enough_for(images, sizes))
+    assert sizes == expected
+    assert gather(split) == gather(whole)
+    assert len(warned(caplog)) == sum(size > images for size in expected)
+
+
+def test_the_smaller_size_is_remembered(predict, caplog):
+    sizes = []
+    predict(images_per_batch=3, spoil=enough_for(1, sizes))
+    assert sizes == [3, 1, 1, 1, 1]
+    assert warned(caplog) == ["out of memory: from now on at most 1 images at once"]
+
+
+def test_memory_too_small_for_one_image(predict):
+    with pytest.raises(UserError, match=r"out of memory at one image.*--model\.quantize int8wo"):
+        predict(spoil=enough_for(0, []))
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(predict):
+    with pytest.raises(RuntimeError, match="something else"):
+        predict(spoil=enough_for(2, [], "something else"))
+
+
+def test_the_memory_is_given_back_before_the_next_try(predict, monkeypatch):
+    """No frame of the error may hold the cache that was too large."""
+    caches = []
+    allocate = ImageTokenGenerator._cache_for
+
+    def allocate_little(generator, batch):
+        caches.append(weakref.ref(allocate(generator, batch)))
+        if caches[-1]().rows > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return caches[-1]()
+
+    def collect():
+        garbage_collection_cuda()
+        assert all(cache() is None for cache in caches)
+
+    monkeypatch.setattr(ImageTokenGenerator, "_cache_for", allocate_little)
+    monkeypatch.setattr(module, "garbage_collection_cuda", collect)
+    predict(images_per_batch=4)
+    assert len(caches) == 3
+
+
+def test_images_whose_logits_are_not_finite_are_set_aside(predict):
+    """The others of the batch are made, the same as ever."""
+
+    def poison(model):
+        def configure():
+            type(model).configure_model(model)
+            steps = []
+
+            def spoil_one(_layer, _args, hidden_states):
+                steps.append(None)
+                if len(steps) == 3:
+                    hidden_states[1] = float("nan")
+
+            model.janus.language_model.layers[-1].register_forward_hook(spoil_one)
+
+        model.configure_model = configure
+
+    _, whole = predict(images_per_batch=4)
+    _, batches = predict(images_per_batch=4, spoil=poison)
+    (failure,) = batches[0].failures
+    key = failure.prompt_index, failure.image_index
+    assert failure.prompt == "a red apple"
+    assert failure.reason.startswith(
+        f"entry {key[0]}: image {key[1]}: the model's logits are NaN or infinite at step 2;"
+    )
+    expected = gather(whole)
+    del expected[key]
+    assert gather(batches) == expected
