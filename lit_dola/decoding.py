@@ -165,7 +165,8 @@ class ImageTokenGenerator:
             if step > 0:
                 slot = real.shape[1] + step - 1
                 attention_mask[:, slot] = 0.0
-                torch.compiler.cudagraph_mark_step_begin()
+                if self.compile:
+                    torch.compiler.cudagraph_mark_step_begin()
                 token, finite[:, step] = self._step(
                     janus, config, cache, token, streams, counter[step : step + 1],
                     counter[slot : slot + 1], prompt_lengths, self._attended(attention_mask, slot),

@@ -194,7 +194,11 @@ class LitDoLa(LightningModule):
             else:
                 left = left[images:]
                 continue
-            self._make_generator()  # here, where the error no longer holds what it ran out of
+            # Here, where the error no longer holds what it ran out of.
+            del self._generate
+            torch.compiler.reset()  # the memory of CUDA graphs
+            garbage_collection_cuda()
+            self._make_generator()
         requests, tokens, pixels, failures = zip(*made, strict=True)
         return GeneratedImages(
             [*chain(*requests)], torch.cat(tokens), torch.cat(pixels), [*chain(*failures)]
@@ -234,10 +238,7 @@ class LitDoLa(LightningModule):
             call(tokens)
 
     def _make_generator(self) -> None:
-        """A token loop without a cache yet; what the one before it held is given back."""
-        self._generate = cast(Any, None)
-        torch.compiler.reset()  # the memory of CUDA graphs
-        garbage_collection_cuda()
+        """A token loop that has no cache yet."""
         requests: list[ImageRequest] = cast(Any, self.trainer.predict_dataloaders).dataset
         on_gpu = self.device.type == "cuda" and not shards_the_model(self.trainer)
         self._generate = ImageTokenGenerator(

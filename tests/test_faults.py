@@ -1,0 +1,312 @@
+"""Nothing is lost: whatever ends a run, and wherever, the same command then makes the rest.
+
+Each test breaks a run, looks that nothing torn has a final name, runs it again and compares every
+file with those of a run that was left alone.
+"""
+
+import errno
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from lit_dola import run_folder
+from lit_dola.cli import main
+
+forkserver = multiprocessing.get_context("forkserver")
+forkserver.set_forkserver_preload(["lit_dola.cli"])  # a run then starts in no time
+
+
+def start(folder, args, breaking=None, *details):
+    """Start the command line in a process of its own; ``breaking`` is called in it first."""
+    process = forkserver.Process(target=_run, args=(folder, args, breaking, details))
+    process.start()
+    return process
+
+
+def _run(folder, args, breaking, details):
+    os.chdir(folder)
+    sys.argv = ["main.py"]
+    if breaking:
+        breaking(*details)
+    main(args)
+
+
+def run(folder, args, breaking=None, *details):
+    process = start(folder, args, breaking, *details)
+    process.join(60)
+    process.kill()
+    process.join()
+    return process.exitcode
+
+
+@pytest.fixture
+def command(tiny_checkpoint, tmp_path):
+    """Arguments of a run into ``out``."""
+
+    def of(prompts, images, *more):
+        (tmp_path / "prompt.json").write_text(json.dumps([f"a cat {n}" for n in range(prompts)]))
+        return [
+            "predict", "--trainer.accelerator=cpu", "--trainer.devices=1",
+            f"--model.model_path={tiny_checkpoint}", f"--model.parallel_size={images}",
+            "--model.images_per_batch=4", "--writer.output_dir=out", *more,
+        ]  # fmt: skip
+
+    return of
+
+
+@pytest.fixture
+def undisturbed(tmp_path):
+    """Files of the same run, left alone."""
+
+    def of(args):
+        assert run(tmp_path, [*args, "--writer.output_dir=alone"]) == 0
+        return files(tmp_path / "alone")
+
+    return of
+
+
+def files(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def check_whole(folder, expected):
+    """What has a final name is whole, and what has a line is there."""
+    found = files(folder) if folder.is_dir() else {}
+    for name, content in found.items():
+        if not name.endswith((".tmp", ".jsonl")):
+            assert content == expected[name], name
+    lines = [line for name in found if name.endswith(".jsonl") for line in found[name].splitlines()]
+    assert all(json.loads(line)["file"] in found for line in lines)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_killed_at_random_moments(seed, command, undisturbed, tmp_path):
+    """Six kills one after the other, then a run that may end: 36 kills in all."""
+    args = command(6, 4, "--writer.save_tokens=true")
+    expected = undisturbed(args)
+    before = time.monotonic()
+    assert run(tmp_path, args) == 0
+    longest = time.monotonic() - before
+    moments = random.Random(seed)
+    shutil.rmtree(tmp_path / "out")
+    images = killed = 0
+    while killed < 6:
+        process = start(tmp_path, args)
+        process.join(moments.uniform(0.3, 0.95) * longest)
+        process.kill()
+        process.join()
+        found = check_whole(tmp_path / "out", expected)
+        now = sum(name.endswith(".jpg") for name in found)
+        assert now >= images  # nothing is lost
+        images = now
+        killed += process.exitcode == -signal.SIGKILL
+        if process.exitcode == 0:  # it was faster: begin anew
+            assert found == expected
+            shutil.rmtree(tmp_path / "out")
+            images = 0
+    assert run(tmp_path, args) == 0
+    assert files(tmp_path / "out") == expected
+
+
+def break_call(number, how):
+    """Let the nth call that changes the folder of a run fail, or be the last."""
+    calls = itertools.count(1)
+
+    def counted(call):
+        def wrapped(*args, **kwargs):
+            reading = call is Path.open and args[1:] == ("rb",)
+            if not reading and next(calls) == number:
+                if how == "die":
+                    os._exit(99)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out")
+            return call(*args, **kwargs)
+
+        return wrapped
+
+    # Others use os as well, which is not to be counted.
+    run_folder.os = types.ModuleType("os")
+    vars(run_folder.os).update(vars(os), write=counted(os.write), fsync=counted(os.fsync))
+    for call in (Path.mkdir, Path.open, Path.replace, Path.unlink):
+        setattr(Path, call.__name__, counted(call))
+
+
+@pytest.mark.parametrize("how", ["die", "no space"])
+@pytest.mark.parametrize("number", range(1, 18))
+def test_every_call_that_writes_fails_in_turn(number, how, command, undisturbed, tmp_path):
+    args = command(2, 1)
+    expected = undisturbed(args)
+    code = run(tmp_path, args, break_call, number, how)
+    assert code == {"die": 99, "no space": 1}[how]
+    check_whole(tmp_path / "out", expected)
+    assert run(tmp_path, args) == 0
+    assert files(tmp_path / "out") == expected
+
+
+def limit_files(size):
+    """Let the kernel refuse what would make any file larger: a write fails in its middle."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+@pytest.mark.parametrize("part", [0.0, 0.1, 0.5, 0.99])
+def test_the_disk_is_full_in_the_middle_of_a_file(part, command, undisturbed, tmp_path):
+    args = command(2, 2)
+    expected = undisturbed(args)
+    smallest = min(len(content) for name, content in expected.items() if name.endswith(".jpg"))
+    assert run(tmp_path, args, limit_files, int(part * smallest)) == 1
+    check_whole(tmp_path / "out", expected)
+    assert run(tmp_path, args) == 0
+    assert files(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("pages", [2, 8, 15])
+def test_a_small_file_system_is_full(pages, command, undisturbed, tmp_path):
+    """A real one, and the rest once there is room."""
+    args = command(4, 2)
+    expected = undisturbed(args)
+    (tmp_path / "out").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={4096 * pages}", "tmpfs", str(tmp_path / "out")]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a file system is not allowed here")
+    try:
+        assert run(tmp_path, args) == 1
+        check_whole(tmp_path / "out", expected)
+        subprocess.run([*mount[:4], "remount,size=10m", *mount[5:]], check=True)
+        assert run(tmp_path, args) == 0
+        assert files(tmp_path / "out") == expected
+    finally:
+        subprocess.run(["umount", str(tmp_path / "out")], check=True)
+
+
+def test_two_runs_at_once_in_one_folder(command, undisturbed, tmp_path):
+    """Twice the work, and the same files."""
+    args = command(6, 4)
+    expected = undisturbed(args)
+    both = [start(tmp_path, args) for _ in range(2)]
+    for process in both:
+        process.join(60)
+    assert files(tmp_path / "out") == expected
+    assert [process.exitcode for process in both] == [0, 0]
+
+
+MAIN = Path(__file__).parents[1] / "main.py"
+TWO_RANKS = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+
+
+@pytest.fixture
+def popen(tmp_path):
+    """Start ``main.py`` as a user does, and wait until some images are there."""
+    started = []
+
+    def start_main(args, wait_for=5, launcher=(), **environment):
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *launcher, str(MAIN), *args],
+                cwd=tmp_path,
+                env={**os.environ, **environment},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+        while len(list((tmp_path / "out").glob("*/*.jpg"))) < wait_for:
+            assert started[-1].poll() is None, started[-1].communicate()
+            time.sleep(0.02)
+        return started[-1]
+
+    yield start_main
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def further_rank(process):
+    """Process id of the rank that Lightning started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (child,) = [int(child) for child in children]
+    return child
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_of_two_ranks_is_killed(rank, command, undisturbed, popen, tmp_path):
+    """The other ends too; any number of ranks then makes the rest."""
+    args = command(20, 10, "--model.images_per_batch=2")
+    expected = undisturbed(args)
+    process = popen([*args, *TWO_RANKS])
+    child = further_rank(process)
+    os.kill([process.pid, child][rank], signal.SIGKILL)
+    assert process.wait(60) != 0
+    while Path(f"/proc/{child}").exists():
+        time.sleep(0.1)
+    found = check_whole(tmp_path / "out", expected)
+    assert 5 <= sum(name.endswith(".jpg") for name in found) < 200
+    assert run(tmp_path, args) == 0
+    assert files(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_in_order(signum, code, ranks, command, undisturbed, popen, tmp_path):
+    """What is generated is written, with its lines; nothing half-written is left."""
+    args = command(20, 10, "--model.images_per_batch=2")
+    expected = undisturbed(args)
+    process = popen([*args, *TWO_RANKS[: 2 * ranks - 2]])
+    process.send_signal(signum)
+    assert process.wait(60) == code
+    name = signal.Signals(signum).name
+    assert process.stderr.read() == f"stopped by {name}; the same command goes on from there\n"
+    found = check_whole(tmp_path / "out", expected)
+    images = {name for name in found if name.endswith(".jpg")}
+    lines = [line for name in found if name.endswith(".jsonl") for line in found[name].splitlines()]
+    assert {json.loads(line)["file"] for line in lines} == images
+    assert not [name for name in found if name.endswith(".tmp")]
+    assert 5 <= len(images) < 200
+    assert run(tmp_path, args) == 0
+    assert files(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("array", [False, True])
+def test_slurm_starts_the_job_again(array, command, undisturbed, popen, tmp_path):
+    """Its signal ends the run in order, without a checkpoint, and the job is queued again."""
+    args = command(20, 10, "--model.images_per_batch=2")
+    expected = undisturbed(args)
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n')
+    scontrol.chmod(0o755)
+    slurm = {
+        "SLURM_NTASKS": "1", "SLURM_JOB_ID": "4711", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0", "SLURM_JOB_NAME": "dola", "SLURM_NODELIST": "localhost",
+        "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
+    }  # fmt: skip
+    if array:
+        slurm |= {"SLURM_ARRAY_JOB_ID": "4700", "SLURM_ARRAY_TASK_ID": "3"}
+    process = popen(args, **slurm)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(60) == 128 + signal.SIGUSR1
+    assert (tmp_path / "requeued").read_text() == f"requeue {'4700_3' if array else '4711'}\n"
+    check_whole(tmp_path / "out", expected)
+    assert not list(tmp_path.glob("**/*.ckpt"))
+    assert run(tmp_path, args) == 0
+    assert files(tmp_path / "out") == expected
