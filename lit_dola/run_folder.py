@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from lit_dola.errors import UserError
 
@@ -60,15 +60,16 @@ def make_folder(folder: Path) -> None:
             raise OSError(errno.ELOOP, "a symbolic link; expected a folder", str(folder)) from None
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+def write_atomically(path: Path, content: Iterable[bytes]) -> None:
     """Write a file under a temporary name, then rename it: no half-written file has its name.
 
-    Not after a power cut either: the content is on the disk before the name is.
+    Not after a power cut either: the content is on the disk before the name is. It comes as bytes,
+    since Pillow, given a file, does not notice that a full disk has taken a part only.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("xb") as file:  # made anew: never written through a link
-            write(file)
+            file.writelines(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -132,8 +133,7 @@ class Lines:
         lines = {_place(record): line for record, line in self.read() if keep(record)}
         parts = [path for path in self._files() if path != self.path]
         if lines:
-            ordered = (lines[place] for place in sorted(lines))
-            write_atomically(self.path, lambda file: file.writelines(ordered))
+            write_atomically(self.path, (lines[place] for place in sorted(lines)))
         else:
             parts.append(self.path)
         for part in parts:

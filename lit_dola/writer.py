@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
-from functools import partial
 from importlib.metadata import version
+from io import BytesIO
 from itertools import count
 from logging import getLogger
 from pathlib import Path
@@ -270,16 +270,18 @@ class ImageWriter(BasePredictionWriter):
         }
         make_folder((self.output_dir / file).parent)
         if self.save_tokens:
-            write_atomically(self.output_dir / _tokens_of(file), partial(np.save, arr=tokens))
-        self._write_image(image, self.output_dir / file, record)
+            npy = BytesIO()
+            np.save(npy, tokens)
+            write_atomically(self.output_dir / _tokens_of(file), [npy.getvalue()])
+        write_atomically(self.output_dir / file, [self._encode(image, record)])
         self._append(self._part, {**record, "metadata": request.prompt.metadata})
 
     def _append(self, part: Path, record: Record) -> None:
         with self._lock:
             append_line(part, record)
 
-    def _write_image(self, image: Image.Image, path: Path, record: Record) -> None:
-        """Write an image that carries its own record: text chunks in PNG, else EXIF."""
+    def _encode(self, image: Image.Image, record: Record) -> bytes:
+        """An image file that carries its own record: text chunks in PNG, else EXIF."""
         if self.format == "png":
             info = PngInfo()
             info.add_itxt("prompt", _CONTROL.sub(" ", record["prompt"]))
@@ -290,7 +292,9 @@ class ImageWriter(BasePredictionWriter):
             if self.format == "jpg":
                 options["subsampling"] = 0  # full colour resolution, as a quality of 95 asks for
         pillow_format = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[self.format]
-        write_atomically(path, lambda file: image.save(file, pillow_format, **options))
+        encoded = BytesIO()
+        image.save(encoded, pillow_format, **options)
+        return encoded.getvalue()
 
 
 def _tokens_of(file: str) -> str:

@@ -87,24 +87,24 @@ def test_any_prompts_have_safe_folders_of_their_own(texts):
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path):
-    def fail(file):
-        file.write(b"half")
+    def half():
+        yield b"half"
         raise OSError("disk full")
 
     path = tmp_path / "img.jpg"
     with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, fail)
+        write_atomically(path, half())
     assert list(tmp_path.iterdir()) == []
     path.write_bytes(b"old")
     with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, fail)
+        write_atomically(path, half())
     assert path.read_bytes() == b"old"
 
 
 def test_the_name_appears_only_when_the_file_is_whole(tmp_path):
     path = tmp_path / "img.jpg"
-    write_atomically(path, lambda file: file.write(b"x" if not path.exists() else b"torn"))
-    assert path.read_bytes() == b"x"
+    write_atomically(path, (b"torn" if path.exists() else b"x" for _ in range(2)))
+    assert path.read_bytes() == b"xx"
 
 
 def test_a_rename_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
@@ -112,7 +112,7 @@ def test_a_rename_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     path.write_bytes(b"old")
     monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("no rename")))
     with pytest.raises(OSError, match="no rename"):
-        write_atomically(path, lambda file: file.write(b"new"))
+        write_atomically(path, [b"new"])
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["img.jpg"]
 
@@ -121,7 +121,7 @@ def test_the_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(os, "fsync", lambda _file: calls.append("fsync"))
     monkeypatch.setattr(Path, "replace", lambda *_: calls.append("replace"))
-    write_atomically(tmp_path / "img.jpg", lambda file: file.write(b"x"))
+    write_atomically(tmp_path / "img.jpg", [b"x"])
     assert calls == ["fsync", "replace"]
 
 
@@ -135,10 +135,10 @@ def test_nothing_is_written_through_a_link(tmp_path):
         (folder / name).symlink_to(outside / "file")
     (folder / "00000_a").symlink_to(outside)
 
-    write_atomically(folder / "img_00.jpg", lambda file: file.write(b"new"))
+    write_atomically(folder / "img_00.jpg", [b"new"])
     assert not (folder / "img_00.jpg").is_symlink()
     with pytest.raises(FileExistsError):
-        write_atomically(folder / "img_01.jpg", lambda file: file.write(b"new"))
+        write_atomically(folder / "img_01.jpg", [b"new"])
     with pytest.raises(OSError, match="symbolic links"):
         append_line(folder / "metadata.0.jsonl", {})
     with pytest.raises(OSError, match="a symbolic link; expected a folder"):

@@ -260,10 +260,10 @@ def test_a_failure_ends_the_run_unless_it_is_to_be_skipped(write, tmp_path):
 
 
 def test_a_full_disk_is_an_error_and_what_was_written_is_recorded(write, tmp_path, monkeypatch):
-    def fail(path, write):
+    def fail(path, content):
         if "00001" in str(path):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        write_atomically(path, write)
+        write_atomically(path, content)
 
     monkeypatch.setattr(writer, "write_atomically", fail)
     images = [request(text, index, 0) for index, text in enumerate("abc")]
@@ -283,9 +283,9 @@ def test_what_was_generated_is_written_when_something_else_ends_the_run(write, t
 def test_images_are_written_off_the_main_thread(write, tmp_path, monkeypatch):
     threads = set()
 
-    def note(path, write):
+    def note(path, content):
         threads.add(threading.current_thread().name)
-        write_atomically(path, write)
+        write_atomically(path, content)
 
     monkeypatch.setattr(writer, "write_atomically", note)
     write(tmp_path, end=False).on_exception(None, None, RuntimeError())
