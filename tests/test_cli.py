@@ -174,17 +174,6 @@ def test_help_tells_every_setting(predict, parse):
     assert "Threshold of the head set" in text
 
 
-def test_two_processes_make_every_image_once_and_the_same(predict, folder, small):
-    (folder / "two.json").write_text(json.dumps([f"a picture of {n} birds" for n in range(5)]))
-    ddp = ["--trainer.devices=2", "--trainer.strategy=ddp"]
-    succeed(predict("--config=configs/dola.yaml", *small, "--writer.output_dir=one"))
-    succeed(predict("--config=configs/dola.yaml", *small, *ddp, "--writer.output_dir=two"))
-    one, two = files(folder / "one"), files(folder / "two")
-    assert len([name for name in one if name.endswith(".jpg")]) == 10
-    assert len(records(folder / "two")) == 10
-    assert one == two
-
-
 def test_original_layout_gives_the_tokens_of_the_plain_reference(predict, folder, small):
     config = original.make_config(64, 128, 4, 4, vocab_size=512, image_size=64)
     weights = original.small_weights(config)
@@ -264,6 +253,12 @@ ERRORS = {
         "model.model_path: no folder './no/such/folder'; expected the folder of a Janus checkpoint",
     ),
     "layer out of range": (["--model.layer=8"], 1, "model.layer: 8 is not a middle layer"),
+    "unknown strategy": (
+        ["--trainer.strategy=dpp"],
+        1,
+        "trainer: You selected an invalid strategy",
+    ),
+    "strategy without a GPU": (["--trainer.strategy=fsdp"], 1, "requires a GPU accelerator"),
     "unwritable folder": (
         ["--writer.output_dir=prompt.json/x"],
         1,

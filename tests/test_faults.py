@@ -24,6 +24,7 @@ import pytest
 
 from lit_dola import run_folder
 from lit_dola.cli import main
+from lit_dola.interrupt import requeue_slurm_job
 
 forkserver = multiprocessing.get_context("forkserver")
 forkserver.set_forkserver_preload(["lit_dola.cli"])  # a run then starts in no time
@@ -294,26 +295,38 @@ def test_a_signal_ends_the_run_in_order(signum, code, ranks, command, undisturbe
     assert files(tmp_path / "out") == expected
 
 
-@pytest.mark.parametrize("array", [False, True])
-def test_slurm_starts_the_job_again(array, command, undisturbed, popen, tmp_path):
+@pytest.fixture
+def scontrol(tmp_path):
+    """A stand-in that notes what it is asked for."""
+    path = tmp_path / "bin" / "scontrol"
+    path.parent.mkdir()
+    path.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n')
+    path.chmod(0o755)
+    return path
+
+
+def test_a_task_of_an_array_of_jobs_is_queued_by_itself(scontrol, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    job = {"JOB_ID": "4703", "ARRAY_JOB_ID": "4700", "ARRAY_TASK_ID": "3"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    requeue_slurm_job()
+    assert (tmp_path / "requeued").read_text() == "requeue 4700_3\n"
+
+
+def test_slurm_starts_the_job_again(command, undisturbed, popen, scontrol, tmp_path):
     """Its signal ends the run in order, without a checkpoint, and the job is queued again."""
     args = command(10, 4, "--model.images_per_batch=2")
     expected = undisturbed(args)
-    scontrol = tmp_path / "bin" / "scontrol"
-    scontrol.parent.mkdir()
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n')
-    scontrol.chmod(0o755)
     slurm = {
         "SLURM_NTASKS": "1", "SLURM_JOB_ID": "4711", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
         "SLURM_NODEID": "0", "SLURM_JOB_NAME": "dola", "SLURM_NODELIST": "localhost",
         "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
     }  # fmt: skip
-    if array:
-        slurm |= {"SLURM_ARRAY_JOB_ID": "4700", "SLURM_ARRAY_TASK_ID": "3"}
     process = popen(args, **slurm)
     process.send_signal(signal.SIGUSR1)
     assert process.wait(60) == 128 + signal.SIGUSR1
-    assert (tmp_path / "requeued").read_text() == f"requeue {'4700_3' if array else '4711'}\n"
+    assert (tmp_path / "requeued").read_text() == "requeue 4711\n"
     check_whole(tmp_path / "out", expected)
     assert not list(tmp_path.glob("**/*.ckpt"))
     assert run(tmp_path, args) == 0

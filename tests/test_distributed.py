@@ -1,0 +1,96 @@
+"""Many devices, on the CPU: the same images, each made once, however they are dealt out."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_cli import CPU, files, one_line, records
+
+MAIN = Path(__file__).parents[1] / "main.py"
+
+
+@pytest.fixture
+def predict(tiny_checkpoint, tmp_path):
+    """Run ``main.py``, or another script, into a folder; gives its files."""
+    (tmp_path / "prompt.json").write_text(json.dumps([f"a picture of {n} birds" for n in range(5)]))
+
+    def run(out, *args, launcher=(), script=MAIN):
+        done = subprocess.run(
+            [
+                sys.executable, *launcher, str(script), "predict", *CPU, "--model.parallel_size=2",
+                f"--model.model_path={tiny_checkpoint}", "--model.images_per_batch=3",
+                f"--writer.output_dir={out}", *args,
+            ],
+            cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        return done, files(tmp_path / out) if (tmp_path / out).is_dir() else {}
+
+    return run
+
+
+def ranks(count, strategy="ddp"):
+    return [f"--trainer.devices={count}", f"--trainer.strategy={strategy}"]
+
+
+def test_the_same_images_on_any_number_of_ranks(predict, tmp_path):
+    done, one = predict("one")
+    assert done.returncode == 0, done.stderr
+    assert len(records(tmp_path / "one")) == 10
+    for count in (2, 3):
+        done, more = predict(f"on{count}", *ranks(count))
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        assert more == one
+
+
+def test_fewer_images_than_ranks_and_none_at_all(predict, tmp_path):
+    args = [*ranks(2), "--model.parallel_size=1", "--data.prompt_json=one.txt"]
+    done, _ = predict("out", *args)
+    one_line(done, 1, "one.txt: not readable")  # said once, not by each rank
+    (tmp_path / "one.txt").write_text("one cat")
+    for _ in range(2):  # the second time all is done
+        done, made = predict("out", *args)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert sorted(made) == ["00000_one_cat/img_00.jpg", "metadata.jsonl"]
+
+
+def test_torchrun(predict):
+    _, one = predict("one")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done, two = predict("two", *ranks(2), launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    assert two == one
+
+
+SHARDED = """
+import sys
+from lit_dola.cli import main
+from lit_dola.module import LitDoLa
+
+predict_step = LitDoLa.predict_step
+
+def noted(self, batch, batch_idx):
+    made = predict_step(self, batch, batch_idx)
+    weights = self.janus.language_model.layers.parameters()
+    part = [weight.to_local().numel() / weight.numel() for weight in weights]
+    print(f"part {max(part)} of {len(part)} weights", file=sys.stderr)
+    return made
+
+LitDoLa.predict_step = noted
+main()
+"""
+
+
+def test_a_model_in_parts_makes_the_same_images(predict, tmp_path):
+    """FSDP: between two steps each rank has half of every layer; the name wants a GPU."""
+    (tmp_path / "sharded.py").write_text(SHARDED)
+    _, one = predict("one")
+    strategy = json.dumps({"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"})
+    done, two = predict("two", *ranks(2, strategy), script=tmp_path / "sharded.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == ["part 0.5 of 72 weights"] * 4
+    assert two == one
