@@ -18,9 +18,9 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# The same tests on the oldest transformers that is supported.
+# The same tests on the oldest transformers that is supported, but for those where it has no part.
 test-compat: $(COMPAT)/installed
-	$(COMPAT)/bin/python $(PYTEST)
+	$(COMPAT)/bin/python $(PYTEST) --ignore tests/test_faults.py --ignore tests/test_distributed.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -103,7 +103,9 @@ def main(args: list[str] | None = None) -> None:
         warnings.filterwarnings("ignore", harmless)
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.WARNING)
-    logging.basicConfig(format="%(levelname)s: %(message)s")
+    own_messages = logging.StreamHandler()
+    own_messages.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.getLogger("lit_dola").handlers = [own_messages]
     disable_progress_bar()
     # FSDP2, where the module shards its layers itself; also without a GPU, by its class.
     StrategyRegistry.register("fsdp", ModelParallelStrategy, override=True)

@@ -146,20 +146,25 @@ class LitDoLa(LightningModule):
         """Load the model, in the trainer's precision and straight onto its device.
 
         Raises:
-            UserError: If it cannot be had or loaded.
+            UserError: If it cannot be had or loaded, or is larger than the device's memory.
         """
         data = cast(Any, self.trainer).datamodule
         if hasattr(self, "janus") or (data is not None and not data.requests):
             return  # there is nothing to make
         checkpoint = find_checkpoint(self.model_path)
         encoder = PromptEncoder(checkpoint, self.roles, name=self.model_path)
-        self.janus = load_janus(
-            checkpoint,
-            pad_token_id=encoder.pad_token_id,
-            dtype=torch.get_default_dtype(),
-            device=torch.get_default_device(),
-            backend=self.backend,
-        )
+        try:
+            self.janus = load_janus(
+                checkpoint,
+                pad_token_id=encoder.pad_token_id,
+                dtype=torch.get_default_dtype(),
+                device=torch.get_default_device(),
+                backend=self.backend,
+            )
+        except RuntimeError as error:
+            if not is_oom_error(error):
+                raise
+            raise RankError(self._out_of_memory("the weights")) from error
         if shards_the_model(self.trainer):
             self._shard_layers()
 
@@ -177,32 +182,38 @@ class LitDoLa(LightningModule):
         Raises:
             UserError: If it is not enough for one.
         """
-        made, left = [], batch
+        made, left, split = [], batch, False
         while left:
-            images = self._most_images or len(left)
-            try:
-                made.append(self._generate_images(left[:images]))
-            except RuntimeError as error:
-                if not is_oom_error(error) or shards_the_model(self.trainer):
-                    raise
-                self._most_images = min(images, len(left)) // 2
-                if not self._most_images:
-                    raise RankError(self._too_large()) from error
-                _log.warning(
-                    "out of memory: from now on at most %d images at once", self._most_images
-                )
-            else:
-                left = left[images:]
+            images = min(self._most_images or len(left), len(left))
+            part = self._generate_if_they_fit(left[:images])
+            if part is None:
+                self._most_images, split = images // 2, True
                 continue
-            # Here, where the error no longer holds what it ran out of.
-            del self._generate
-            torch.compiler.reset()  # the memory of CUDA graphs
-            garbage_collection_cuda()
-            self._make_generator()
+            if split:
+                _log.warning("out of memory: from now on at most %d images at once", images)
+                split = False
+            made.append(part)
+            left = left[images:]
         requests, tokens, pixels, failures = zip(*made, strict=True)
         return GeneratedImages(
             [*chain(*requests)], torch.cat(tokens), torch.cat(pixels), [*chain(*failures)]
         )
+
+    def _generate_if_they_fit(self, requests: list[ImageRequest]) -> GeneratedImages | None:
+        """None where the memory is not enough for them."""
+        try:
+            return self._generate_images(requests)
+        except RuntimeError as error:
+            if not is_oom_error(error):
+                raise
+            if len(requests) == 1 or shards_the_model(self.trainer):  # ranks must go together
+                raise RankError(self._out_of_memory(f"{len(requests)} image(s)")) from error
+        # Here, where the error no longer holds what it ran out of.
+        del self._generate
+        torch.compiler.reset()  # the memory of CUDA graphs
+        garbage_collection_cuda()
+        self._make_generator()
+        return None
 
     def _generate_images(self, requests: list[ImageRequest]) -> GeneratedImages:
         """Tokens and pixels of a few images; those whose logits are not finite are left out."""
@@ -248,11 +259,11 @@ class LitDoLa(LightningModule):
             compile=on_gpu if self._compile == "auto" else self._compile,
         )
 
-    def _too_large(self) -> str:
+    def _out_of_memory(self, what: str) -> str:
         return (
-            f"out of memory at one image of {self.model_path} in {self.trainer.precision};"
-            " expected a device with more free memory, --trainer.precision bf16-true,"
-            " --model.quantize int8wo, --trainer.strategy fsdp on several GPUs, or a smaller model"
+            f"out of memory at {what} of {self.model_path} in {self.trainer.precision}; expected a"
+            " device with more free memory, --trainer.precision bf16-true, --model.quantize int8wo,"
+            " --trainer.strategy fsdp on several GPUs, a smaller --model.images_per_batch or model"
         )
 
     def images_that_fit(self, requests: list[ImageRequest]) -> int:

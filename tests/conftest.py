@@ -64,16 +64,17 @@ def prompt_file(tmp_path):
 
 @pytest.fixture
 def main_here(monkeypatch, capsys):
-    """Run the command line in this process and a given folder; it must end by exiting."""
+    """Run the command line in this process and a given folder."""
 
     def run(folder, *args):
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", ["main.py"])
-        with pytest.raises(SystemExit) as ended:
+        code = 0
+        try:
             main([*map(str, args)])
+        except SystemExit as exit:
+            code = exit.code
         captured = capsys.readouterr()
-        return SimpleNamespace(
-            returncode=ended.value.code, stdout=captured.out, stderr=captured.err
-        )
+        return SimpleNamespace(returncode=code, stdout=captured.out, stderr=captured.err)
 
     return run

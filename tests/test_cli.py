@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from lit_dola.prompt import PromptEncoder
-from tests import original, reference
+from tests import forked, original, reference
 from tests.plain_janus import PlainJanus
 
 ROOT = Path(__file__).parents[1]
@@ -37,11 +37,17 @@ def folder(tmp_path):
 
 @pytest.fixture
 def predict(folder):
+    """Run ``python main.py predict ...`` in the folder, but for the time that imports take."""
+    return lambda *args, **environment: forked.run(folder, ["predict", *args], **environment)
+
+
+@pytest.fixture
+def python(folder):
     """Run ``python main.py predict ...`` in the folder."""
 
-    def run(*args, command="predict", **environment):
+    def run(*args, **environment):
         return subprocess.run(
-            [sys.executable, "main.py", command, *map(str, args)],
+            [sys.executable, "main.py", "predict", *map(str, args)],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             capture_output=True,
@@ -87,8 +93,8 @@ def files(folder):
     }
 
 
-def test_demo(predict, folder):
-    done = succeed(predict("--config", "configs/demo.yaml"))
+def test_demo(python, folder):
+    done = succeed(python("--config", "configs/demo.yaml"))
     assert done.stdout == done.stderr == ""  # not a terminal: no progress, no noise
     images = sorted((folder / "outputs/demo").glob("*/*.jpg"))
     prompts = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
@@ -285,9 +291,9 @@ def test_errors_are_one_line_that_says_what_to_do(case, parse, folder, small):
 
 
 @pytest.mark.parametrize("case", ["misspelt flag", "missing checkpoint"])
-def test_errors_in_a_process_of_its_own(case, predict, small):
+def test_errors_in_a_process_of_its_own(case, python, small):
     args, code, message = ERRORS[case]
-    one_line(predict(*small, *args), code, message)
+    one_line(python(*small, *args), code, message)
 
 
 def test_bad_prompt_file(predict, folder, small):
@@ -305,8 +311,8 @@ def test_gpu_config_without_a_gpu(predict):
     "network",
     [{"HF_HUB_OFFLINE": "1"}, {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}],
 )
-def test_hub_name_without_network(predict, folder, small, network):
-    done = predict(*small, "--model.model_path=Janus-Pro-7B", HF_HOME=str(folder), **network)
+def test_hub_name_without_network(python, folder, small, network):
+    done = python(*small, "--model.model_path=Janus-Pro-7B", HF_HOME=str(folder), **network)
     one_line(done, 1, "give the folder of a downloaded checkpoint")
 
 

@@ -7,7 +7,6 @@ file with those of a run that was left alone.
 import errno
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -23,34 +22,8 @@ from pathlib import Path
 import pytest
 
 from lit_dola import run_folder
-from lit_dola.cli import main
 from lit_dola.interrupt import requeue_slurm_job
-
-forkserver = multiprocessing.get_context("forkserver")
-forkserver.set_forkserver_preload(["lit_dola.cli"])  # a run then starts in no time
-
-
-def start(folder, args, breaking=None, *details):
-    """Start the command line in a process of its own; ``breaking`` is called in it first."""
-    process = forkserver.Process(target=_run, args=(folder, args, breaking, details))
-    process.start()
-    return process
-
-
-def _run(folder, args, breaking, details):
-    os.chdir(folder)
-    sys.argv = ["main.py"]
-    if breaking:
-        breaking(*details)
-    main(args)
-
-
-def run(folder, args, breaking=None, *details):
-    process = start(folder, args, breaking, *details)
-    process.join(60)
-    process.kill()
-    process.join()
-    return process.exitcode
+from tests.forked import run, start
 
 
 @pytest.fixture
@@ -80,7 +53,7 @@ def undisturbed(made_before, tmp_path):
     def of(args):
         key = (*args, (tmp_path / "prompt.json").read_text())
         if key not in made_before:
-            assert run(tmp_path, [*args, "--writer.output_dir=alone"]) == 0
+            assert run(tmp_path, [*args, "--writer.output_dir=alone"]).returncode == 0
             made_before[key] = files(tmp_path / "alone")
         return made_before[key]
 
@@ -112,7 +85,7 @@ def test_killed_at_random_moments(seed, command, undisturbed, tmp_path):
     args = command(6, 4, "--writer.save_tokens=true")
     expected = undisturbed(args)
     before = time.monotonic()
-    assert run(tmp_path, args) == 0
+    assert run(tmp_path, args).returncode == 0
     longest = time.monotonic() - before
     moments = random.Random(seed)
     shutil.rmtree(tmp_path / "out")
@@ -131,7 +104,7 @@ def test_killed_at_random_moments(seed, command, undisturbed, tmp_path):
             assert found == expected
             shutil.rmtree(tmp_path / "out")
             images = 0
-    assert run(tmp_path, args) == 0
+    assert run(tmp_path, args).returncode == 0
     assert files(tmp_path / "out") == expected
 
 
@@ -162,10 +135,10 @@ def break_call(number, how):
 def test_every_call_that_writes_fails_in_turn(number, how, command, undisturbed, tmp_path):
     args = command(2, 1)
     expected = undisturbed(args)
-    code = run(tmp_path, args, break_call, number, how)
+    code = run(tmp_path, args, break_call, number, how).returncode
     assert code == {"die": 99, "no space": 1}[how]
     check_whole(tmp_path / "out", expected)
-    assert run(tmp_path, args) == 0
+    assert run(tmp_path, args).returncode == 0
     assert files(tmp_path / "out") == expected
 
 
@@ -179,9 +152,9 @@ def test_the_disk_is_full_in_the_middle_of_a_file(part, command, undisturbed, tm
     args = command(2, 2)
     expected = undisturbed(args)
     smallest = min(len(content) for name, content in expected.items() if name.endswith(".jpg"))
-    assert run(tmp_path, args, limit_files, int(part * smallest)) == 1
+    assert run(tmp_path, args, limit_files, int(part * smallest)).returncode == 1
     check_whole(tmp_path / "out", expected)
-    assert run(tmp_path, args) == 0
+    assert run(tmp_path, args).returncode == 0
     assert files(tmp_path / "out") == expected
 
 
@@ -197,10 +170,10 @@ def test_a_small_file_system_is_full(pages, command, undisturbed, tmp_path):
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("mounting a file system is not allowed here")
     try:
-        assert run(tmp_path, args) == 1
+        assert run(tmp_path, args).returncode == 1
         check_whole(tmp_path / "out", expected)
         subprocess.run([*mount[:4], "remount,size=10m", *mount[5:]], check=True)
-        assert run(tmp_path, args) == 0
+        assert run(tmp_path, args).returncode == 0
         assert files(tmp_path / "out") == expected
     finally:
         subprocess.run(["umount", str(tmp_path / "out")], check=True)
@@ -270,7 +243,7 @@ def test_one_of_two_ranks_is_killed(rank, command, undisturbed, popen, tmp_path)
         time.sleep(0.1)
     found = check_whole(tmp_path / "out", expected)
     assert 5 <= sum(name.endswith(".jpg") for name in found) < 40
-    assert run(tmp_path, args) == 0
+    assert run(tmp_path, args).returncode == 0
     assert files(tmp_path / "out") == expected
 
 
@@ -291,7 +264,7 @@ def test_a_signal_ends_the_run_in_order(signum, code, ranks, command, undisturbe
     assert {json.loads(line)["file"] for line in lines} == images
     assert not [name for name in found if name.endswith(".tmp")]
     assert 5 <= len(images) < 40
-    assert run(tmp_path, args) == 0
+    assert run(tmp_path, args).returncode == 0
     assert files(tmp_path / "out") == expected
 
 
@@ -329,5 +302,5 @@ def test_slurm_starts_the_job_again(command, undisturbed, popen, scontrol, tmp_p
     assert (tmp_path / "requeued").read_text() == "requeue 4711\n"
     check_whole(tmp_path / "out", expected)
     assert not list(tmp_path.glob("**/*.ckpt"))
-    assert run(tmp_path, args) == 0
+    assert run(tmp_path, args).returncode == 0
     assert files(tmp_path / "out") == expected

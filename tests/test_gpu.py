@@ -48,3 +48,42 @@ def test_the_command_line(tiny_checkpoint, tmp_path):
     assert len(list(tmp_path.glob("*/*.jpg"))) == 48
     records = [json.loads(line) for line in (tmp_path / "metadata.jsonl").open(encoding="utf-8")]
     assert {record["precision"] for record in records} == {"bf16-true"}
+
+
+def test_out_of_memory_splits_the_batch(tiny_checkpoint, tmp_path):
+    """With what is left of the memory taken away but for a little: the same images, a warning."""
+    prompts = tmp_path / "prompt.json"
+    prompts.write_text(json.dumps([f"{n} cats" for n in range(256)]))
+    command = [
+        "predict", "--trainer.accelerator=gpu", "--trainer.devices=1", "--trainer.precision=64-true",
+        f"--model.model_path={tiny_checkpoint}", f"--data.prompt_json={prompts}",
+        "--model.parallel_size=2", "--model.images_per_batch=512", "--model.compile=false",
+        "--writer.save_tokens=true",
+    ]  # fmt: skip
+    whole, split = (
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT, mebibytes, *command, f"--writer.output_dir={folder}"],
+            capture_output=True, text=True, timeout=600, cwd=Path(__file__).parents[1],
+        )
+        for mebibytes, folder in [("0", tmp_path / "whole"), ("300", tmp_path / "split")]
+    )  # fmt: skip
+    assert (whole.returncode, whole.stderr) == (0, "")
+    assert split.returncode == 0, split.stderr
+    assert "out of memory: from now on at most" in split.stderr
+    tokens = [
+        {path.relative_to(folder): path.read_bytes() for path in folder.glob("*/*.npy")}
+        for folder in (tmp_path / "whole", tmp_path / "split")
+    ]
+    assert len(tokens[0]) == 512
+    assert tokens[0] == tokens[1]
+
+
+SCRIPT = """
+import sys, torch
+from lit_dola.cli import main
+most = int(sys.argv.pop(1)) * 2**20
+if most:
+    memory = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(most / memory)
+main()
+"""

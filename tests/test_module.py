@@ -120,7 +120,8 @@ def test_a_batch_too_large_for_the_memory_is_split(images, expected, predict, ca
     _, split = predict(images_per_batch=4, spoil=enough_for(images, sizes))
     assert sizes == expected
     assert gather(split) == gather(whole)
-    assert len(warned(caplog)) == sum(size > images for size in expected)
+    told = [f"out of memory: from now on at most {expected[-1]} images at once"]  # once
+    assert warned(caplog) == (told if len(expected) > 1 else [])
 
 
 def test_the_smaller_size_is_remembered(predict, caplog):
@@ -131,8 +132,17 @@ def test_the_smaller_size_is_remembered(predict, caplog):
 
 
 def test_memory_too_small_for_one_image(predict):
-    with pytest.raises(UserError, match=r"out of memory at one image.*--model\.quantize int8wo"):
+    with pytest.raises(UserError, match=r"out of memory at 1 image.*--model\.quantize int8wo"):
         predict(spoil=enough_for(0, []))
+
+
+def test_memory_too_small_for_the_weights(predict, monkeypatch):
+    def load(*_args, **_settings):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(module, "load_janus", load)
+    with pytest.raises(UserError, match="out of memory at the weights"):
+        predict()
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(predict):

@@ -1,0 +1,243 @@
+"""The README's table of messages: each is made here, as a user would make it."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lit_dola import writer
+from lit_dola.decoding import ImageTokenGenerator
+from lit_dola.writer import ImageWriter
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+SECTION = README.split("## When something goes wrong")[1].split("\n## ")[0]
+MESSAGES = re.findall(r"^\| `(.+?)` \|", SECTION, re.M)
+
+
+@pytest.fixture
+def predict(main_here, tiny_checkpoint, tmp_path):
+    """Run the command line in this process; gives its exit code and stderr."""
+    (tmp_path / "prompt.json").write_text('["a cat"]')
+
+    def run(*args):
+        done = main_here(
+            tmp_path, "predict", "--trainer.accelerator=cpu", "--trainer.devices=1",
+            f"--model.model_path={tiny_checkpoint}", "--model.parallel_size=2", *args,
+        )  # fmt: skip
+        return done.returncode, done.stderr
+
+    return run
+
+
+@pytest.fixture
+def spoilt(tiny_checkpoint, tmp_path):
+    """A copy of the checkpoint, its weights changed by a function."""
+
+    def make(change):
+        shutil.copytree(tiny_checkpoint, tmp_path / "spoilt")
+        path = tmp_path / "spoilt" / "model.safetensors"
+        weights = load_file(path)
+        change(weights)
+        save_file(weights, path)
+        return f"--model.model_path={tmp_path / 'spoilt'}"
+
+    return make
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "outputs/x")
+
+
+def out_of_memory(images):
+    """A token loop whose memory is enough for so many images."""
+    call = ImageTokenGenerator.__call__
+
+    def limited(self, prompts, keys, on_step=None):
+        if len(prompts) > images:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return call(self, prompts, keys, on_step)
+
+    return limited
+
+
+CASES = {}
+
+
+def case(fragment):
+    """Register what makes the message that has this in it, and its exit code."""
+    return lambda function: CASES.setdefault(fragment, function)
+
+
+@case("prompt.json: not readable")
+def missing_file(predict, tmp_path, **_):
+    (tmp_path / "prompt.json").unlink()
+    return predict(), 1
+
+
+@case("not JSON")
+def bad_json(predict, tmp_path, **_):
+    (tmp_path / "prompt.json").write_text('["a",\n  ]')
+    return predict(), 1
+
+
+@case("no prompt; expected one of the keys")
+def no_prompt(predict, tmp_path, **_):
+    (tmp_path / "prompt.json").write_text('["a", {"title": "b"}]')
+    return predict(), 1
+
+
+@case("tokens; expected at most")
+def long_prompt(predict, tmp_path, **_):
+    (tmp_path / "prompt.json").write_text(json.dumps(["a " * 2000]))
+    return predict(), 1
+
+
+@case("NaN or infinite")
+def not_finite(predict, spoilt, **_):
+    path = spoilt(lambda weights: weights["model.generation_head.vision_head.weight"].fill_(1e38))
+    return predict(path), 1
+
+
+@case("skipped, see")
+def skipped(predict, tmp_path, **_):
+    (tmp_path / "prompt.json").write_text('["a", 3, 4]')
+    return predict("--data.on_error=skip"), 3
+
+
+@case("holds images of another run")
+def mismatch(predict, **_):
+    assert predict() == (0, "")
+    return predict("--model.alpha=0.2"), 1
+
+
+@case("no record of an image")
+def foreign_folder(predict, tmp_path, **_):
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "metadata.jsonl").write_text('{"file_name": "x.png"}\n')
+    return predict(), 1
+
+
+@case("a symbolic link")
+def link(predict, tmp_path, **_):
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "00000_a_cat").symlink_to(tmp_path)
+    return predict(), 1
+
+
+@case("No space left on device")
+def full_disk(predict, monkeypatch, **_):
+    monkeypatch.setattr(writer, "write_atomically", no_space)
+    return predict(), 1
+
+
+@case("no folder './nowhere'")
+def no_folder(predict, **_):
+    return predict("--model.model_path=./nowhere"), 1
+
+
+@case("neither a local folder nor to be had from the hub")
+def no_network(predict, **_):
+    return predict("--model.model_path=deepseek-ai/Janus-Pro-7B"), 1
+
+
+@case("weights do not fit its config.json; missing")
+def missing_weight(predict, spoilt, **_):
+    return predict(spoilt(lambda weights: weights.pop("model.language_model.norm.weight"))), 1
+
+
+@case("not readable as weights")
+def short_file(predict, spoilt, tmp_path, **_):
+    path = spoilt(lambda weights: None)
+    os.truncate(tmp_path / "spoilt" / "model.safetensors", 1000)
+    return predict(path), 1
+
+
+@case("is not a middle layer")
+def wrong_layer(predict, **_):
+    return predict("--model.layer=8"), 1
+
+
+@case("torchao is not installed")
+def no_torchao(predict, monkeypatch, **_):
+    monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
+    return predict("--model.quantize=int8wo"), 1
+
+
+@case("DeepSeek's janus is not installed")
+def no_janus(predict, monkeypatch, **_):
+    monkeypatch.setattr("lit_dola.deepseek.find_spec", lambda name: None)
+    return predict("--model.backend=deepseek"), 1
+
+
+@case("at most 1 images at once")
+def too_many(predict, monkeypatch, **_):
+    monkeypatch.setattr(ImageTokenGenerator, "__call__", out_of_memory(1))
+    return predict(), 0
+
+
+@case("out of memory at 1 image")
+def too_large(predict, monkeypatch, **_):
+    monkeypatch.setattr(ImageTokenGenerator, "__call__", out_of_memory(0))
+    return predict("--model.images_per_batch=1"), 1
+
+
+@case("trainer: ")
+def wrong_trainer(predict, **_):
+    return predict("--trainer.strategy=dpp"), 1
+
+
+@case("another rank ended early")
+def other_rank(predict, monkeypatch, **_):
+    def lost(*_args, **_kwargs):
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(torch.distributed, "barrier", lost)
+    setup = ImageWriter.setup
+
+    def as_if_there_were_more(self, *args, **kwargs):
+        setup(self, *args, **kwargs)
+        self._ranks = object()
+
+    monkeypatch.setattr(ImageWriter, "setup", as_if_there_were_more)
+    return predict(), 1
+
+
+@case("stopped by SIGTERM")
+def stopped(predict, monkeypatch, **_):
+    encode = ImageWriter._encode
+
+    def stop(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return encode(*args)
+
+    monkeypatch.setattr(ImageWriter, "_encode", stop)
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    done = predict("--model.images_per_batch=1", "--model.parallel_size=50")
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+    return done, 143
+
+
+def test_the_table_and_the_cases_agree():
+    assert len(MESSAGES) == len(CASES)
+    for message in MESSAGES:
+        assert sum(fragment in message for fragment in CASES) == 1, message
+
+
+@pytest.mark.parametrize("fragment", CASES)
+def test_message(fragment, predict, spoilt, monkeypatch, tmp_path):
+    (message,) = (message for message in MESSAGES if fragment in message)
+    found, code = CASES[fragment](
+        predict=predict, spoilt=spoilt, monkeypatch=monkeypatch, tmp_path=tmp_path
+    )
+    assert found[0] == code
+    assert found[1].count("\n") == 1
+    pattern = ".*".join(re.escape(part) for part in message.split("…"))
+    assert re.search(pattern, found[1]), found[1]
