@@ -55,7 +55,8 @@ def test_out_of_memory_splits_the_batch(tiny_checkpoint, tmp_path):
     prompts = tmp_path / "prompt.json"
     prompts.write_text(json.dumps([f"{n} cats" for n in range(256)]))
     command = [
-        "predict", "--trainer.accelerator=gpu", "--trainer.devices=1", "--trainer.precision=64-true",
+        "predict", "--trainer.accelerator=gpu", "--trainer.devices=1",
+        "--trainer.precision=64-true",
         f"--model.model_path={tiny_checkpoint}", f"--data.prompt_json={prompts}",
         "--model.parallel_size=2", "--model.images_per_batch=512", "--model.compile=false",
         "--writer.save_tokens=true",
