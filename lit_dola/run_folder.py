@@ -11,6 +11,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def write_atomically(path: Path, content: Iterable[bytes]) -> None:
     since Pillow, given a file, does not notice that a full disk has taken a part only.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)  # of a process that had this number before
     try:
         with temporary.open("xb") as file:  # made anew: never written through a link
             file.writelines(content)
@@ -114,8 +116,9 @@ class Lines:
         Raises:
             UserError: If a line is of something else.
         """
-        for path in self._files():
-            with path.open("rb") as file:
+        # The merged file last: a line that another run merges meanwhile is seen there.
+        for path in (*self._parts(), self.path):
+            with suppress(FileNotFoundError), path.open("rb") as file:
                 for number, line in enumerate(file, start=1):
                     try:
                         record = json.loads(line)
@@ -130,8 +133,8 @@ class Lines:
 
     def merge(self, keep: Callable[[Record], bool] = lambda record: True) -> int:
         """Merge all files into one, sorted, a line an image; gives the number of lines."""
+        parts = self._parts()
         lines = {_place(record): line for record, line in self.read() if keep(record)}
-        parts = [path for path in self._files() if path != self.path]
         if lines:
             write_atomically(self.path, (lines[place] for place in sorted(lines)))
         else:
@@ -140,9 +143,8 @@ class Lines:
             part.unlink(missing_ok=True)
         return len(lines)
 
-    def _files(self) -> list[Path]:
-        parts = self.path.parent.glob(f"{self.path.stem}.*.jsonl")
-        return [path for path in (self.path, *sorted(parts)) if path.is_file()]
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{self.path.stem}.*.jsonl"))
 
 
 def _place(record: Record) -> tuple[int, int]:
@@ -154,29 +156,39 @@ def _place(record: Record) -> tuple[int, int]:
 def image_files(folder: Path) -> set[str]:
     """Images and tokens that are in the folder of a run, relative to it, ``/`` between.
 
-    What a killed run has left half-written, under temporary names, is deleted on the way.
-
     Raises:
         UserError: If the folder of a prompt is a symbolic link.
     """
-    found: set[str] = set()
+    return {
+        f"{prompt_folder.name}/{entry.name}"
+        for prompt_folder in _prompt_folders(folder)
+        for entry in os.scandir(prompt_folder)
+        if _IMAGE_FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+    }
+
+
+def delete_half_written(folder: Path, before: float) -> None:
+    """Delete what killed runs have left under temporary names.
+
+    Args:
+        folder: Folder of a run.
+        before: Only what is older, in the file system's own time: another run may be writing.
+    """
+    for place in (folder, *_prompt_folders(folder)):
+        for entry in os.scandir(place):
+            if _TEMPORARY.fullmatch(entry.name):
+                with suppress(FileNotFoundError):
+                    if entry.stat(follow_symlinks=False).st_mtime < before:
+                        os.unlink(entry.path)
+
+
+def _prompt_folders(folder: Path) -> Iterator[Path]:
     for entry in os.scandir(folder):
-        if _TEMPORARY.fullmatch(entry.name):
-            os.unlink(entry.path)
-        elif _PROMPT_FOLDER.fullmatch(entry.name):
+        if _PROMPT_FOLDER.fullmatch(entry.name):
             if entry.is_symlink():
                 raise UserError(f"{entry.path}: a symbolic link; expected a folder")
             if entry.is_dir():
-                found.update(f"{entry.name}/{name}" for name in _images_in(entry.path))
-    return found
-
-
-def _images_in(folder: str) -> Iterator[str]:
-    for entry in os.scandir(folder):
-        if _TEMPORARY.fullmatch(entry.name):
-            os.unlink(entry.path)
-        elif _IMAGE_FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-            yield entry.name
+                yield Path(entry.path)
 
 
 def delete_images(folder: Path) -> None:

@@ -34,6 +34,7 @@ from lit_dola.run_folder import (
     Lines,
     Record,
     append_line,
+    delete_half_written,
     delete_images,
     differences,
     image_files,
@@ -182,6 +183,7 @@ class ImageWriter(BasePredictionWriter):
             try:
                 Lines(self.output_dir, "metadata").merge()
                 self.num_failures = Lines(self.output_dir, "errors").merge()
+                delete_half_written(self.output_dir, before=self._began)
             except OSError as error:
                 raise self._cannot_write(error) from error
 
@@ -191,14 +193,15 @@ class ImageWriter(BasePredictionWriter):
         try:
             folder = self._choose_folder(prompts)
             folder.mkdir(parents=True, exist_ok=True)
-            TemporaryFile(dir=folder).close()
+            with TemporaryFile(dir=folder) as file:  # what cannot be written shows at once
+                self._began = os.fstat(file.fileno()).st_mtime
             done = self._done(folder)
             for failure in data.failures:
                 append_line(Lines(folder, "errors").of_rank(0), failure._asdict())
         except UserError as error:
             return error
         except OSError as error:
-            return self._cannot_write(error)
+            return UserError(str(self._cannot_write(error)))
         requests = enumerate(data.requests)
         return folder, [place for place, request in requests if self._file(request) not in done]
 

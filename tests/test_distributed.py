@@ -86,11 +86,12 @@ main()
 
 
 def test_a_model_in_parts_makes_the_same_images(predict, tmp_path):
-    """FSDP: between two steps each rank has half of every layer; the name wants a GPU."""
+    """FSDP: between two steps each rank has half of every layer; all run as many batches."""
     (tmp_path / "sharded.py").write_text(SHARDED)
-    _, one = predict("one")
+    five = ["--model.parallel_size=1", "--model.images_per_batch=1"]
+    _, one = predict("one", *five)
     strategy = json.dumps({"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"})
-    done, two = predict("two", *ranks(2, strategy), script=tmp_path / "sharded.py")
+    done, two = predict("two", *five, *ranks(2, strategy), script=tmp_path / "sharded.py")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines() == ["part 0.5 of 72 weights"] * 4
+    assert done.stderr.splitlines() == ["part 0.5 of 72 weights"] * 6
     assert two == one

@@ -15,6 +15,7 @@ from lit_dola.errors import UserError
 from lit_dola.run_folder import (
     Lines,
     append_line,
+    delete_half_written,
     delete_images,
     differences,
     image_files,
@@ -137,8 +138,7 @@ def test_nothing_is_written_through_a_link(tmp_path):
 
     write_atomically(folder / "img_00.jpg", [b"new"])
     assert not (folder / "img_00.jpg").is_symlink()
-    with pytest.raises(FileExistsError):
-        write_atomically(folder / "img_01.jpg", [b"new"])
+    write_atomically(folder / "img_01.jpg", [b"new"])  # in spite of the temporary name
     with pytest.raises(OSError, match="symbolic links"):
         append_line(folder / "metadata.0.jsonl", {})
     with pytest.raises(OSError, match="a symbolic link; expected a folder"):
@@ -240,14 +240,21 @@ def make(folder, *names):
         (folder / name).write_bytes(b"x")
 
 
-def test_image_files_are_ours_and_what_is_half_written_is_deleted(tmp_path):
+def test_image_files_are_ours_and_what_is_half_written_is_not(tmp_path):
     ours = {"00000_a/img_00.jpg", "00000_a/img_00.npy", "123456_b/img_100.webp", "00003/img_01.png"}
     others = ["notes.txt", "00000_a/notes.txt", "extra/img_00.jpg", "00000_a/deep/img_00.jpg"]
     torn = [".metadata.jsonl.7.tmp", "00000_a/.img_01.jpg.4711.tmp"]
     make(tmp_path, *ours, *others, *torn)
     assert image_files(tmp_path) == ours
-    assert all((tmp_path / name).exists() for name in [*ours, *others])
+    now = (tmp_path / torn[0]).stat().st_mtime
+    os.utime(tmp_path / torn[1], (now - 9, now - 9))
+    delete_half_written(tmp_path, before=now - 10)  # so long ago there was nothing
+    assert all((tmp_path / name).exists() for name in [*ours, *others, *torn])
+    delete_half_written(tmp_path, before=now)
+    assert [(tmp_path / name).exists() for name in torn] == [True, False]
+    delete_half_written(tmp_path, before=now + 1)
     assert not any((tmp_path / name).exists() for name in torn)
+    assert all((tmp_path / name).exists() for name in [*ours, *others])
 
 
 def test_delete_images_leaves_what_is_not_ours(tmp_path):

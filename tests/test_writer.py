@@ -59,7 +59,11 @@ def write(tiny_checkpoint):
             photo().expand(len(missing), -1, -1, -1),
             list(failures),
         )
-        image_writer.write_on_batch_end(trainer, module, images, None, missing, 0, 0)
+        try:
+            image_writer.write_on_batch_end(trainer, module, images, None, missing, 0, 0)
+        except UserError as error:
+            image_writer.on_exception(trainer, module, error)
+            raise
         if end:
             image_writer.on_predict_end(trainer, module)
             image_writer.teardown(trainer, module, "predict")
