@@ -83,7 +83,8 @@ def write_atomically(path: Path, content: Iterable[bytes]) -> None:
 def append_line(path: Path, record: Record) -> None:
     """Append a record to a JSON Lines file, whole or not at all."""
     line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)  # POSIX, Windows
     file = os.open(path, flags, 0o666)
     try:
         before = os.fstat(file).st_size

@@ -180,6 +180,16 @@ def test_help_tells_every_setting(predict, parse):
     assert "Threshold of the head set" in text
 
 
+def test_a_run_that_is_done_does_not_load_the_model(predict, folder, small, tiny_checkpoint):
+    checkpoint = shutil.copytree(tiny_checkpoint, folder / "checkpoint")
+    args = [*small, f"--model.model_path={checkpoint}"]
+    succeed(predict(*args))
+    made = files(folder / "outputs")
+    (checkpoint / "model.safetensors").unlink()
+    assert succeed(predict(*args)).stderr == ""
+    assert files(folder / "outputs") == made
+
+
 def test_original_layout_gives_the_tokens_of_the_plain_reference(predict, folder, small):
     config = original.make_config(64, 128, 4, 4, vocab_size=512, image_size=64)
     weights = original.small_weights(config)

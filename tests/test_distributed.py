@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from tests.test_cli import CPU, files, one_line, records
 
@@ -14,19 +15,32 @@ MAIN = Path(__file__).parents[1] / "main.py"
 
 
 @pytest.fixture
-def predict(tiny_checkpoint, tmp_path):
-    """Run ``main.py``, or another script, into a folder; gives its files."""
+def start(tiny_checkpoint, tmp_path):
+    """Start ``main.py``, or another script, into a folder."""
     (tmp_path / "prompt.json").write_text(json.dumps([f"a picture of {n} birds" for n in range(5)]))
 
-    def run(out, *args, launcher=(), script=MAIN):
-        done = subprocess.run(
+    def popen(out, *args, launcher=(), script=MAIN, **environment):
+        return subprocess.Popen(
             [
                 sys.executable, *launcher, str(script), "predict", *CPU, "--model.parallel_size=2",
                 f"--model.model_path={tiny_checkpoint}", "--model.images_per_batch=3",
                 f"--writer.output_dir={out}", *args,
             ],
-            cwd=tmp_path, env=os.environ, capture_output=True, text=True, timeout=300,
+            cwd=tmp_path, env={**os.environ, **environment},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+
+    return popen
+
+
+@pytest.fixture
+def predict(start, tmp_path):
+    """The same to its end; gives its files as well."""
+
+    def run(out, *args, **options):
+        process = start(out, *args, **options)
+        stdout, stderr = process.communicate(timeout=300)
+        done = subprocess.CompletedProcess([], process.returncode, stdout, stderr)
         return done, files(tmp_path / out) if (tmp_path / out).is_dir() else {}
 
     return run
@@ -64,6 +78,27 @@ def test_torchrun(predict):
     done, two = predict("two", *ranks(2), launcher=launcher)
     assert done.returncode == 0, done.stderr
     assert two == one
+
+
+@pytest.mark.parametrize("launcher", ["srun", "by hand"])
+def test_two_nodes(launcher, predict, start, tmp_path):
+    """One rank each, as SLURM starts them, or a person on each machine."""
+    _, one = predict("one")
+    master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
+    slurm = {
+        "SLURM_NTASKS": "2", "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "dola",
+        "SLURM_NTASKS_PER_NODE": "1", "SLURM_NODELIST": "localhost", "SLURM_LOCALID": "0",
+    }  # fmt: skip
+    nodes = []
+    for node in ("0", "1"):
+        variables = {"SLURM_PROCID": node, "SLURM_NODEID": node, **slurm}
+        if launcher == "by hand":
+            variables = {"NODE_RANK": node}
+        nodes.append(start("two", *ranks(1), "--trainer.num_nodes=2", **master, **variables))
+    for node in nodes:
+        _, stderr = node.communicate(timeout=120)
+        assert (node.returncode, stderr) == (0, "")
+    assert files(tmp_path / "two") == one
 
 
 SHARDED = """

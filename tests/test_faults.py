@@ -259,7 +259,9 @@ def test_a_signal_ends_the_run_in_order(signum, code, ranks, command, undisturbe
     args = command(10, 4, "--model.images_per_batch=2")
     expected = undisturbed(args)
     process = popen([*args, *TWO_RANKS[: 2 * ranks - 2]])
-    process.send_signal(signum)
+    for _ in range(20):  # by someone impatient
+        process.send_signal(signum)
+        time.sleep(0.01)
     assert process.wait(60) == code
     name = signal.Signals(signum).name
     assert process.stderr.read() == f"stopped by {name}; the same command goes on from there\n"
