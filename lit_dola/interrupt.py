@@ -52,9 +52,9 @@ def signals_end_the_process() -> Iterator[None]:
     try:
         yield
     finally:
-        if not _stopping.is_set():  # else let the process end undisturbed
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
+        for signum, handler in before.items():
+            # After an interruption let the process end undisturbed.
+            signal.signal(signum, signal.SIG_IGN if _stopping.is_set() else handler)
 
 
 class GracefulStop(Callback):
