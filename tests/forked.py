@@ -26,15 +26,17 @@ def start(folder, args, breaking=None, *details, **environment):
     return process
 
 
-def run(*args, **environment):
+def run(folder, *args, **environment):
     """Start, and wait for the end; gives what ``subprocess.run`` gives."""
-    process = start(*args, **environment)
+    return finish(start(folder, *args, **environment), folder)
+
+
+def finish(process, folder):
+    """Wait for the end of a process that was started in a folder."""
     process.join(120)
     process.kill()
     process.join()
-    stdout, stderr = (
-        (args[0] / name).read_text(encoding="utf-8") for name in (".stdout", ".stderr")
-    )
+    stdout, stderr = ((folder / name).read_text("utf-8") for name in (".stdout", ".stderr"))
     return SimpleNamespace(returncode=process.exitcode, stdout=stdout, stderr=stderr)
 
 

@@ -23,7 +23,7 @@ import pytest
 
 from lit_dola import run_folder
 from lit_dola.interrupt import requeue_slurm_job
-from tests.forked import run, start
+from tests.forked import finish, run, start
 
 
 @pytest.fixture
@@ -200,50 +200,57 @@ TWO_RANKS = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 
 @pytest.fixture
-def popen(tmp_path):
-    """Start ``main.py`` as a user does, and wait until some images are there."""
-    started = []
+def begin(tmp_path):
+    """Start a run, and wait until some images are there; gives its process id and its end."""
+    groups = []
 
-    def start_main(args, wait_for=5, launcher=(), **environment):
-        started.append(
-            subprocess.Popen(
-                [sys.executable, *launcher, str(MAIN), *args],
-                cwd=tmp_path,
-                env={**os.environ, **environment},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-        )
-        while len(list((tmp_path / "out").glob("*/*.jpg"))) < wait_for:
-            assert started[-1].poll() is None, started[-1].communicate()
+    def wait_for_images(ended, how_many=5):
+        while len(list((tmp_path / "out").glob("*/*.jpg"))) < how_many:
+            assert not ended(), [path.read_text() for path in tmp_path.glob(".std*")]
             time.sleep(0.02)
-        return started[-1]
 
-    yield start_main
-    for process in started:
+    def one_rank(args, **environment):
+        process = start(tmp_path, args, **environment)
+        wait_for_images(lambda: not process.is_alive())
+        return process.pid, lambda: finish(process, tmp_path)
+
+    def two_ranks(args, **environment):
+        """From ``main.py`` itself, which Lightning starts again for the second."""
+        with (tmp_path / ".stdout").open("w") as stdout, (tmp_path / ".stderr").open("w") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, str(MAIN), *args, *TWO_RANKS],
+                cwd=tmp_path, env={**os.environ, **environment}, stdout=stdout, stderr=stderr,
+                start_new_session=True,
+            )  # fmt: skip
+        groups.append(process.pid)
+        wait_for_images(lambda: process.poll() is not None)
+        said = tmp_path / ".stderr"
+        return process.pid, lambda: types.SimpleNamespace(
+            returncode=process.wait(60), stderr=said.read_text()
+        )
+
+    yield {1: one_rank, 2: two_ranks}
+    for group in groups:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+            os.killpg(group, signal.SIGKILL)
 
 
-def further_rank(process):
+def further_rank(pid):
     """Process id of the rank that Lightning started."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     (child,) = [int(child) for child in children]
     return child
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_one_of_two_ranks_is_killed(rank, command, undisturbed, popen, tmp_path):
+def test_one_of_two_ranks_is_killed(rank, command, undisturbed, begin, tmp_path):
     """The other ends too; any number of ranks then makes the rest."""
     args = command(10, 4, "--model.images_per_batch=2")
     expected = undisturbed(args)
-    process = popen([*args, *TWO_RANKS])
-    child = further_rank(process)
-    os.kill([process.pid, child][rank], signal.SIGKILL)
-    assert process.wait(60) != 0
+    pid, end = begin[2](args)
+    child = further_rank(pid)
+    os.kill([pid, child][rank], signal.SIGKILL)
+    assert end().returncode != 0
     while Path(f"/proc/{child}").exists():
         time.sleep(0.1)
     found = check_whole(tmp_path / "out", expected)
@@ -252,19 +259,23 @@ def test_one_of_two_ranks_is_killed(rank, command, undisturbed, popen, tmp_path)
     assert files(tmp_path / "out") == expected
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_run_in_order(signum, code, ranks, command, undisturbed, popen, tmp_path):
+@pytest.mark.parametrize(
+    ("signum", "code", "ranks"),
+    [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGTERM, 143, 2)],
+)
+def test_a_signal_ends_the_run_in_order(signum, code, ranks, command, undisturbed, begin, tmp_path):
     """What is generated is written, with its lines; nothing half-written is left."""
     args = command(10, 4, "--model.images_per_batch=2")
     expected = undisturbed(args)
-    process = popen([*args, *TWO_RANKS[: 2 * ranks - 2]])
+    pid, end = begin[ranks](args)
     for _ in range(20):  # by someone impatient
-        process.send_signal(signum)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signum)
         time.sleep(0.01)
-    assert process.wait(60) == code
+    done = end()
     name = signal.Signals(signum).name
-    assert process.stderr.read() == f"stopped by {name}; the same command goes on from there\n"
+    assert done.returncode == code
+    assert done.stderr == f"stopped by {name}; the same command goes on from there\n"
     found = check_whole(tmp_path / "out", expected)
     images = {name for name in found if name.endswith(".jpg")}
     lines = [line for name in found if name.endswith(".jsonl") for line in found[name].splitlines()]
@@ -294,7 +305,7 @@ def test_a_task_of_an_array_of_jobs_is_queued_by_itself(scontrol, monkeypatch, t
     assert (tmp_path / "requeued").read_text() == "requeue 4700_3\n"
 
 
-def test_slurm_starts_the_job_again(command, undisturbed, popen, scontrol, tmp_path):
+def test_slurm_starts_the_job_again(command, undisturbed, begin, scontrol, tmp_path):
     """Its signal ends the run in order, without a checkpoint, and the job is queued again."""
     args = command(10, 4, "--model.images_per_batch=2")
     expected = undisturbed(args)
@@ -303,9 +314,9 @@ def test_slurm_starts_the_job_again(command, undisturbed, popen, scontrol, tmp_p
         "SLURM_NODEID": "0", "SLURM_JOB_NAME": "dola", "SLURM_NODELIST": "localhost",
         "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
     }  # fmt: skip
-    process = popen(args, **slurm)
-    process.send_signal(signal.SIGUSR1)
-    assert process.wait(60) == 128 + signal.SIGUSR1
+    pid, end = begin[1](args, **slurm)
+    os.kill(pid, signal.SIGUSR1)
+    assert end().returncode == 128 + signal.SIGUSR1
     assert (tmp_path / "requeued").read_text() == "requeue 4711\n"
     check_whole(tmp_path / "out", expected)
     assert not list(tmp_path.glob("**/*.ckpt"))
