@@ -73,9 +73,7 @@ class DoLaCLI(LightningCLI):
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
-            raise UserError(
-                f"trainer: {error}; on a machine without a GPU add --trainer.accelerator cpu"
-            ) from error
+            raise UserError(_trainer_message(error)) from error
 
     def predict(self, model: LightningModule, datamodule: LightningDataModule) -> None:
         """Generate; what is written is not kept in memory as well."""
@@ -132,8 +130,7 @@ def main(args: list[str] | None = None) -> None:
         silent = not first and not isinstance(error, RankError)
         raise SystemExit(1 if silent else _fail(str(error), code=1)) from None
     except MisconfigurationException as error:
-        hint = "; on a machine without a GPU add --trainer.accelerator cpu"
-        raise SystemExit(_fail(f"trainer: {error}{hint}", code=1)) from None
+        raise SystemExit(_fail(_trainer_message(error), code=1)) from None
     except Interrupted as interrupted:
         raise SystemExit(_stop(interrupted)) from None
 
@@ -148,6 +145,10 @@ def _stop(interrupted: Interrupted) -> int:
             except (OSError, subprocess.CalledProcessError) as error:
                 _fail(f"scontrol requeue: {error}", code=1)
     return interrupted.exit_code
+
+
+def _trainer_message(error: Exception) -> str:
+    return f"trainer: {error}; on a machine without a GPU add --trainer.accelerator cpu"
 
 
 def _fail(message: str, code: int) -> int:

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from itertools import chain
 from logging import getLogger
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
@@ -140,7 +142,7 @@ class LitDoLa(LightningModule):
         Raises:
             UserError: If the model has no such layer.
         """
-        self.decoding_config = replace(self.decoding_config, layer=self._middle_layer())
+        self.decoding_config = replace(self.decoding_config, layer=self._middle_layer)
 
     def configure_model(self) -> None:
         """Load the model, in the trainer's precision and straight onto its device.
@@ -151,11 +153,10 @@ class LitDoLa(LightningModule):
         data = cast(Any, self.trainer).datamodule
         if hasattr(self, "janus") or (data is not None and not data.requests):
             return  # there is nothing to make
-        checkpoint = find_checkpoint(self.model_path)
-        encoder = PromptEncoder(checkpoint, self.roles, name=self.model_path)
+        encoder = PromptEncoder(self._checkpoint, self.roles, name=self.model_path)
         try:
             self.janus = load_janus(
-                checkpoint,
+                self._checkpoint,
                 pad_token_id=encoder.pad_token_id,
                 dtype=torch.get_default_dtype(),
                 device=torch.get_default_device(),
@@ -276,12 +277,18 @@ class LitDoLa(LightningModule):
         """Every setting that shapes an image, and what was resolved from it."""
         left_out = ("parallel_size", "images_per_batch", "compile", "_instantiator")
         settings = {name: value for name, value in self.hparams.items() if name not in left_out}
-        return {**settings, "layer": self._middle_layer()}
+        return {**settings, "layer": self._middle_layer}
 
+    @cached_property
+    def _checkpoint(self) -> Path:
+        """Found once: for a name on the hub that asks the network."""
+        return find_checkpoint(self.model_path)
+
+    @cached_property
     def _middle_layer(self) -> int | None:
         if not self.dola:
             return None
-        config, _ = load_config(find_checkpoint(self.model_path))
+        config, _ = load_config(self._checkpoint)
         num_layers = config.text_config.num_hidden_layers
         if self.layer is None:
             return pick_static_layer_index(num_layers + 1, True, self.layer_ratio)

@@ -185,7 +185,7 @@ class ImageWriter(BasePredictionWriter):
                 self.num_failures = Lines(self.output_dir, "errors").merge()
                 delete_half_written(self.output_dir, before=self._began)
             except OSError as error:
-                raise self._cannot_write(error) from error
+                raise RankError(self._cannot_write(error)) from error
 
     def _plan(self, data: PromptDataModule) -> tuple[Path, list[int]] | UserError:
         """The folder, and the places of the requests that are missing there; or what is wrong."""
@@ -201,7 +201,7 @@ class ImageWriter(BasePredictionWriter):
         except UserError as error:
             return error
         except OSError as error:
-            return UserError(str(self._cannot_write(error)))
+            return UserError(self._cannot_write(error))
         requests = enumerate(data.requests)
         return folder, [place for place, request in requests if self._file(request) not in done]
 
@@ -252,10 +252,10 @@ class ImageWriter(BasePredictionWriter):
             while len(self._writing) > most_left or (self._writing and self._writing[0].done()):
                 self._writing.popleft().result()
         except OSError as error:
-            raise self._cannot_write(error) from error
+            raise RankError(self._cannot_write(error)) from error
 
-    def _cannot_write(self, error: OSError) -> UserError:
-        return RankError(
+    def _cannot_write(self, error: OSError) -> str:
+        return (
             f"writer.output_dir: cannot write to {error.filename or self.output_dir}:"
             f" {error.strerror}; what was written is kept, the same command goes on from there"
         )

@@ -24,6 +24,7 @@ import pytest
 from lit_dola import run_folder
 from lit_dola.interrupt import requeue_slurm_job
 from tests.forked import finish, run, start
+from tests.test_cli import files
 
 
 @pytest.fixture
@@ -58,14 +59,6 @@ def undisturbed(made_before, tmp_path):
         return made_before[key]
 
     return of
-
-
-def files(folder):
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 def check_whole(folder, expected):
