@@ -1,11 +1,11 @@
-"""The command line: LightningCLI with one subcommand, ``predict``, and errors for people."""
+"""The command line: LightningCLI with ``predict`` and ``evaluate``, and errors for people."""
 
 import logging
 import os
 import subprocess
 import sys
 import warnings
-from typing import Any
+from typing import Any, cast
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from lit_dola.data import PromptDataModule
 from lit_dola.errors import RankError, UserError
+from lit_dola.evaluation import EvaluationTrainer
 from lit_dola.interrupt import GracefulStop, Interrupted, requeue_slurm_job, signals_end_the_process
 from lit_dola.module import LitDoLa
 from lit_dola.progress import GenerationProgressBar
@@ -49,13 +50,13 @@ class Parser(LightningArgumentParser):
 
 
 class DoLaCLI(LightningCLI):
-    """Only ``predict`` makes sense here: there is nothing to fit, validate or test."""
+    """``predict`` and ``evaluate``: there is nothing to fit, validate or test."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Subcommands, and the arguments of the trainer's methods that are not offered."""
         hidden = {"model", "dataloaders", "datamodule", "return_predictions", "ckpt_path"}
-        return {"predict": {*hidden, "weights_only"}}
+        return {"predict": {*hidden, "weights_only"}, "evaluate": hidden}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the writer, and hand the model's settings to the data module."""
@@ -78,6 +79,16 @@ class DoLaCLI(LightningCLI):
     def predict(self, model: LightningModule, datamodule: LightningDataModule) -> None:
         """Generate; what is written is not kept in memory as well."""
         self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
+        self._tell_what_was_skipped()
+
+    def evaluate(self, model: LightningModule, datamodule: LightningDataModule, **how: Any) -> None:
+        """Evaluate, see :meth:`lit_dola.evaluation.EvaluationTrainer.evaluate`."""
+        cast(EvaluationTrainer, self.trainer).evaluate(
+            cast(LitDoLa, model), cast(PromptDataModule, datamodule), **how
+        )
+        self._tell_what_was_skipped()
+
+    def _tell_what_was_skipped(self) -> None:
         for writer in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(writer, ImageWriter) and writer.num_failures:
                 skipped = f"{writer.num_failures} skipped, see {writer.output_dir / 'errors.jsonl'}"
@@ -112,6 +123,7 @@ def main(args: list[str] | None = None) -> None:
             DoLaCLI(
                 LitDoLa,
                 PromptDataModule,
+                trainer_class=EvaluationTrainer,
                 save_config_callback=None,
                 trainer_defaults={
                     "logger": False,

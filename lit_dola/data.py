@@ -66,8 +66,8 @@ class PromptDataModule(LightningDataModule):
 
     Args:
         prompt_json: Prompt file: JSON (a list of strings, a list of objects with ``prompt``,
-            ``text`` or ``caption``, or an object id -> prompt), JSON Lines (``.jsonl``), or plain
-            text, a prompt a line (``.txt``).
+            ``text`` or ``caption``, or an object id -> prompt), JSON Lines (``.jsonl``), plain
+            text, a prompt a line (``.txt``), or a folder of such texts, a prompt a file.
         model_path: Checkpoint whose tokenizer and context length the prompts are held against.
         roles: Role names of the conversation template.
         parallel_size: Images a prompt.

@@ -1,4 +1,4 @@
-"""Prompt files: JSON, JSON Lines or plain text, and all that can be wrong with one."""
+"""Prompt files: JSON, JSON Lines, plain text or a folder, and all that can be wrong with one."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -37,13 +37,23 @@ def read_prompts(path: Path, skipped: list[Failure] | None = None) -> list[Promp
 
     Args:
         path: A file in one of the forms that :class:`lit_dola.data.PromptDataModule` names, UTF-8
-            with or without a byte order mark.
+            with or without a byte order mark; or a folder of ``.txt`` files, each of them one
+            prompt whose ``id`` is the file's name without its suffix, as DPG-Bench's are.
         skipped: Where entries go that are not prompts, rather than end the reading.
 
     Raises:
         UserError: If the file cannot be read, no entry is a prompt, or, unless they are skipped,
             one is not; the message names the file and the entry or line.
     """
+    text = None if path.is_dir() else _read_text(path)
+    try:
+        entries = _files(path) if text is None else _entries(text, path.suffix)
+        return _read_entries(*entries, skipped)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error.__cause__
+
+
+def _read_text(path: Path) -> str:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -52,10 +62,13 @@ def read_prompts(path: Path, skipped: list[Failure] | None = None) -> list[Promp
         raise UserError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
     if not text.strip():
         raise UserError(f"{path}: empty; expected at least one prompt")
-    try:
-        return _read_entries(*_entries(text, path.suffix), skipped)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error.__cause__
+    return text
+
+
+def _files(folder: Path) -> tuple[Iterable[tuple[str, Any]], Callable[..., Any]]:
+    """A prompt a file, in the order of their names."""
+    entries = ((path.name, path) for path in sorted(folder.glob("*.txt")))
+    return entries, lambda path, where: {"id": path.stem, "prompt": _read_text(path)}
 
 
 def _entries(text: str, suffix: str) -> tuple[Iterable[tuple[str, Any]], Callable[..., Any]]:

@@ -6,8 +6,10 @@ there. It runs the very pipeline that the published checkpoints run; what it dra
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -36,6 +38,20 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|Assistant|>:{% endif %}"
 )
+_TEXT_CONFIG = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
+_VQ_CONFIG = {
+    "num_embeddings": 1024,
+    "base_channels": 32,
+    "latent_channels": 32,
+    "channel_multiplier": [1, 1, 1, 2, 2],
+    "num_res_blocks": 1,
+}
 _CORPUS = """\
 a photo of a red apple on a wooden table in the morning light
 two blue birds sitting on a branch above a green river
@@ -48,8 +64,12 @@ snow falling over a mountain village at night, warm lights in every window
 """
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer, trained on a few lines, with Janus' special tokens."""
+def make_tokenizer(texts: Iterable[str] = _CORPUS.splitlines()) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of at most 512 tokens, Janus' special tokens among them.
+
+    Args:
+        texts: What it is trained on.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -60,7 +80,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_CORPUS.splitlines(), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     bos = SPECIAL_TOKENS["bos_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
@@ -76,22 +96,32 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_config(tokenizer: PreTrainedTokenizerFast, image_size: int = 192) -> JanusConfig:
-    """A Janus of 8 layers; its 16 x 16 pixels a token make 12 x 12 tokens of 192 x 192 pixels."""
-    hidden_size, patch_size = 128, 16
+def make_config(
+    tokenizer: PreTrainedTokenizerFast,
+    text_config: dict[str, Any],
+    vq_config: dict[str, Any],
+    image_size: int,
+) -> JanusConfig:
+    """A small Janus.
+
+    Args:
+        tokenizer: Of :func:`make_tokenizer`.
+        text_config: Sizes of the language model, a Llama.
+        vq_config: Sizes of the VQ tokenizer.
+        image_size: Height and width of its images, pixels: a multiple of the pixels a token, which
+            ``channel_multiplier`` says.
+    """
+    hidden_size = text_config["hidden_size"]
+    patch_size = 2 ** (len(vq_config["channel_multiplier"]) - 1)
     return JanusConfig(
         text_config={
             "model_type": "llama",
             "vocab_size": len(tokenizer),
-            "hidden_size": hidden_size,
-            "intermediate_size": 256,
-            "num_hidden_layers": 8,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
             "max_position_embeddings": 1024,
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
+            **text_config,
         },
         vision_config={
             "hidden_size": 32,
@@ -103,13 +133,9 @@ def make_config(tokenizer: PreTrainedTokenizerFast, image_size: int = 192) -> Ja
             "num_image_tokens": (image_size // patch_size) ** 2,
         },
         vq_config={
-            "num_embeddings": 1024,
-            "base_channels": 32,
-            "latent_channels": 32,
-            "channel_multiplier": [1, 1, 1, 2, 2],
-            "num_res_blocks": 1,
             "projection_dim": hidden_size,
             "image_token_embed_dim": hidden_size,
+            **vq_config,
         },
         image_token_id=tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS["image_token"]),
         tie_word_embeddings=False,
@@ -127,8 +153,22 @@ def make_tiny_janus(folder: Path, seed: int = 0, image_size: int = 192) -> None:
     tokenizer = make_tokenizer()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = JanusForConditionalGeneration(make_config(tokenizer, image_size)).eval()
+        config = make_config(tokenizer, _TEXT_CONFIG, _VQ_CONFIG, image_size)
+        model = JanusForConditionalGeneration(config).eval()
         enliven(model)
+    save_janus(model, tokenizer, folder)
+
+
+def save_janus(
+    model: JanusForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
+    """Save a checkpoint in transformers' layout, bfloat16, whole or not at all.
+
+    Args:
+        model: Its weights are cast in place.
+        tokenizer: Of :func:`make_tokenizer`.
+        folder: Must not be there yet.
+    """
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

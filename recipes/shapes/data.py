@@ -1,0 +1,74 @@
+"""Captioned pictures, drawn as they are asked for: no picture is seen twice."""
+
+import random
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from recipes.shapes.render import render
+from recipes.shapes.scene import describe, place_objects, sample_scene
+
+
+class Batch(NamedTuple):
+    """Pictures and what they show.
+
+    Attributes:
+        pixel_values: Float32 ``(pictures, 3, height, width)`` in [-1, 1].
+        prompts: The captions.
+    """
+
+    pixel_values: Tensor
+    prompts: list[str]
+
+
+class ShapesDataset(Dataset[tuple[Tensor, str]]):
+    """Pictures of the training combinations; the picture at a place is always the same.
+
+    Args:
+        first: Place of the first picture.
+        length: Pictures.
+        seed: Seed of the whole world.
+    """
+
+    def __init__(self, first: int, length: int, seed: int) -> None:
+        self.first, self.length, self.seed = first, length, seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        rng = random.Random(f"{self.seed}/{self.first + index}")
+        scene = sample_scene(rng)
+        image = np.asarray(render(place_objects(scene, rng), rng), dtype=np.float32)
+        return torch.from_numpy(image / 127.5 - 1).permute(2, 0, 1), describe(scene, rng)
+
+
+def collate(items: list[tuple[Tensor, str]]) -> Batch:
+    """A batch of pictures."""
+    pictures, prompts = zip(*items)
+    return Batch(torch.stack(pictures), list(prompts))
+
+
+class ShapesDataModule(LightningDataModule):
+    """New pictures every epoch; the trainer must reload its dataloader every epoch.
+
+    Args:
+        batch_size: Pictures a step.
+        steps_per_epoch: Steps between two checkpoints.
+        seed: Seed of the pictures.
+    """
+
+    def __init__(self, batch_size: int = 32, steps_per_epoch: int = 100, seed: int = 0) -> None:
+        super().__init__()
+        self.batch_size, self.steps_per_epoch, self.seed = batch_size, steps_per_epoch, seed
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """The pictures of the trainer's current epoch: a run that is resumed sees the next ones."""
+        length = self.batch_size * self.steps_per_epoch
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        dataset = ShapesDataset(epoch * length, length, self.seed)
+        return DataLoader(dataset, self.batch_size, collate_fn=collate)

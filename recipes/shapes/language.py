@@ -1,0 +1,139 @@
+"""Second stage: the language model that draws, with gen_embed, gen_aligner and gen_head.
+
+The sequence is that of generation: the prompt in its conversation, then the image's tokens; only
+these are learned. For classifier-free guidance (Ho and Salimans 2022, section 3.2) some prompts
+are replaced by the very tokens that stand for no prompt in generation.
+"""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import JanusForConditionalGeneration, get_cosine_schedule_with_warmup
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from lit_dola.tiny import CHAT_TEMPLATE, make_config, make_tokenizer, save_janus
+from recipes.shapes.data import Batch
+from recipes.shapes.scene import describe, sample_scene
+
+
+class JanusTraining(LightningModule):
+    """Trains a Janus to draw, on the tokens of a VQ tokenizer that is trained already.
+
+    Args:
+        vq_path: Folder of the tokenizer, which is not trained further.
+        text_config: Sizes of the language model, as ``text_config`` of a Janus checkpoint.
+        learning_rate: The largest: it warms up, then falls to 0 as a cosine.
+        warmup_steps: Steps until it is reached.
+        weight_decay: Of matrices; vectors have none.
+        condition_dropout: Share of the prompts that are dropped.
+        output_dir: Where the checkpoint is saved, in transformers' layout; must not be there yet.
+    """
+
+    def __init__(
+        self,
+        vq_path: str,
+        text_config: dict[str, Any],
+        learning_rate: float = 1e-3,
+        warmup_steps: int = 200,
+        weight_decay: float = 0.05,
+        condition_dropout: float = 0.1,
+        output_dir: str = "checkpoints/shapes-janus",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        rng = random.Random(0)
+        texts = [describe(sample_scene(rng), rng) for _ in range(5000)]
+        self.tokenizer = make_tokenizer(texts)
+        vq = JanusVQVAE.from_pretrained(vq_path)
+        vq_config = vq.config.to_diff_dict()
+        hidden_size = text_config["hidden_size"]
+        vq_config.update(projection_dim=hidden_size, image_token_embed_dim=hidden_size)
+        patches = vq.quantize.quant_state_dims[0]
+        image_size = patches << (len(vq.config.channel_multiplier) - 1)
+        config = make_config(self.tokenizer, text_config, vq_config, image_size)
+        self.janus = JanusForConditionalGeneration(config).train()
+        self.janus.model.vqmodel.load_state_dict(vq.state_dict())
+        self.janus.model.vqmodel.eval()
+        # What makes no image is not trained.
+        for part in (self.janus.model.vqmodel, self.janus.model.vision_model, self.janus.lm_head):
+            part.requires_grad_(False)
+        self.janus.model.aligner.requires_grad_(False)
+        with torch.no_grad():  # tokens that look alike start out alike
+            self.janus.model.generation_embeddings.weight.copy_(vq.quantize.embedding.weight)
+
+    def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask of prompts, padded on the left, on the host.
+
+        Returns:
+            int64 and bool, ``(prompts, tokens)``, from BOS to begin of image.
+        """
+        ids = self.tokenizer
+        boi = ids.convert_tokens_to_ids("<begin_of_image>")
+        rows = []
+        for prompt in prompts:
+            message = {"role": "user", "content": [{"type": "text", "text": prompt}]}
+            text = ids.apply_chat_template(
+                [message], chat_template=CHAT_TEMPLATE, add_generation_prompt=True, tokenize=False
+            )
+            rows.append([*ids(text).input_ids, boi])  # the tokenizer puts BOS first
+            if torch.rand(()) < self.hparams["condition_dropout"]:
+                rows[-1][1:-1] = [ids.pad_token_id] * (len(rows[-1]) - 2)
+        length = max(map(len, rows))
+        input_ids = [[ids.pad_token_id] * (length - len(row)) + row for row in rows]
+        mask = [[False] * (length - len(row)) + [True] * len(row) for row in rows]
+        return torch.tensor(input_ids), torch.tensor(mask)
+
+    @torch.no_grad()
+    def encode_pictures(self, pixel_values: Tensor) -> Tensor:
+        """Image tokens of pictures: int64 ``(pictures, num_image_tokens)``."""
+        with torch.autocast(self.device.type, enabled=False):
+            output = self.janus.model.vqmodel.encode(pixel_values.float(), return_dict=True)
+        return output.image_tokens.view(len(pixel_values), -1)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross entropy of the image tokens, nats a token."""
+        model = self.janus.model
+        tokens = self.encode_pictures(batch.pixel_values)
+        input_ids, mask = (x.to(self.device) for x in self.encode_prompts(batch.prompts))
+        drawn = self.janus.prepare_embeddings_for_image_generation(tokens[:, :-1])
+        text = model.language_model.embed_tokens(input_ids)
+        inputs = torch.cat([text, drawn.to(text.dtype)], dim=1)
+        mask = F.pad(mask, (0, drawn.shape[1]), value=True)
+        hidden_states = model.language_model(
+            inputs_embeds=inputs, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        logits = model.generation_head(hidden_states[:, -tokens.shape[1] :])
+        loss = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW, with warmup and a cosine."""
+        trained = [weight for weight in self.parameters() if weight.requires_grad]
+        groups = [
+            {"params": [w for w in trained if w.dim() > 1]},
+            {"params": [w for w in trained if w.dim() < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(
+            groups,
+            self.hparams["learning_rate"],
+            betas=(0.9, 0.95),
+            weight_decay=self.hparams["weight_decay"],
+        )
+        schedule = get_cosine_schedule_with_warmup(
+            optimizer, self.hparams["warmup_steps"], int(self.trainer.estimated_stepping_batches)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_train_end(self) -> None:
+        """Save the checkpoint."""
+        if self.trainer.is_global_zero:
+            save_janus(self.janus.eval(), self.tokenizer, Path(self.hparams["output_dir"]))

@@ -1,0 +1,250 @@
+"""What a prompt of the shapes world asks for, its wording, and a picture's exact ground truth.
+
+The skills are those of GenEval (Ghosh et al. 2023, section 3: single object, two objects,
+counting, colours, position, colour attribution), and ``composition``, which needs all of them at
+once. A scene is kept in GenEval's own form of metadata: ``tag``, and a list ``include`` of
+``class``, ``count``, ``color``, ``position``; ``size`` and ``place`` are ours.
+"""
+
+import random
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+SHAPES = ("circle", "square", "triangle", "cross")
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple")
+SIZES = ("small", "large")
+PLACES = ("left", "right", "top", "bottom", "middle")
+RELATIONS = ("left of", "right of", "above", "below")
+SKILLS = (
+    "single_object",
+    "two_object",
+    "counting",
+    "colors",
+    "position",
+    "color_attr",
+    "composition",
+)
+IMAGE_SIZE = 48
+"""Height and width of a picture, pixels."""
+RADII = {"small": (4.2, 5.3), "large": (7.2, 9.0)}
+"""Half of an object's height and width, pixels."""
+GAP = 2.5
+"""Pixels between the bounding boxes of two objects, at least."""
+PLACE_RANGES = {
+    "left": ((0.0, 16.5), (0.0, 48.0)),
+    "right": ((31.5, 48.0), (0.0, 48.0)),
+    "top": ((0.0, 48.0), (0.0, 16.5)),
+    "bottom": ((0.0, 48.0), (31.5, 48.0)),
+    "middle": ((20.0, 28.0), (20.0, 28.0)),
+}
+"""Where the centre of an object may lie: x from the left, y from the top, pixels."""
+HELD_OUT_PERCENT = 15
+
+_WEIGHTS = (1, 1, 1.5, 1, 1.5, 1.5, 2)
+_OPPOSITE = {"right of": "left of", "below": "above"}
+_NUMBERS = {2: "two", 3: "three"}
+_OPENINGS = ("", "", "a photo of ", "a picture of ", "an image of ")
+_WORDS = {
+    "small": ("small", "little"),
+    "large": ("large", "big"),
+    "left": ("on the left", "on the left side"),
+    "right": ("on the right", "on the right side"),
+    "top": ("at the top",),
+    "bottom": ("at the bottom",),
+    "middle": ("in the middle", "in the center"),
+    "left of": ("left of", "to the left of"),
+    "right of": ("right of", "to the right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Objects that one noun phrase names; what is None is not said, and may be anything."""
+
+    shape: str
+    count: int = 1
+    color: str | None = None
+    size: str | None = None
+    place: str | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What one prompt asks for: these objects and no other.
+
+    Attributes:
+        skill: One of :data:`SKILLS`.
+        groups: One or two groups.
+        relation: Of :data:`RELATIONS`: where every object of the first group is, seen from every
+            object of the second.
+    """
+
+    skill: str
+    groups: tuple[Group, ...]
+    relation: str | None = None
+
+    def metadata(self) -> dict[str, Any]:
+        """The scene as GenEval writes one: the second object first, the first placed by it."""
+        include = []
+        for group in reversed(self.groups):
+            said = {"size": group.size, "color": group.color, "place": group.place}
+            said = {key: value for key, value in said.items() if value}
+            include.append({"class": group.shape, "count": group.count, **said})
+        if self.relation:
+            include[1]["position"] = [self.relation, 0]
+        return {"tag": self.skill, "include": include}
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, Any]) -> "Scene":
+        """The inverse of :meth:`metadata`."""
+        groups = [
+            Group(
+                entry["class"],
+                entry["count"],
+                entry.get("color"),
+                entry.get("size"),
+                entry.get("place"),
+            )
+            for entry in reversed(metadata["include"])
+        ]
+        position = metadata["include"][-1].get("position")
+        return cls(metadata["tag"], tuple(groups), position[0] if position else None)
+
+
+@dataclass(frozen=True)
+class Object:
+    """An object of a picture: its centre ``(x, y)`` and half its extent, pixels."""
+
+    shape: str
+    color: str
+    x: float
+    y: float
+    radius: float
+
+    @property
+    def size(self) -> str:
+        """``small`` or ``large``, whichever its extent is nearer to."""
+        limit = (RADII["small"][1] + RADII["large"][0]) / 2
+        return "small" if self.radius < limit else "large"
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether what the scene asks for, in whatever wording, is kept from training.
+
+    "A left of B" is "B right of A", and "A and B" is "B and A".
+    """
+    groups, relation = scene.groups, scene.relation
+    if relation in _OPPOSITE:
+        groups, relation = groups[::-1], _OPPOSITE[relation]
+    elif relation is None:
+        groups = tuple(sorted(groups, key=repr))
+    return zlib.crc32(repr((groups, relation)).encode()) % 100 < HELD_OUT_PERCENT
+
+
+def sample_scene(
+    rng: random.Random,
+    split: Literal["train", "held_out"] = "train",
+    skill: str | None = None,
+) -> Scene:
+    """Draw what a prompt asks for.
+
+    Args:
+        rng: Source of chance.
+        split: Which combinations: those of training, or those kept from it.
+        skill: One of :data:`SKILLS`; any by default.
+    """
+    while True:
+        scene = _any_scene(rng, skill or rng.choices(SKILLS, _WEIGHTS)[0])
+        if is_held_out(scene) == (split == "held_out"):
+            return scene
+
+
+def _any_scene(rng: random.Random, skill: str) -> Scene:
+    """A scene of a skill, of either split."""
+
+    def group(colored: bool, sized: float = 0.35, **what: Any) -> Group:
+        color = rng.choice(COLORS) if colored else None
+        size = rng.choice(SIZES) if rng.random() < sized else None
+        return Group(rng.choice(SHAPES), color=color, size=size, **what)
+
+    if skill in ("single_object", "colors"):
+        place = rng.choice(PLACES) if rng.random() < 0.35 else None
+        return Scene(skill, (group(skill == "colors", place=place),))
+    if skill == "counting":
+        return Scene(skill, (group(rng.random() < 0.5, count=rng.choice((2, 3))),))
+    colored = skill in ("color_attr", "composition")
+    first, second = group(colored), group(colored)
+    if skill == "composition":
+        first = replace(first, count=rng.choice((1, 2)))
+    while first.shape == second.shape and first.color == second.color:
+        second = group(colored)
+    related = skill in ("position", "composition")
+    return Scene(skill, (first, second), rng.choice(RELATIONS) if related else None)
+
+
+def describe(scene: Scene, rng: random.Random) -> str:
+    """A prompt that asks for the scene, in one of several wordings."""
+    phrases = [_noun_phrase(group, rng) for group in scene.groups]
+    between = f" {rng.choice(_WORDS[scene.relation])} " if scene.relation else " and "
+    return rng.choice(_OPENINGS) + between.join(phrases)
+
+
+def _noun_phrase(group: Group, rng: random.Random) -> str:
+    size = rng.choice(_WORDS[group.size]) if group.size else None
+    noun = (
+        group.shape if group.count == 1 else group.shape + ("es" * (group.shape == "cross") or "s")
+    )
+    words = " ".join(word for word in (size, group.color, noun) if word)
+    article = _NUMBERS.get(group.count) or ("an" if words[0] in "aeiou" else "a")
+    place = " " + rng.choice(_WORDS[group.place]) if group.place else ""
+    return f"{article} {words}{place}"
+
+
+def place_objects(scene: Scene, rng: random.Random) -> list[Object]:
+    """A picture that shows what the scene asks for: objects drawn until all of it holds."""
+    while True:
+        placed: list[list[Object]] = []
+        for group in scene.groups:
+            color = group.color or rng.choice(COLORS)
+            size = group.size or rng.choice(SIZES)
+            placed.append([_place(group, color, size, rng) for _ in range(group.count)])
+        objects = [thing for group in placed for thing in group]
+        apart = all(
+            max(abs(a.x - b.x), abs(a.y - b.y)) >= a.radius + b.radius + GAP
+            for i, a in enumerate(objects)
+            for b in objects[:i]
+        )
+        if apart and (not scene.relation or are_apart(placed[0], scene.relation, placed[1])):
+            return objects
+
+
+def _place(group: Group, color: str, size: str, rng: random.Random) -> Object:
+    radius = rng.uniform(*RADII[size])
+    ranges = PLACE_RANGES[group.place] if group.place else ((0.0, IMAGE_SIZE),) * 2
+    low, high = radius + 1, IMAGE_SIZE - radius - 1
+    x, y = (rng.uniform(max(low, start), min(high, end)) for start, end in ranges)
+    return Object(group.shape, color, x, y, radius)
+
+
+def are_apart(
+    first: Sequence[Object], relation: str, second: Sequence[Object], gap: float = GAP
+) -> bool:
+    """Whether each of the first is so placed by each of the second: a gap parts them that way.
+
+    Args:
+        first: Objects.
+        relation: Of :data:`RELATIONS`.
+        second: Objects.
+        gap: Pixels between their bounding boxes, along the axis of the relation, at least.
+    """
+    sign = 1 if relation in ("left of", "above") else -1
+    axis = "x" if relation in ("left of", "right of") else "y"
+    return all(
+        sign * (getattr(b, axis) - getattr(a, axis)) >= a.radius + b.radius + gap
+        for a in first
+        for b in second
+    )

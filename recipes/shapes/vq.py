@@ -1,0 +1,118 @@
+"""First stage: the VQ tokenizer (van den Oord et al. 2017; its layout is VQGAN's).
+
+Janus' decoder normalizes the codebook's vectors (LlamaGen, Sun et al. 2024, section 3.1), so they
+are kept at length 1 and the encoder's latents are normalized before they are compared. Then
+transformers' own ``JanusVQVAE.encode``, which normalizes neither, finds the same tokens: at equal
+length of the codebook's vectors the nearest is the one of the largest product.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import OneCycleLR
+from transformers.models.janus.configuration_janus import JanusVQVAEConfig
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from recipes.shapes.data import Batch
+
+
+class VQTraining(LightningModule):
+    """Trains a ``JanusVQVAE``: reconstruction, codebook and commitment loss.
+
+    Args:
+        vq_config: Sizes, as ``vq_config`` of a Janus checkpoint.
+        image_size: Height and width of a picture, pixels.
+        learning_rate: The largest; it warms up and anneals once.
+        embedding_loss_weight: Of transformers' codebook and commitment loss, beside the
+            reconstruction's (mean of absolute and of squared differences).
+        restart_every: Steps after which codes that were not used since are put upon latents, of
+            places that are reconstructed badly rather: most of a picture is empty ground.
+        output_dir: Where the trained tokenizer is saved.
+    """
+
+    def __init__(
+        self,
+        vq_config: dict[str, Any],
+        image_size: int = 48,
+        learning_rate: float = 2e-3,
+        embedding_loss_weight: float = 1.0,
+        restart_every: int = 50,
+        output_dir: str = "outputs/shapes/vq",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        config = JanusVQVAEConfig(**vq_config)
+        config.num_patches = image_size >> (len(config.channel_multiplier) - 1)
+        self.vq = JanusVQVAE(config).train()
+        codebook = self.vq.quantize.embedding.weight
+        with torch.no_grad():
+            codebook.copy_(F.normalize(torch.randn_like(codebook), dim=-1))
+        self.register_buffer("uses", torch.zeros(config.num_embeddings, dtype=torch.long))
+        self.latents: Tensor | None = None
+        self.errors: Tensor | None = None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one batch."""
+        pixel_values = batch.pixel_values
+        latents = self.vq.quant_conv(self.vq.encoder(pixel_values))
+        with torch.autocast(self.device.type, enabled=False):
+            latents = F.normalize(latents.float(), dim=1)
+            quantized, embedding_loss, tokens = self.vq.quantize(latents)
+        self.uses += torch.bincount(tokens, minlength=len(self.uses))
+        reconstruction = self.vq.decoder(self.vq.post_quant_conv(quantized)).float()
+        absolute = F.l1_loss(reconstruction, pixel_values)
+        squared = F.mse_loss(reconstruction, pixel_values)
+        self.latents = latents.detach().permute(0, 2, 3, 1).flatten(0, 2)
+        by_pixel = (reconstruction.detach() - pixel_values).square().mean(dim=1)
+        self.errors = F.adaptive_avg_pool2d(by_pixel, latents.shape[2:]).flatten()
+        loss = absolute + squared + self.hparams["embedding_loss_weight"] * embedding_loss
+        self.log_dict(
+            {"loss": loss, "absolute": absolute, "squared": squared, "embedding": embedding_loss},
+            prog_bar=True,
+        )
+        return loss
+
+    @torch.no_grad()
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Bring the codebook back to length 1; report its use, and restart what is not used."""
+        codebook = self.vq.quantize.embedding.weight
+        codebook.copy_(F.normalize(codebook, dim=-1))
+        if self.global_step % self.hparams["restart_every"]:
+            return
+        share = self.uses / self.uses.sum()
+        perplexity = torch.special.entr(share).sum().exp()
+        unused = (self.uses == 0).nonzero().flatten()
+        self.log_dict(
+            {"codes_used": 1.0 - len(unused) / len(codebook), "perplexity": perplexity},
+            prog_bar=True,
+        )
+        # Late in the training the codebook is left alone, so that it can settle.
+        if self.global_step < 0.6 * self.trainer.estimated_stepping_batches:
+            assert self.latents is not None
+            assert self.errors is not None
+            chosen = torch.multinomial(self.errors, len(unused), replacement=True)
+            codebook[unused] = self.latents[chosen]
+        self.uses.zero_()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with one cycle."""
+        optimizer = torch.optim.AdamW(
+            self.vq.parameters(), self.hparams["learning_rate"], betas=(0.9, 0.99), weight_decay=0.0
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = OneCycleLR(
+            optimizer, self.hparams["learning_rate"], total_steps=steps, pct_start=0.05
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def on_train_end(self) -> None:
+        """Save the tokenizer, in transformers' layout."""
+        if self.trainer.is_global_zero:
+            self.vq.eval().save_pretrained(Path(self.hparams["output_dir"]))

@@ -1,0 +1,204 @@
+"""``main.py evaluate``: every setting on the same prompts and noise, scored and compared."""
+
+import json
+import re
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from tests import forked
+
+ROOT = Path(__file__).parents[1]
+PROMPTS = [
+    {"tag": "colors", "include": [{"class": "apple", "count": 1}], "prompt": "a red apple"},
+    {"tag": "colors", "include": [{"class": "bird", "count": 1}], "prompt": "a blue bird"},
+    {"tag": "counting", "include": [{"class": "bird", "count": 2}], "prompt": "two birds"},
+]
+SETTINGS = {"baseline": {"dola": False}, "dola": {}, "sharp": {"alpha": 0.5, "layer": 3}}
+
+
+class Redness:
+    """A scorer that anyone can check: how red an image is."""
+
+    def __call__(self, image: Image.Image, metadata: dict) -> float:
+        assert metadata["include"]
+        return float(np.asarray(image)[..., 0].mean() / 255)
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_checkpoint):
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, PROMPTS)))
+    config = {
+        "trainer": {"accelerator": "cpu", "devices": 1},
+        "model": {"model_path": str(tiny_checkpoint), "parallel_size": 2, "images_per_batch": 6},
+        "data": {"prompt_json": "prompts.jsonl"},
+        "writer": {"output_dir": "out", "format": "png"},
+        "settings": SETTINGS,
+        "scorer": {"class_path": "tests.test_evaluation.Redness"},
+    }
+    (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+@pytest.fixture
+def evaluate(folder, main_here):
+    return lambda *args: main_here(folder, "evaluate", "--config", "evaluate.yaml", *args)
+
+
+def redness(folder, name):
+    """Of each image, by prompt."""
+    return [
+        [np.asarray(Image.open(path))[..., 0].mean() / 255 for path in sorted(prompt.iterdir())]
+        for prompt in sorted((folder / "out" / name).iterdir())
+        if prompt.is_dir()
+    ]
+
+
+def test_the_report_says_what_the_images_show(folder, evaluate):
+    done = evaluate()
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    report = json.loads((folder / "out/report.json").read_text())
+    assert report["settings"] == SETTINGS
+    assert report["reference"] == "baseline"
+    baseline = redness(folder, "baseline")
+    for name in SETTINGS:
+        found = redness(folder, name)
+        colors, counting = fmean(found[0] + found[1]), fmean(found[2])
+        rates = {skill: rate["mean"] for skill, rate in report["rates"][name].items()}
+        assert rates == pytest.approx(
+            {"colors": colors, "counting": counting, "overall": (colors + counting) / 2}, abs=1e-6
+        )
+        if name != "baseline":
+            gained = np.subtract(found[2], baseline[2]).mean()
+            assert report["differences"][name]["counting"]["mean"] == pytest.approx(
+                gained, abs=1e-6
+            )
+    assert (folder / "out/report.md").exists()
+    assert (folder / "out/report.svg").exists()
+
+
+def test_a_setting_is_a_run_of_predict(folder, evaluate, main_here):
+    assert evaluate().returncode == 0
+    config = yaml.safe_load((folder / "evaluate.yaml").read_text())
+    config = {key: config[key] for key in ("trainer", "model", "data", "writer")}
+    (folder / "predict.yaml").write_text(yaml.safe_dump(config))
+    for name, flag in (("baseline", "dola=false"), ("sharp", "alpha=0.5")):
+        flags = [f"--model.{flag}", f"--writer.output_dir=alone/{name}"]
+        flags += ["--model.layer=3"] if name == "sharp" else []
+        done = main_here(folder, "predict", "--config", "predict.yaml", *flags)
+        assert done.returncode == 0, done.stderr
+        for path in (folder / "alone" / name).rglob("*.png"):
+            other = folder / "out" / path.relative_to(folder / "alone")
+            assert path.read_bytes() == other.read_bytes()
+
+
+def test_it_goes_on_where_it_was(folder, evaluate):
+    assert evaluate().returncode == 0
+    before = (folder / "out/report.json").read_bytes()
+    image = next((folder / "out/sharp").glob("00002*/img_00.png"))
+    made = image.read_bytes()
+    times = {path: path.stat().st_mtime_ns for path in (folder / "out").glob("*/*/*.png")}
+    image.unlink()
+    assert evaluate().returncode == 0
+    assert image.read_bytes() == made
+    assert (folder / "out/report.json").read_bytes() == before
+    del times[image]
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+def test_the_weights_are_loaded_once(evaluate, monkeypatch):
+    import lit_dola.module
+
+    loads = []
+    load = lit_dola.module.load_janus
+    monkeypatch.setattr(
+        lit_dola.module, "load_janus", lambda *a, **k: loads.append(1) or load(*a, **k)
+    )
+    assert evaluate().returncode == 0
+    assert loads == [1]
+
+
+def test_layouts(folder, evaluate):
+    done = evaluate("--layout=geneval", "--scorer=null")
+    assert done.returncode == 0, done.stderr
+    for name in SETTINGS:
+        for prompt_index, prompt in enumerate(PROMPTS):
+            subfolder = folder / f"out/geneval/{name}/{prompt_index:05}"
+            assert json.loads((subfolder / "metadata.jsonl").read_text()) == prompt
+            assert len(list((subfolder / "samples").glob("0000[01].png"))) == 2
+    assert not (folder / "out/report.json").exists()
+
+
+def test_dpg_benchs_folder_of_prompts(folder, evaluate):
+    (folder / "dpg").mkdir()
+    for name in ("b10", "a9"):
+        (folder / f"dpg/{name}.txt").write_text(f"the prompt of {name}\n")
+    flags = ["--data.prompt_json=dpg", "--model.parallel_size=4", "--scorer=null"]
+    done = evaluate(*flags, "--layout=dpg")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (folder / "out/dpg/dola").iterdir()) == [
+        "a9.png",
+        "b10.png",
+    ]
+    with Image.open(folder / "out/dpg/dola/a9.png") as grid:
+        assert grid.size == (128, 128)
+        record = json.loads((folder / "out/dola/metadata.jsonl").read_text().splitlines()[0])
+        assert record["prompt"] == "the prompt of a9"
+        with Image.open(folder / "out/dola" / record["file"]) as image:
+            np.testing.assert_array_equal(np.asarray(grid.crop((0, 0, 64, 64))), np.asarray(image))
+
+
+ERRORS = {
+    "an unknown setting": (
+        ["--settings={x: {alhpa: 0.1}}"],
+        "settings.x: .*alhpa",
+    ),
+    "a wrong value": (["--settings={x: {alpha: 2}}"], "settings.x: .*alpha"),
+    "one for all settings": (
+        ["--settings={x: {seed: 3}}"],
+        "settings.x: seed is for all settings; expected it in model",
+    ),
+    "no setting": (["--settings={}"], "settings: empty; expected at least one"),
+    "a name that is a path": (["--settings={../x: {}}"], "settings: '../x' is not a safe name"),
+    "another reference": (
+        ["--reference=nothing"],
+        "reference: 'nothing' is not a setting; expected one of baseline, dola, sharp",
+    ),
+    "a layer that is not there": (
+        ["--settings={x: {layer: 8}}"],
+        "model.layer: 8 is not a middle layer",
+    ),
+    "no such scorer": (["--scorer=tests.test_evaluation.Blueness"], "scorer"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_are_one_line(evaluate, folder, case):
+    flags, message = ERRORS[case]
+    done = evaluate(*flags)
+    assert done.returncode in (1, 2)
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    assert re.search(message, done.stderr), done.stderr
+    assert not list(folder.glob("out/*/*/*.png"))
+
+
+def test_two_ranks_find_the_same(folder, evaluate):
+    assert evaluate().returncode == 0
+    one = json.loads((folder / "out/report.json").read_text())
+    (folder / "out").rename(folder / "out1")
+    args = [
+        "evaluate",
+        "--config",
+        "evaluate.yaml",
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+    ]
+    (folder / "main.py").write_text((ROOT / "main.py").read_text())
+    done = forked.run(folder, args, PYTHONPATH=str(ROOT))  # for the scorer
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "out/report.json").read_text()) == one

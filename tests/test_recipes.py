@@ -1,0 +1,157 @@
+"""The training recipe: both stages through their command line, and what comes out of them."""
+
+import csv
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from PIL import Image
+from torch.nn import functional as F
+from transformers import JanusForConditionalGeneration
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from lit_dola.decoding import _pad_cfg_pairs
+from lit_dola.prompt import PromptEncoder
+from recipes.shapes.data import ShapesDataModule
+from recipes.shapes.language import JanusTraining
+from recipes.shapes.train import main
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "shapes"
+SHORT = [
+    "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false", "--trainer.log_every_n_steps=1",
+    "--data.batch_size=2", "--data.steps_per_epoch=2",
+]  # fmt: skip
+SMALL = ["--model.init_args.text_config.num_hidden_layers=2", "--model.init_args.warmup_steps=1"]
+
+
+class StopAfterAnEpoch(Callback):
+    """As where a job's time is up."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.should_stop = True
+
+
+def fit(stage, epochs, *args):
+    main(
+        ["fit", f"--config={RECIPE / stage}.yaml", *SHORT, f"--trainer.max_epochs={epochs}", *args]
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which both stages have run for a few steps."""
+    folder = tmp_path_factory.mktemp("recipe")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["train.py"])
+        fit("vq", 2, "--trainer.callbacks+=tests.test_recipes.StopAfterAnEpoch")
+        fit("vq", 2)  # goes on
+        fit("language", 2, *SMALL)
+    return folder / "outputs" / "shapes"
+
+
+@pytest.fixture(scope="module")
+def language(trained):
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+    }
+    return lambda dropout: JanusTraining(str(trained / "vq"), sizes, condition_dropout=dropout)
+
+
+def logged(trained, stage):
+    rows = []
+    for log in sorted(trained.glob(f"{stage}-logs/*/metrics.csv")):
+        rows += list(csv.DictReader(log.open()))
+    return rows
+
+
+def test_losses_are_logged_and_a_second_run_goes_on(trained):
+    vq = logged(trained, "vq")
+    assert [int(row["step"]) for row in vq] == [0, 1, 2, 3]
+    assert all(0 < float(row["embedding"]) < float(row["loss"]) for row in vq)
+    language = logged(trained, "language")
+    # At first it knows nothing: nats of a uniform draw from the codebook.
+    assert float(language[0]["loss"]) == pytest.approx(torch.tensor(512.0).log(), abs=0.2)
+
+
+def test_pictures_go_on_where_they_were():
+    data = ShapesDataModule(batch_size=2, steps_per_epoch=3)
+    seen = []
+    for epoch in range(2):
+        data.trainer = SimpleNamespace(current_epoch=epoch)
+        seen += [prompt for batch in data.train_dataloader() for prompt in batch.prompts]
+    all_at_once = ShapesDataModule(batch_size=12, steps_per_epoch=1)
+    (batch,) = all_at_once.train_dataloader()
+    assert seen == batch.prompts
+    assert batch.pixel_values.shape == (12, 3, 48, 48)
+    assert batch.pixel_values.abs().max() <= 1
+
+
+def test_codebook_has_length_one_and_transformers_finds_the_tokens_of_training(trained):
+    vq = JanusVQVAE.from_pretrained(trained / "vq").eval()
+    lengths = vq.quantize.embedding.weight.norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths))
+    (batch,) = ShapesDataModule(batch_size=4, steps_per_epoch=1).train_dataloader()
+    with torch.no_grad():
+        latents = F.normalize(vq.quant_conv(vq.encoder(batch.pixel_values)), dim=1)
+        latents = latents.permute(0, 2, 3, 1).flatten(0, 2)
+        nearest = torch.cdist(latents.double(), vq.quantize.embedding.weight.double()).argmin(-1)
+        found = vq.encode(batch.pixel_values, return_dict=True).image_tokens
+    assert (found == nearest).float().mean() > 0.99  # but for ties in the last bit
+
+
+def test_prompts_are_encoded_as_in_generation(trained, language):
+    encoder = PromptEncoder(trained.parents[1] / "checkpoints/shapes-janus")
+    prompts = ["a red circle", "two small squares to the left of a large blue triangle"]
+    conditional = _pad_cfg_pairs([encoder.encode(p) for p in prompts], encoder.pad_token_id, "cpu")
+    for dropout, rows in ((0.0, slice(0, 2)), (1.0, slice(2, 4))):
+        input_ids, mask = language(dropout).encode_prompts(prompts)
+        torch.testing.assert_close(input_ids, conditional.input_ids[rows])
+        torch.testing.assert_close(mask, conditional.attention_mask[rows])
+
+
+def test_the_loss_is_that_of_one_picture_at_a_time(language):
+    """Padding changes nothing, and each token is predicted from those before it."""
+    (batch,) = ShapesDataModule(batch_size=3, steps_per_epoch=1).train_dataloader()
+    training = language(0.0).eval()
+    training.log = lambda *args, **kwargs: None
+    loss = training.training_step(batch, 0)
+    model, losses = training.janus.double(), []
+    for pixels, prompt in zip(batch.pixel_values, batch.prompts):
+        tokens = training.float().encode_pictures(pixels[None])
+        model.double()
+        input_ids, _ = training.encode_prompts([prompt])
+        for place in range(tokens.shape[1]):
+            drawn = model.prepare_embeddings_for_image_generation(tokens[:, :place])
+            text = model.get_input_embeddings()(input_ids)
+            states = model.model.language_model(inputs_embeds=torch.cat([text, drawn], 1))
+            logits = model.model.generation_head(states.last_hidden_state[:, -1])
+            losses.append(F.cross_entropy(logits, tokens[:, place]).item())
+    assert loss.item() == pytest.approx(sum(losses) / len(losses), abs=1e-4)
+
+
+def test_what_makes_no_image_and_the_tokenizer_of_pictures_stay_as_they_are(trained):
+    vq = JanusVQVAE.from_pretrained(trained / "vq").to(torch.bfloat16).state_dict()
+    janus = JanusForConditionalGeneration.from_pretrained(
+        trained.parents[1] / "checkpoints/shapes-janus"
+    )
+    for name, weight in janus.model.vqmodel.state_dict().items():
+        torch.testing.assert_close(weight.to(torch.bfloat16), vq[name], rtol=0, atol=0)
+
+
+def test_the_checkpoint_draws(trained, tmp_path, main_here):
+    (tmp_path / "p.txt").write_text("a red circle")
+    done = main_here(
+        tmp_path, "predict", "--trainer.accelerator=cpu", "--model.parallel_size=1",
+        f"--model.model_path={trained.parents[1] / 'checkpoints/shapes-janus'}", "--data.prompt_json=p.txt",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "outputs/00000_a_red_circle/img_00.jpg") as image:
+        assert image.size == (48, 48)
