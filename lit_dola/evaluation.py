@@ -7,7 +7,7 @@ stopped goes on where it was.
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Trainer
@@ -66,7 +66,7 @@ class EvaluationTrainer(Trainer):
         Raises:
             UserError: If a setting is not one of the model's, or a run fails.
         """
-        writer = next(call for call in self.callbacks if isinstance(call, ImageWriter))
+        writer = next(call for call in cast(Any, self).callbacks if isinstance(call, ImageWriter))
         folder = writer.output_dir
         reference = reference or next(iter(settings), "")
         models = _models(model, settings)
@@ -90,7 +90,7 @@ class EvaluationTrainer(Trainer):
             if scores:
                 about = {
                     "model": model.model_path,
-                    "seed": model.hparams.seed,
+                    "seed": model.hparams["seed"],
                     "settings": settings,
                 }
                 write_report(folder, scores, reference, about)

@@ -45,9 +45,10 @@ def read_prompts(path: Path, skipped: list[Failure] | None = None) -> list[Promp
         UserError: If the file cannot be read, no entry is a prompt, or, unless they are skipped,
             one is not; the message names the file and the entry or line.
     """
-    text = None if path.is_dir() else _read_text(path)
+    files = sorted(path.glob("*.txt")) if path.is_dir() else []
+    text = "" if files else _read_text(path)
     try:
-        entries = _files(path) if text is None else _entries(text, path.suffix)
+        entries = _files(files) if files else _entries(text, path.suffix)
         return _read_entries(*entries, skipped)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error.__cause__
@@ -65,9 +66,9 @@ def _read_text(path: Path) -> str:
     return text
 
 
-def _files(folder: Path) -> tuple[Iterable[tuple[str, Any]], Callable[..., Any]]:
-    """A prompt a file, in the order of their names."""
-    entries = ((path.name, path) for path in sorted(folder.glob("*.txt")))
+def _files(files: list[Path]) -> tuple[Iterable[tuple[str, Any]], Callable[..., Any]]:
+    """A prompt a file."""
+    entries = ((path.name, path) for path in files)
     return entries, lambda path, where: {"id": path.stem, "prompt": _read_text(path)}
 
 

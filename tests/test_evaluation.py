@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -10,9 +9,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests import forked
+from tests.test_distributed import MAIN, ddp, run
 
-ROOT = Path(__file__).parents[1]
 PROMPTS = [
     {"tag": "colors", "include": [{"class": "apple", "count": 1}], "prompt": "a red apple"},
     {"tag": "colors", "include": [{"class": "bird", "count": 1}], "prompt": "a blue bird"},
@@ -191,14 +189,6 @@ def test_two_ranks_find_the_same(folder, evaluate):
     assert evaluate().returncode == 0
     one = json.loads((folder / "out/report.json").read_text())
     (folder / "out").rename(folder / "out1")
-    args = [
-        "evaluate",
-        "--config",
-        "evaluate.yaml",
-        "--trainer.devices=2",
-        "--trainer.strategy=ddp",
-    ]
-    (folder / "main.py").write_text((ROOT / "main.py").read_text())
-    done = forked.run(folder, args, PYTHONPATH=str(ROOT))  # for the scorer
+    done = run(MAIN, "evaluate", "--config", "evaluate.yaml", *ddp(2), cwd=folder)
     assert done.returncode == 0, done.stderr
     assert json.loads((folder / "out/report.json").read_text()) == one

@@ -100,6 +100,19 @@ def test_unreadable_paths(tmp_path):
         read_prompts(tmp_path)
 
 
+def test_a_folder_holds_a_prompt_a_file(tmp_path):
+    for name, text in (("b10.txt", "a dog\n"), ("a9.txt", "a cat"), ("notes.md", "not a prompt")):
+        (tmp_path / name).write_text(text)
+    prompts = read_prompts(tmp_path)
+    assert [(p.prompt_index, p.text, p.metadata) for p in prompts] == [
+        (0, "a cat", {"id": "a9"}),
+        (1, "a dog", {"id": "b10"}),
+    ]
+    (tmp_path / "c.txt").write_text(" ")
+    with pytest.raises(UserError, match=r"c\.txt: empty; expected at least one prompt"):
+        read_prompts(tmp_path)
+
+
 def test_bad_entries_are_set_aside_where_asked(prompt_file):
     skipped = []
     path = prompt_file(

@@ -1,7 +1,7 @@
 """Captioned pictures, drawn as they are asked for: no picture is seen twice."""
 
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ class Batch(NamedTuple):
     prompts: list[str]
 
 
-class ShapesDataset(Dataset[tuple[Tensor, str]]):
+class ShapesDataset(Dataset[Any]):
     """Pictures of the training combinations; the picture at a place is always the same.
 
     Args:

@@ -17,7 +17,7 @@ def held_out_prompts(per_skill: int = 40, seed: int = 0) -> list[str]:
         seed: Seed of the choice.
     """
     rng = random.Random(seed)
-    lines = []
+    lines: list[str] = []
     for skill in SKILLS:
         found: dict[str, str] = {}
         while len(found) < per_skill:

@@ -89,7 +89,7 @@ class Scene:
 
     def metadata(self) -> dict[str, Any]:
         """The scene as GenEval writes one: the second object first, the first placed by it."""
-        include = []
+        include: list[dict[str, Any]] = []
         for group in reversed(self.groups):
             said = {"size": group.size, "color": group.color, "place": group.place}
             said = {key: value for key, value in said.items() if value}
