@@ -1,12 +1,11 @@
 """A sheet of images: a row a setting, a column a prompt."""
 
-from io import BytesIO
 from pathlib import Path
 from textwrap import wrap
 
 from PIL import Image, ImageDraw, ImageFont
 
-from lit_dola.run_folder import write_atomically
+from lit_dola.run_folder import write_png
 
 _GAP = 12
 _FONT_SIZE = 13
@@ -51,6 +50,4 @@ def write_contact_sheet(
                 box = (x - 3, y + _LINE - 3, x + size + 2, y + _LINE + size + 2)
                 draw.rectangle(box, outline=_FRAMES[right[name][column]], width=2)
             sheet.paste(shown, (x, y + _LINE))
-    encoded = BytesIO()
-    sheet.save(encoded, "PNG", optimize=True)
-    write_atomically(path, [encoded.getvalue()])
+    write_png(path, sheet, optimize=True)

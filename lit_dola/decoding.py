@@ -221,19 +221,30 @@ class _Batch(NamedTuple):
     """Row of ``input_ids`` that each row of the loop starts from, int64 ``(2 * images,)``."""
 
 
+def unconditional_ids(input_ids: Sequence[int], pad_token_id: int) -> tuple[int, ...]:
+    """The tokens that stand for no prompt, as many as the prompt's; the first and last stay."""
+    return (input_ids[0], *[pad_token_id] * (len(input_ids) - 2), input_ids[-1])
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Rows of token ids at one length: int64 ids, and the bool mask of what is no padding."""
+    length = max(map(len, rows))
+    input_ids = [[pad_token_id] * (length - len(ids)) + list(ids) for ids in rows]
+    attention_mask = [[False] * (length - len(ids)) + [True] * len(ids) for ids in rows]
+    return torch.tensor(input_ids), torch.tensor(attention_mask)
+
+
 def _pad_cfg_pairs(
     prompts: Sequence[Sequence[int]], pad_token_id: int, device: torch.device
 ) -> _Batch:
     cond = list(dict.fromkeys(map(tuple, prompts)))
-    uncond = [(ids[0], *[pad_token_id] * (len(ids) - 2), ids[-1]) for ids in cond]
-    branches = [*cond, *uncond]
-    length = max(map(len, branches))
-    input_ids = [[pad_token_id] * (length - len(ids)) + list(ids) for ids in branches]
-    attention_mask = [[False] * (length - len(ids)) + [True] * len(ids) for ids in branches]
+    uncond = [unconditional_ids(ids, pad_token_id) for ids in cond]
+    input_ids, attention_mask = pad_left([*cond, *uncond], pad_token_id)
     place = {ids: i for i, ids in enumerate(cond)}
     rows = [place[tuple(ids)] for ids in prompts]
     rows += [row + len(cond) for row in rows]
-    return _Batch(*(torch.tensor(x, device=device) for x in (input_ids, attention_mask, rows)))
+    places = torch.tensor(rows, device=device)
+    return _Batch(input_ids.to(device), attention_mask.to(device), places)
 
 
 def _prefill(janus: Backbone, config: DecodingConfig, batch: _Batch, cache: KVCache) -> Tensor:

@@ -9,7 +9,6 @@ the name of the prompt's file, four images of the prompt in a square, left to ri
 
 import json
 from collections.abc import Iterable
-from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
@@ -17,7 +16,7 @@ from typing import Literal
 from PIL import Image
 
 from lit_dola.errors import UserError
-from lit_dola.run_folder import Record, safe_name, write_atomically
+from lit_dola.run_folder import Record, safe_name, write_atomically, write_png
 
 Layout = Literal["geneval", "dpg"]
 
@@ -49,7 +48,7 @@ def _write_geneval(run: Path, records: list[Record], folder: Path) -> None:
     for record in records:
         target = prompt_folder / "samples" / f"{record['image_index']:05}.png"
         with Image.open(run / record["file"]) as image:
-            _save(image, target)
+            write_png(target, image)
 
 
 def _write_dpg(run: Path, records: list[Record], folder: Path) -> None:
@@ -65,20 +64,14 @@ def _write_dpg(run: Path, records: list[Record], folder: Path) -> None:
             f"layout dpg: {len(records)} images of prompt {name!r}; expected model.parallel_size 4,"
             " as its authors advise, or 1"
         )
-    images = []
+    images: list[Image.Image] = []
     for record in records:
         with Image.open(run / record["file"]) as image:
             images.append(image.convert("RGB"))
     width, height = images[0].size
     across = 2 if len(images) == 4 else 1
     grid = Image.new("RGB", (across * width, across * height))
-    for place, image in enumerate(images):
-        grid.paste(image, (place % across * width, place // across * height))
+    for place, tile in enumerate(images):
+        grid.paste(tile, (place % across * width, place // across * height))
     folder.mkdir(parents=True, exist_ok=True)
-    _save(grid, folder / f"{safe_name(name)}.png")
-
-
-def _save(image: Image.Image, path: Path) -> None:
-    encoded = BytesIO()
-    image.save(encoded, "PNG")
-    write_atomically(path, [encoded.getvalue()])
+    write_png(folder / f"{safe_name(name)}.png", grid)

@@ -12,8 +12,11 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from lit_dola.errors import UserError
 
@@ -78,6 +81,13 @@ def write_atomically(path: Path, content: Iterable[bytes]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_png(path: Path, image: Image.Image, **options: Any) -> None:
+    """Write an image as :func:`write_atomically` does; the options are Pillow's."""
+    encoded = BytesIO()
+    image.save(encoded, "PNG", **options)
+    write_atomically(path, [encoded.getvalue()])
 
 
 def append_line(path: Path, record: Record) -> None:

@@ -6,7 +6,9 @@ are replaced by the very tokens that stand for no prompt in generation.
 """
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,7 +18,9 @@ from torch.nn import functional as F
 from transformers import JanusForConditionalGeneration, get_cosine_schedule_with_warmup
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from lit_dola.tiny import CHAT_TEMPLATE, make_config, make_tokenizer, save_janus
+from lit_dola.decoding import pad_left, unconditional_ids
+from lit_dola.prompt import PromptEncoder
+from lit_dola.tiny import make_config, make_tokenizer, save_janus
 from recipes.shapes.data import Batch
 from recipes.shapes.scene import describe, sample_scene
 
@@ -49,6 +53,9 @@ class JanusTraining(LightningModule):
         rng = random.Random(0)
         texts = [describe(sample_scene(rng), rng) for _ in range(5000)]
         self.tokenizer = make_tokenizer(texts)
+        with TemporaryDirectory() as folder:  # read as generation reads it
+            self.tokenizer.save_pretrained(folder)
+            self.encoder = PromptEncoder(Path(folder))
         vq = JanusVQVAE.from_pretrained(vq_path)
         vq_config = vq.config.to_diff_dict()
         hidden_size = text_config["hidden_size"]
@@ -72,28 +79,21 @@ class JanusTraining(LightningModule):
         Returns:
             int64 and bool, ``(prompts, tokens)``, from BOS to begin of image.
         """
-        ids = self.tokenizer
-        boi = ids.convert_tokens_to_ids("<begin_of_image>")
-        rows = []
+        pad = self.encoder.pad_token_id
+        rows: list[Sequence[int]] = []
         for prompt in prompts:
-            message = {"role": "user", "content": [{"type": "text", "text": prompt}]}
-            text = ids.apply_chat_template(
-                [message], chat_template=CHAT_TEMPLATE, add_generation_prompt=True, tokenize=False
-            )
-            rows.append([*ids(text).input_ids, boi])  # the tokenizer puts BOS first
-            if torch.rand(()) < self.hparams["condition_dropout"]:
-                rows[-1][1:-1] = [ids.pad_token_id] * (len(rows[-1]) - 2)
-        length = max(map(len, rows))
-        input_ids = [[ids.pad_token_id] * (length - len(row)) + row for row in rows]
-        mask = [[False] * (length - len(row)) + [True] * len(row) for row in rows]
-        return torch.tensor(input_ids), torch.tensor(mask)
+            ids = self.encoder.encode(prompt)
+            dropped = torch.rand(()) < self.hparams["condition_dropout"]
+            rows.append(unconditional_ids(ids, pad) if dropped else ids)
+        return pad_left(rows, pad)
 
     @torch.no_grad()
     def encode_pictures(self, pixel_values: Tensor) -> Tensor:
         """Image tokens of pictures: int64 ``(pictures, num_image_tokens)``."""
         with torch.autocast(self.device.type, enabled=False):
-            output = self.janus.model.vqmodel.encode(pixel_values.float(), return_dict=True)
-        return output.image_tokens.view(len(pixel_values), -1)
+            vq = self.janus.model.vqmodel  # whose own encode differs between versions
+            _, _, tokens = vq.quantize(vq.quant_conv(vq.encoder(pixel_values.float())))
+        return tokens.view(len(pixel_values), -1)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross entropy of the image tokens, nats a token."""
@@ -112,10 +112,10 @@ class JanusTraining(LightningModule):
         self.log("loss", loss, prog_bar=True)
         return loss
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW, with warmup and a cosine."""
         trained = [weight for weight in self.parameters() if weight.requires_grad]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [w for w in trained if w.dim() > 1]},
             {"params": [w for w in trained if w.dim() < 2], "weight_decay": 0.0},
         ]

@@ -34,6 +34,8 @@ class VQTraining(LightningModule):
         output_dir: Where the trained tokenizer is saved.
     """
 
+    uses: Tensor
+
     def __init__(
         self,
         vq_config: dict[str, Any],
@@ -52,11 +54,9 @@ class VQTraining(LightningModule):
         with torch.no_grad():
             codebook.copy_(F.normalize(torch.randn_like(codebook), dim=-1))
         self.register_buffer("uses", torch.zeros(config.num_embeddings, dtype=torch.long))
-        self.latents: Tensor | None = None
-        self.errors: Tensor | None = None
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of one batch."""
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The loss of one batch; its latents, and how badly each one's place is reconstructed."""
         pixel_values = batch.pixel_values
         latents = self.vq.quant_conv(self.vq.encoder(pixel_values))
         with torch.autocast(self.device.type, enabled=False):
@@ -66,20 +66,23 @@ class VQTraining(LightningModule):
         reconstruction = self.vq.decoder(self.vq.post_quant_conv(quantized)).float()
         absolute = F.l1_loss(reconstruction, pixel_values)
         squared = F.mse_loss(reconstruction, pixel_values)
-        self.latents = latents.detach().permute(0, 2, 3, 1).flatten(0, 2)
         by_pixel = (reconstruction.detach() - pixel_values).square().mean(dim=1)
-        self.errors = F.adaptive_avg_pool2d(by_pixel, latents.shape[2:]).flatten()
+        errors = F.adaptive_avg_pool2d(by_pixel, (latents.shape[2], latents.shape[3])).flatten()
         loss = absolute + squared + self.hparams["embedding_loss_weight"] * embedding_loss
         self.log_dict(
             {"loss": loss, "absolute": absolute, "squared": squared, "embedding": embedding_loss},
             prog_bar=True,
         )
-        return loss
+        return {
+            "loss": loss,
+            "latents": latents.detach().permute(0, 2, 3, 1).flatten(0, 2),
+            "errors": errors,
+        }
 
     @torch.no_grad()
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, outputs: Any, *_: Any) -> None:
         """Bring the codebook back to length 1; report its use, and restart what is not used."""
-        codebook = self.vq.quantize.embedding.weight
+        codebook: Tensor = self.vq.quantize.embedding.weight
         codebook.copy_(F.normalize(codebook, dim=-1))
         if self.global_step % self.hparams["restart_every"]:
             return
@@ -92,13 +95,11 @@ class VQTraining(LightningModule):
         )
         # Late in the training the codebook is left alone, so that it can settle.
         if self.global_step < 0.6 * self.trainer.estimated_stepping_batches:
-            assert self.latents is not None
-            assert self.errors is not None
-            chosen = torch.multinomial(self.errors, len(unused), replacement=True)
-            codebook[unused] = self.latents[chosen]
+            chosen = torch.multinomial(outputs["errors"], len(unused), replacement=True)
+            codebook[unused] = outputs["latents"][chosen]
         self.uses.zero_()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW with one cycle."""
         optimizer = torch.optim.AdamW(
             self.vq.parameters(), self.hparams["learning_rate"], betas=(0.9, 0.99), weight_decay=0.0
