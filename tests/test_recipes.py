@@ -114,6 +114,14 @@ def test_codebook_has_length_one_and_transformers_finds_the_tokens_of_training(t
     assert (found == nearest).float().mean() > 0.99  # but for ties in the last bit
 
 
+def test_a_codebook_that_is_all_in_use_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    two = "--model.init_args.vq_config.num_embeddings=2"
+    fit("vq", 1, two, "--model.init_args.restart_every=1")
+    assert "1.0" in {row["codes_used"] for row in logged(tmp_path / "outputs" / "shapes", "vq")}
+
+
 def test_prompts_are_encoded_as_in_generation(checkpoint, language):
     encoder = PromptEncoder(checkpoint)
     prompts = ["a red circle", "two small squares to the left of a large blue triangle"]

@@ -94,7 +94,8 @@ class VQTraining(LightningModule):
             prog_bar=True,
         )
         # Late in the training the codebook is left alone, so that it can settle.
-        if self.global_step < 0.6 * self.trainer.estimated_stepping_batches:
+        early = self.global_step < 0.6 * self.trainer.estimated_stepping_batches
+        if early and len(unused):
             chosen = torch.multinomial(outputs["errors"], len(unused), replacement=True)
             codebook[unused] = outputs["latents"][chosen]
         self.uses.zero_()
