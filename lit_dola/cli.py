@@ -26,7 +26,7 @@ ENV_PREFIX = "LIT_DOLA"
 """Of environment variables: ``LIT_DOLA_PREDICT__MODEL__ALPHA=0.2``."""
 EXIT_SKIPPED = 3
 """Exit code of a run that has made all but some prompts or images, which it lists."""
-SHARED = ("model_path", "roles", "parallel_size", "images_per_batch")
+LINKED = ("model_path", "roles", "parallel_size", "images_per_batch")
 """Settings of the model that the data module needs as well."""
 
 
@@ -61,7 +61,7 @@ class DoLaCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the writer, and hand the model's settings to the data module."""
         parser.add_lightning_class_args(ImageWriter, "writer")
-        for name in SHARED:
+        for name in LINKED:
             parser.link_arguments(f"model.{name}", f"data.{name}")
         parser.link_arguments("model.seed", "seed_everything", compute_fn=int)  # one seed, not two
 

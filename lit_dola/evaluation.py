@@ -6,6 +6,7 @@ stopped goes on where it was.
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,11 +25,8 @@ from lit_dola.writer import ImageWriter
 
 SHARED = ("model_path", "roles", "backend", "quantize", "parallel_size", "images_per_batch", "seed")
 """Settings of the model that all settings of an evaluation have in common."""
-
-
 _COLUMNS = 14
 """Prompts on the contact sheet."""
-
 
 Scorer = Callable[[Image.Image, dict[str, Any]], float]
 """Says whether an image shows what its prompt asks for: 1 (or True) or 0, or anything between.
@@ -64,8 +62,11 @@ class EvaluationTrainer(Trainer):
                 first if None.
 
         Raises:
-            UserError: If a setting is not one of the model's, or a run fails.
+            UserError: If a setting is not one of the model's, a run fails, or the report cannot be
+                drawn.
         """
+        if scorer and find_spec("matplotlib") is None:
+            raise UserError('scorer: matplotlib is not installed; pip install -e ".[evaluation]"')
         writer = next(call for call in cast(Any, self).callbacks if isinstance(call, ImageWriter))
         folder = writer.output_dir
         reference = reference or next(iter(settings), "")

@@ -19,6 +19,7 @@ import yaml
 from PIL import Image
 
 from lit_dola.prompt import PromptEncoder
+from recipes.shapes.scorer import ShapesScorer
 from tests import forked, original, reference
 from tests.plain_janus import PlainJanus
 
@@ -31,7 +32,9 @@ def folder(tmp_path):
     """What a user has after a clone, but for the package, which is installed."""
     shutil.copy(ROOT / "main.py", tmp_path)
     shutil.copy(ROOT / "prompt.json", tmp_path)
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    for part in ("configs", "recipes", "checkpoints/shapes-janus"):
+        (tmp_path / part).parent.mkdir(exist_ok=True)
+        (tmp_path / part).symlink_to(ROOT / part)
     return tmp_path
 
 
@@ -96,21 +99,21 @@ def files(folder):
 def test_demo(python, folder):
     done = succeed(python("--config", "configs/demo.yaml"))
     assert done.stdout == done.stderr == ""  # not a terminal: no progress, no noise
-    images = sorted((folder / "outputs/demo").glob("*/*.jpg"))
-    prompts = json.loads((folder / "prompt.json").read_text(encoding="utf-8"))
-    assert len(prompts) >= 6
-    assert len(images) == 2 * len(prompts)
-    assert (
-        images[0].parent.name
-        == "00000_A_close-up_photo_of_a_red_apple_on_a_wooden_table,_morning_light"
-    )
-    assert [path.name for path in images[:2]] == ["img_00.jpg", "img_01.jpg"]
-    for path in images:
-        with Image.open(path) as image:
-            assert image.size == (192, 192)
-            assert np.asarray(image).std() > 5  # a picture, not a plain field
-    assert [record["prompt"] for record in records(folder / "outputs/demo")[::2]] == prompts
-    assert all(record["dola"] for record in records(folder / "outputs/demo"))
+    images = sorted((folder / "outputs/demo").glob("*/*.png"))
+    entries = [json.loads(line) for line in (ROOT / "recipes/shapes/demo.jsonl").open()]
+    assert len(entries) == 8
+    assert len(images) == 4 * len(entries)
+    assert images[0].parent.name == "00000_an_image_of_a_circle"
+    assert [path.name for path in images[:2]] == ["img_00.png", "img_01.png"]
+    made = records(folder / "outputs/demo")
+    assert [record["prompt"] for record in made[::4]] == [entry["prompt"] for entry in entries]
+    assert all(record["dola"] for record in made)
+    right = []
+    for record in made:
+        with Image.open(folder / "outputs/demo" / record["file"]) as image:
+            assert image.size == (48, 48)
+            right.append(ShapesScorer()(image, record["metadata"]))
+    assert np.mean(right) > 0.5  # it draws what the prompts say
 
 
 def test_dola_and_baseline(predict, folder, small):

@@ -9,7 +9,9 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^ {4}python main\.py (predict .*)$", README, flags=re.MULTILINE)
+COMMANDS = re.findall(
+    r"^ {4}python main\.py ((?:predict|evaluate) .*)$", README, flags=re.MULTILINE
+)
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(trained):
-    return trained.parents[1] / "checkpoints" / "shapes-janus"
+    return trained / "janus"
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,14 @@ def test_what_makes_no_image_and_the_tokenizer_of_pictures_stay_as_they_are(trai
     janus = JanusForConditionalGeneration.from_pretrained(checkpoint)
     for name, weight in janus.model.vqmodel.state_dict().items():
         torch.testing.assert_close(weight.to(torch.bfloat16), vq[name], rtol=0, atol=0)
+
+
+def test_a_checkpoint_is_not_trained_over(trained, monkeypatch):
+    monkeypatch.chdir(trained.parents[1])
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    with pytest.raises(SystemExit, match="outputs/shapes/janus exists already"):
+        fit("language", 3, *SMALL)
+    fit("language", 2, *SMALL)  # done before: nothing to do
 
 
 def test_the_checkpoint_draws(checkpoint, tmp_path, main_here):

@@ -26,9 +26,9 @@ def predict(main_here, tiny_checkpoint, tmp_path):
     """Run the command line in this process; gives its exit code and stderr."""
     (tmp_path / "prompt.json").write_text('["a cat"]')
 
-    def run(*args):
+    def run(*args, subcommand="predict"):
         done = main_here(
-            tmp_path, "predict", "--trainer.accelerator=cpu", "--trainer.devices=1",
+            tmp_path, subcommand, "--trainer.accelerator=cpu", "--trainer.devices=1",
             f"--model.model_path={tiny_checkpoint}", "--model.parallel_size=2", *args,
         )  # fmt: skip
         return done.returncode, done.stderr
@@ -168,6 +168,44 @@ def wrong_layer(predict, **_):
 def no_torchao(predict, monkeypatch, **_):
     monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
     return predict("--model.quantize=int8wo"), 1
+
+
+def evaluate(tmp_path, predict, *args):
+    """The same with ``evaluate``, under two settings."""
+    (tmp_path / "evaluate.yaml").write_text(
+        "settings: {baseline: {dola: false}, sharp: {alpha: 0.3}}\n"
+        "scorer: {class_path: tests.test_evaluation.Redness}\n"
+    )
+    return predict("--config=evaluate.yaml", *args, subcommand="evaluate")
+
+
+@case("matplotlib is not installed")
+def no_matplotlib(predict, tmp_path, monkeypatch, **_):
+    monkeypatch.setattr("lit_dola.evaluation.find_spec", lambda name: None)
+    return evaluate(tmp_path, predict), 1
+
+
+@case("is for all settings")
+def seed_of_a_setting(predict, tmp_path, **_):
+    return evaluate(tmp_path, predict, "--settings={sharp: {seed: 3}}"), 1
+
+
+@case("is not a setting")
+def other_reference(predict, tmp_path, **_):
+    return evaluate(tmp_path, predict, "--reference=nothing"), 1
+
+
+@case("has no id")
+def no_id(predict, tmp_path, **_):
+    return evaluate(tmp_path, predict, "--layout=dpg", "--scorer=null"), 1
+
+
+@case("2 images of prompt")
+def two_images(predict, tmp_path, **_):
+    (tmp_path / "dpg").mkdir()
+    (tmp_path / "dpg" / "a.txt").write_text("a cat")
+    flags = ["--layout=dpg", "--scorer=null", "--data.prompt_json=dpg"]
+    return evaluate(tmp_path, predict, *flags), 1
 
 
 @case("DeepSeek's janus is not installed")

@@ -133,6 +133,12 @@ class JanusTraining(LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
+    def on_train_start(self) -> None:
+        """Find out at once, not after an hour, that the checkpoint could not be saved."""
+        folder = self.hparams["output_dir"]
+        if Path(folder).exists():
+            raise SystemExit(f"error: model.output_dir: {folder} exists already")
+
     def on_train_end(self) -> None:
         """Save the checkpoint."""
         if self.trainer.is_global_zero:

@@ -26,7 +26,7 @@ from recipes.shapes.scene import (
 _ZOOM = 5
 _CHROMA = 48  # largest less smallest of red, green and blue: the ground has none
 _SPECK = 8.0  # smallest area of an object, pixels; the smallest that is drawn has 35
-_LIKENESS = 0.8  # intersection over union with the ideal shape, at least
+_LIKENESS = 0.7  # intersection over union with the ideal shape; a small triangle's is lowest
 _SLACK = 3.5  # pixels that a place is wider for the judge than for the one who draws
 
 
