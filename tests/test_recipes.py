@@ -28,11 +28,16 @@ SHORT = [
 SMALL = ["--model.init_args.text_config.num_hidden_layers=2", "--model.init_args.warmup_steps=1"]
 
 
-class StopAfterAnEpoch(Callback):
-    """As where a job's time is up."""
+class Killed(BaseException):
+    pass
 
-    def on_train_epoch_end(self, trainer, pl_module):
-        trainer.should_stop = True
+
+class DieInTheSecondEpoch(Callback):
+    """As where the machine goes down: what is not on the disk by then is lost."""
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.current_epoch == 1:
+            raise Killed
 
 
 def fit(stage, epochs, *args):
@@ -48,9 +53,11 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("sys.argv", ["train.py"])
-        fit("vq", 2, "--trainer.callbacks+=tests.test_recipes.StopAfterAnEpoch")
-        fit("vq", 2)  # goes on
-        fit("language", 2, *SMALL)
+        for stage, small in (("vq", []), ("language", SMALL)):
+            with pytest.raises(Killed):
+                die = "--trainer.callbacks+=tests.test_recipes.DieInTheSecondEpoch"
+                fit(stage, 2, *small, die)
+            fit(stage, 2, *small)  # goes on
     return folder / "outputs" / "shapes"
 
 
@@ -79,8 +86,10 @@ def logged(trained, stage):
 
 
 def test_losses_are_logged_and_a_second_run_goes_on(trained):
+    """From the end of the first epoch, of two steps."""
+    for stage in ("vq", "language"):
+        assert [int(row["step"]) for row in logged(trained, stage)] == [0, 1, 2, 3]
     vq = logged(trained, "vq")
-    assert [int(row["step"]) for row in vq] == [0, 1, 2, 3]
     assert all(0 < float(row["embedding"]) < float(row["loss"]) for row in vq)
     language = logged(trained, "language")
     # At first it knows nothing: nats of a uniform draw from the codebook.
