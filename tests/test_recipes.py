@@ -55,8 +55,7 @@ def trained(tmp_path_factory):
         patch.setattr("sys.argv", ["train.py"])
         for stage, small in (("vq", []), ("language", SMALL)):
             with pytest.raises(Killed):
-                die = "--trainer.callbacks+=tests.test_recipes.DieInTheSecondEpoch"
-                fit(stage, 2, *small, die)
+                fit(stage, 2, *small, "--trainer.callbacks+=tests.test_recipes.DieInTheSecondEpoch")
             fit(stage, 2, *small)  # goes on
     return folder / "outputs" / "shapes"
 
