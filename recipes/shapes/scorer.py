@@ -26,7 +26,8 @@ from recipes.shapes.scene import (
 _ZOOM = 5
 _CHROMA = 48  # largest less smallest of red, green and blue: the ground has none
 _SPECK = 8.0  # smallest area of an object, pixels; the smallest that is drawn has 35
-_LIKENESS = 0.7  # intersection over union with the ideal shape; a small triangle's is lowest
+_LIKENESS = {"circle": 0.85, "square": 0.85, "cross": 0.78, "triangle": 0.7}
+"""Intersection over union with the ideal shape, at least: a few pixels blunt what is pointed."""
 _SLACK = 3.5  # pixels that a place is wider for the judge than for the one who draws
 
 
@@ -99,7 +100,7 @@ def _measure(inside: np.ndarray, color: str) -> Object:
     shown = inside[y : y + height, x : x + width]
     likeness = {shape: _likeness(shape, shown) for shape in SHAPES}
     shape = max(SHAPES, key=lambda name: likeness[name])
-    if likeness[shape] < _LIKENESS or not 0.7 < width / height < 1.4:
+    if likeness[shape] < _LIKENESS[shape] or not 0.7 < width / height < 1.4:
         shape = "unknown"
     center = ((x + width / 2) / _ZOOM, (y + height / 2) / _ZOOM)
     return Object(shape, color, *center, radius=(width + height) / 4 / _ZOOM)

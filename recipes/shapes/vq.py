@@ -29,6 +29,9 @@ class VQTraining(LightningModule):
         learning_rate: The largest; it warms up and anneals once.
         embedding_loss_weight: Of transformers' codebook and commitment loss, beside the
             reconstruction's (mean of absolute and of squared differences).
+        ground_loss_weight: Of what pulls the latents of empty ground to the first code. Without it
+            most codes come to stand for ground and its surroundings: nothing for the eye, but noise
+            to the language model, in which the few nats that hang on the prompt are lost.
         restart_every: Steps after which codes that were not used since are put upon latents, of
             places that are reconstructed badly rather: most of a picture is empty ground.
         output_dir: Where the trained tokenizer is saved.
@@ -42,6 +45,7 @@ class VQTraining(LightningModule):
         image_size: int = 48,
         learning_rate: float = 2e-3,
         embedding_loss_weight: float = 1.0,
+        ground_loss_weight: float = 1.0,
         restart_every: int = 50,
         output_dir: str = "outputs/shapes/vq",
     ) -> None:
@@ -68,16 +72,24 @@ class VQTraining(LightningModule):
         squared = F.mse_loss(reconstruction, pixel_values)
         by_pixel = (reconstruction.detach() - pixel_values).square().mean(dim=1)
         errors = F.adaptive_avg_pool2d(by_pixel, (latents.shape[2], latents.shape[3])).flatten()
+        ground = self._ground_loss(pixel_values, latents)
         loss = absolute + squared + self.hparams["embedding_loss_weight"] * embedding_loss
-        self.log_dict(
-            {"loss": loss, "absolute": absolute, "squared": squared, "embedding": embedding_loss},
-            prog_bar=True,
-        )
+        loss = loss + self.hparams["ground_loss_weight"] * ground
+        losses = {"loss": loss, "absolute": absolute, "squared": squared}
+        losses |= {"embedding": embedding_loss, "ground": ground}
+        self.log_dict(losses, prog_bar=True)
         return {
             "loss": loss,
             "latents": latents.detach().permute(0, 2, 3, 1).flatten(0, 2),
             "errors": errors,
         }
+
+    def _ground_loss(self, pixel_values: Tensor, latents: Tensor) -> Tensor:
+        """Mean cosine distance of the latents of empty ground, which is gray, to the first code."""
+        chroma = pixel_values.amax(dim=1) - pixel_values.amin(dim=1)
+        strongest = F.adaptive_max_pool2d(chroma, (latents.shape[2], latents.shape[3]))
+        ground = latents.permute(0, 2, 3, 1)[strongest < 0.05]
+        return 1 - (ground @ self.vq.quantize.embedding.weight[0]).mean()
 
     @torch.no_grad()
     def on_train_batch_end(self, outputs: Any, *_: Any) -> None:
