@@ -4,7 +4,7 @@ VENV ?= .venv
 COMPAT ?= .venv-compat
 PYTEST = -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test lint test-compat shapes-janus clean
+.PHONY: demo test lint test-compat shapes-janus study clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python main.py predict --config configs/demo.yaml
@@ -18,10 +18,15 @@ lint: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# Train the small Janus that ships, anew: about 90 minutes on 2 cores. Stopped, it goes on.
+# Train the small Janus that ships, anew: under an hour on 2 cores. Stopped, it goes on.
 shapes-janus: $(VENV)/installed
 	$(VENV)/bin/python -m recipes.shapes.train fit --config recipes/shapes/vq.yaml
 	$(VENV)/bin/python -m recipes.shapes.train fit --config recipes/shapes/language.yaml
+	@echo "Checkpoint: outputs/shapes/janus"
+
+# What docs/study.md tells of.
+study: $(VENV)/installed
+	PYTHON=$(VENV)/bin/python recipes/shapes/study.sh
 
 # The same tests on the oldest transformers that is supported, but for those where it has no part.
 test-compat: $(COMPAT)/installed

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback
 from PIL import Image
 from torch.nn import functional as F
 from transformers import JanusForConditionalGeneration
+from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from lit_dola.decoding import _pad_cfg_pairs
@@ -18,6 +20,7 @@ from lit_dola.prompt import PromptEncoder
 from recipes.shapes.data import ShapesDataModule
 from recipes.shapes.language import JanusTraining
 from recipes.shapes.train import main
+from recipes.shapes.vq import VQTraining, merge_codes
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "shapes"
 SHORT = [
@@ -26,6 +29,10 @@ SHORT = [
     "--data.batch_size=2", "--data.steps_per_epoch=2",
 ]  # fmt: skip
 SMALL = ["--model.init_args.text_config.num_hidden_layers=2", "--model.init_args.warmup_steps=1"]
+
+
+def vq_config():
+    return yaml.safe_load((RECIPE / "vq.yaml").read_text())["model"]["init_args"]["vq_config"]
 
 
 class Killed(BaseException):
@@ -92,7 +99,8 @@ def test_losses_are_logged_and_a_second_run_goes_on(trained):
     assert all(0 < float(row["embedding"]) < float(row["loss"]) for row in vq)
     language = logged(trained, "language")
     # At first it knows nothing: nats of a uniform draw from the codebook.
-    assert float(language[0]["loss"]) == pytest.approx(math.log(512), abs=0.2)
+    codes = JanusVQVAE.from_pretrained(trained / "vq").config.num_embeddings
+    assert float(language[0]["loss"]) == pytest.approx(math.log(codes), abs=0.2)
 
 
 def test_pictures_go_on_where_they_were():
@@ -128,6 +136,43 @@ def test_a_codebook_that_is_all_in_use_is_left_alone(tmp_path, monkeypatch):
     two = "--model.init_args.vq_config.num_embeddings=2"
     fit("vq", 1, two, "--model.init_args.restart_every=1")
     assert "1.0" in {row["codes_used"] for row in logged(tmp_path / "outputs" / "shapes", "vq")}
+
+
+def test_codes_that_mean_the_same_become_one():
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 3, "base_channels": 32, "latent_channels": 32, "num_res_blocks": 1}
+    config = JanusVQVAEConfig(**sizes, num_embeddings=200, channel_multiplier=[1, 1, 2])
+    config.num_patches = 12
+    vq = JanusVQVAE(config).eval()
+    codebook = F.normalize(torch.randn(200, 3), dim=-1)
+    vq.quantize.embedding.weight.data.copy_(codebook)
+    (batch,) = ShapesDataModule(batch_size=8, steps_per_epoch=1).train_dataloader()
+    with torch.no_grad():
+        latents = F.normalize(vq.quant_conv(vq.encoder(batch.pixel_values)), dim=1)
+        similarity = latents.permute(0, 2, 3, 1).flatten(0, 2).double() @ codebook.double().T
+    uses = similarity.argmax(-1).bincount(minlength=200)
+    merge_codes(vq, [batch], above=0.9)
+    kept = vq.quantize.embedding.weight.detach()
+    assert len(kept) == vq.config.num_embeddings < 150
+    places = [int((codebook == code).all(-1).nonzero()) for code in kept]
+    among = kept.double() @ kept.double().T - torch.eye(len(kept))
+    assert among.max() <= 0.9
+    for code in set(range(200)) - set(places):  # gone since one as much used is kept
+        alike = codebook[places] @ codebook[code] > 0.9
+        assert uses[places][alike].max() >= uses[code]
+
+
+def test_ground_is_pulled_to_the_first_code():
+    training = VQTraining({**vq_config(), "num_embeddings": 4})
+    (batch,) = ShapesDataModule(batch_size=4, steps_per_epoch=1).train_dataloader()
+    first = training.vq.quantize.embedding.weight.detach()[0]
+    latents = -first[None, :, None, None].repeat(4, 1, 12, 12)
+    patches = batch.pixel_values.unfold(2, 4, 4).unfold(3, 4, 4)  # 4 pixels a token
+    empty = (patches.amax(1) - patches.amin(1)).amax((-2, -1)) == 0
+    assert 0.5 < empty.float().mean() < 1
+    assert training._ground_loss(batch.pixel_values, latents).item() == pytest.approx(2)
+    latents = torch.where(empty[:, None], -latents, latents)
+    assert training._ground_loss(batch.pixel_values, latents).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_prompts_are_encoded_as_in_generation(checkpoint, language):

@@ -6,12 +6,13 @@ transformers' own ``JanusVQVAE.encode``, which normalizes neither, finds the sam
 length of the codebook's vectors the nearest is the one of the largest product.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
@@ -32,6 +33,8 @@ class VQTraining(LightningModule):
         ground_loss_weight: Of what pulls the latents of empty ground to the first code. Without it
             most codes come to stand for ground and its surroundings: nothing for the eye, but noise
             to the language model, in which the few nats that hang on the prompt are lost.
+        merge_above: Cosine similarity above which two codes become one, at the end. The eye cannot
+            tell them apart, and which of them is drawn is noise to the language model as well.
         restart_every: Steps after which codes that were not used since are put upon latents, of
             places that are reconstructed badly rather: most of a picture is empty ground.
         output_dir: Where the trained tokenizer is saved.
@@ -46,6 +49,7 @@ class VQTraining(LightningModule):
         learning_rate: float = 2e-3,
         embedding_loss_weight: float = 1.0,
         ground_loss_weight: float = 1.0,
+        merge_above: float = 0.985,
         restart_every: int = 50,
         output_dir: str = "outputs/shapes/vq",
     ) -> None:
@@ -127,6 +131,31 @@ class VQTraining(LightningModule):
         }
 
     def on_train_end(self) -> None:
-        """Save the tokenizer, in transformers' layout."""
+        """Merge codes, by their use in the last epoch; save all in transformers' layout."""
         if self.trainer.is_global_zero:
-            self.vq.eval().save_pretrained(Path(self.hparams["output_dir"]))
+            self.vq.eval()
+            merge_codes(self.vq, self.trainer.train_dataloader, self.hparams["merge_above"])
+            self.vq.save_pretrained(Path(self.hparams["output_dir"]))
+
+
+@torch.no_grad()
+def merge_codes(vq: JanusVQVAE, batches: Iterable[Batch], above: float) -> None:
+    """Of codes that mean the same, keep the one that is used most; shrinks the codebook in place.
+
+    Args:
+        vq: The tokenizer.
+        batches: Pictures to count uses on.
+        above: Cosine similarity above which two codes mean the same.
+    """
+    codebook: Tensor = vq.quantize.embedding.weight
+    uses = torch.zeros(len(codebook), dtype=torch.long, device=codebook.device)
+    for batch in batches:
+        latents = vq.quant_conv(vq.encoder(batch.pixel_values.to(codebook.device)))
+        _, _, tokens = vq.quantize(F.normalize(latents, dim=1))
+        uses += torch.bincount(tokens, minlength=len(uses))
+    kept: list[int] = []
+    for code in uses.argsort(descending=True, stable=True).tolist():
+        if not kept or (codebook[kept] @ codebook[code]).max() <= above:
+            kept.append(code)
+    vq.quantize.embedding = nn.Embedding.from_pretrained(codebook[kept].clone(), freeze=False)
+    vq.quantize.num_embeddings = vq.config.num_embeddings = len(kept)
