@@ -134,7 +134,8 @@ class VQTraining(LightningModule):
         """Merge codes, by their use in the last epoch; save all in transformers' layout."""
         if self.trainer.is_global_zero:
             self.vq.eval()
-            merge_codes(self.vq, self.trainer.train_dataloader, self.hparams["merge_above"])
+            last_epoch: Any = self.trainer.train_dataloader
+            merge_codes(self.vq, last_epoch, self.hparams["merge_above"])
             self.vq.save_pretrained(Path(self.hparams["output_dir"]))
 
 
