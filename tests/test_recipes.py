@@ -20,7 +20,7 @@ from lit_dola.prompt import PromptEncoder
 from recipes.shapes.data import ShapesDataModule
 from recipes.shapes.language import JanusTraining
 from recipes.shapes.train import main
-from recipes.shapes.vq import VQTraining, merge_codes
+from recipes.shapes.vq import VQTraining, encode_pictures, merge_codes
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "shapes"
 SHORT = [
@@ -193,7 +193,7 @@ def test_the_loss_is_that_of_one_picture_at_a_time(language):
     loss = training.training_step(batch, 0)
     model, losses = training.janus.double(), []
     for pixels, prompt in zip(batch.pixel_values, batch.prompts):
-        tokens = training.float().encode_pictures(pixels[None])
+        tokens = encode_pictures(training.float().janus.model.vqmodel, pixels[None])
         model.double()
         input_ids, _ = training.encode_prompts([prompt])
         for place in range(tokens.shape[1]):

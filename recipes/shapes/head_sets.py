@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import JanusForConditionalGeneration
 
 from lit_dola.decoding import pad_left
 from lit_dola.prompt import PromptEncoder
 from recipes.shapes.data import ShapesDataset, collate
+from recipes.shapes.language import image_logits
+from recipes.shapes.vq import encode_pictures
 
 ALPHAS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5)
 
@@ -33,27 +34,20 @@ def predict_tokens(checkpoint: str, pictures: int) -> tuple[Tensor, Tensor]:
     janus = JanusForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
     encoder = PromptEncoder(Path(checkpoint))
     batch = collate([ShapesDataset(0, pictures, seed=99)[place] for place in range(pictures)])
-    vq = janus.model.vqmodel
-    _, _, tokens = vq.quantize(vq.quant_conv(vq.encoder(batch.pixel_values)))
-    tokens = tokens.view(pictures, -1)
+    tokens = encode_pictures(janus.model.vqmodel, batch.pixel_values)
     input_ids, mask = pad_left([encoder.encode(p) for p in batch.prompts], encoder.pad_token_id)
-    drawn = janus.prepare_embeddings_for_image_generation(tokens[:, :-1])
-    text = janus.model.language_model.embed_tokens(input_ids)
-    mask = F.pad(mask, (0, drawn.shape[1]), value=True)
-    inputs = torch.cat([text, drawn], dim=1)
-    states = janus.model.language_model(inputs_embeds=inputs, attention_mask=mask)
-    logits = janus.model.generation_head(states.last_hidden_state[:, -tokens.shape[1] :])
-    return logits.softmax(dim=-1), tokens
+    return image_logits(janus, input_ids, mask, tokens).softmax(dim=-1), tokens
 
 
 def main(checkpoint: str, pictures: int = 200) -> str:
-    """A Markdown table, a row an alpha."""
+    """How sure the model is, and a Markdown table, a row an alpha."""
     probabilities, tokens = predict_tokens(checkpoint, pictures)
     largest = probabilities.amax(dim=-1)
     drawn = probabilities.gather(-1, tokens[..., None])[..., 0]
     ground = tokens.flatten().mode().values
     begins = (tokens[:, 1:] != ground) & (tokens[:, :-1] == ground)
     rows = [
+        f"Median of the largest probability: {largest.median():.2f}\n",
         "| alpha | tokens outside | where an object begins | pictures that can be drawn |",
         "| ---: | ---: | ---: | ---: |",
     ]

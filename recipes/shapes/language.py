@@ -23,6 +23,32 @@ from lit_dola.prompt import PromptEncoder
 from lit_dola.tiny import make_config, make_tokenizer, save_janus
 from recipes.shapes.data import Batch
 from recipes.shapes.scene import describe, sample_scene
+from recipes.shapes.vq import encode_pictures
+
+
+def image_logits(
+    janus: JanusForConditionalGeneration, input_ids: Tensor, mask: Tensor, tokens: Tensor
+) -> Tensor:
+    """Logits of every image token, given its prompt and the tokens before it.
+
+    Args:
+        janus: The model.
+        input_ids: Prompts up to begin of image, int64 ``(images, length)``.
+        mask: What of them is no padding, bool, same shape.
+        tokens: Image tokens, int64 ``(images, num_image_tokens)``.
+
+    Returns:
+        ``(images, num_image_tokens, codes)``.
+    """
+    language_model = janus.model.language_model
+    drawn = janus.prepare_embeddings_for_image_generation(tokens[:, :-1])
+    text = language_model.embed_tokens(input_ids)
+    hidden_states = language_model(
+        inputs_embeds=torch.cat([text, drawn.to(text.dtype)], dim=1),
+        attention_mask=F.pad(mask, (0, drawn.shape[1]), value=True),
+        use_cache=False,
+    ).last_hidden_state
+    return janus.model.generation_head(hidden_states[:, -tokens.shape[1] :])
 
 
 class JanusTraining(LightningModule):
@@ -87,27 +113,12 @@ class JanusTraining(LightningModule):
             rows.append(unconditional_ids(ids, pad) if dropped else ids)
         return pad_left(rows, pad)
 
-    @torch.no_grad()
-    def encode_pictures(self, pixel_values: Tensor) -> Tensor:
-        """Image tokens of pictures: int64 ``(pictures, num_image_tokens)``."""
-        with torch.autocast(self.device.type, enabled=False):
-            vq = self.janus.model.vqmodel  # whose own encode differs between versions
-            _, _, tokens = vq.quantize(vq.quant_conv(vq.encoder(pixel_values.float())))
-        return tokens.view(len(pixel_values), -1)
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross entropy of the image tokens, nats a token."""
-        model = self.janus.model
-        tokens = self.encode_pictures(batch.pixel_values)
+        with torch.autocast(self.device.type, enabled=False):
+            tokens = encode_pictures(self.janus.model.vqmodel, batch.pixel_values.float())
         input_ids, mask = (x.to(self.device) for x in self.encode_prompts(batch.prompts))
-        drawn = self.janus.prepare_embeddings_for_image_generation(tokens[:, :-1])
-        text = model.language_model.embed_tokens(input_ids)
-        inputs = torch.cat([text, drawn.to(text.dtype)], dim=1)
-        mask = F.pad(mask, (0, drawn.shape[1]), value=True)
-        hidden_states = model.language_model(
-            inputs_embeds=inputs, attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        logits = model.generation_head(hidden_states[:, -tokens.shape[1] :])
+        logits = image_logits(self.janus, input_ids, mask, tokens)
         loss = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
         self.log("loss", loss, prog_bar=True)
         return loss

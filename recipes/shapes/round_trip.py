@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 from transformers import JanusForConditionalGeneration
 
+from lit_dola.module import to_uint8
 from recipes.shapes.render import render
 from recipes.shapes.scene import place_objects, sample_scene
 from recipes.shapes.scorer import find_objects, is_right
+from recipes.shapes.vq import encode_pictures
 
 
 @torch.no_grad()
@@ -27,11 +29,10 @@ def round_trip(checkpoint: str, pictures: int) -> int:
         rng = random.Random(f"round trip {place}")
         scene = sample_scene(rng)
         pixels = np.asarray(render(place_objects(scene, rng), rng), dtype=np.float32)
-        latents = vq.encoder(torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None])
-        quantized, _, _ = vq.quantize(vq.quant_conv(latents))
-        decoded = vq.decoder(vq.post_quant_conv(quantized))[0].permute(1, 2, 0)
-        image = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
-        right += is_right(scene, find_objects(Image.fromarray(image)))
+        pixel_values = torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None]
+        decoded = to_uint8(vq.decode(encode_pictures(vq, pixel_values)))[0]
+        image = Image.fromarray(decoded.permute(1, 2, 0).numpy())
+        right += is_right(scene, find_objects(image))
     return right
 
 

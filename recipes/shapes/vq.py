@@ -140,6 +140,16 @@ class VQTraining(LightningModule):
 
 
 @torch.no_grad()
+def encode_pictures(vq: JanusVQVAE, pixel_values: Tensor) -> Tensor:
+    """Image tokens of pictures in [-1, 1]: int64 ``(pictures, num_image_tokens)``.
+
+    ``JanusVQVAE.encode`` does the same, and differs between versions in what it returns.
+    """
+    _, _, tokens = vq.quantize(vq.quant_conv(vq.encoder(pixel_values)))
+    return tokens.view(len(pixel_values), -1)
+
+
+@torch.no_grad()
 def merge_codes(vq: JanusVQVAE, batches: Iterable[Batch], above: float) -> None:
     """Of codes that mean the same, keep the one that is used most; shrinks the codebook in place.
 
@@ -151,9 +161,8 @@ def merge_codes(vq: JanusVQVAE, batches: Iterable[Batch], above: float) -> None:
     codebook: Tensor = vq.quantize.embedding.weight
     uses = torch.zeros(len(codebook), dtype=torch.long, device=codebook.device)
     for batch in batches:
-        latents = vq.quant_conv(vq.encoder(batch.pixel_values.to(codebook.device)))
-        _, _, tokens = vq.quantize(F.normalize(latents, dim=1))
-        uses += torch.bincount(tokens, minlength=len(uses))
+        tokens = encode_pictures(vq, batch.pixel_values.to(codebook.device))
+        uses += torch.bincount(tokens.flatten(), minlength=len(uses))
     kept: list[int] = []
     for code in uses.argsort(descending=True, stable=True).tolist():
         if not kept or (codebook[kept] @ codebook[code]).max() <= above:
