@@ -2,11 +2,15 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import warnings
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, cast
 
+from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -14,6 +18,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers.utils.logging import disable_progress_bar
 
+from lit_dola.compare import compare
 from lit_dola.data import PromptDataModule
 from lit_dola.errors import RankError, UserError
 from lit_dola.evaluation import EvaluationTrainer
@@ -21,6 +26,12 @@ from lit_dola.interrupt import GracefulStop, Interrupted, requeue_slurm_job, sig
 from lit_dola.module import LitDoLa
 from lit_dola.progress import GenerationProgressBar
 from lit_dola.writer import ImageWriter
+
+_log = logging.getLogger(__name__)
+_UNKNOWN = re.compile(
+    r"unrecognized arguments: --(\S+)|does not accept option '(\S+)'|invalid choice: '(\w+)'"
+)
+"""How jsonargparse says that it does not know an option, a key, or a subcommand."""
 
 ENV_PREFIX = "LIT_DOLA"
 """Of environment variables: ``LIT_DOLA_PREDICT__MODEL__ALPHA=0.2``."""
@@ -34,6 +45,12 @@ class Parser(LightningArgumentParser):
     """Says what is wrong in one line, without the usage that jsonargparse puts before it."""
 
     _config_file: Any = None
+    subcommands_action: Any = None
+
+    def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
+        """Keep what subcommands are added to, which Lightning does not."""
+        self.subcommands_action = super().add_subcommands(*args, **kwargs)
+        return self.subcommands_action
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Read a configuration, and remember which for the message of an error in it."""
@@ -46,11 +63,48 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Exit with 2."""
         where = f"{self._config_file}: " if self._config_file else ""
-        raise SystemExit(_fail(where + message, code=2))
+        raise SystemExit(_fail(where + message + self._suggestion(message), code=2))
+
+    def _suggestion(self, message: str) -> str:
+        """What a name that is unknown was probably meant to be."""
+        unknown = _UNKNOWN.search(message)
+        if not unknown:
+            return ""
+        known: dict[str, Any] = dict(getattr(self.subcommands_action, "choices", None) or {})
+        for parser in (self, *known.values()):
+            known |= {option.lstrip("-"): None for option in parser._option_string_actions}
+        name = next(filter(None, unknown.groups())).split("=")[0]
+        # A flag may come without the group that it belongs to.
+        ends = {key.rsplit(".")[-1]: key for key in known if "trainer" not in key}
+        close = get_close_matches(name, known, n=1, cutoff=0.75)
+        close = close or [ends[end] for end in get_close_matches(name, ends, n=1, cutoff=0.75)]
+        return f"; did you mean {close[0]}?" if close else ""
 
 
 class DoLaCLI(LightningCLI):
-    """``predict`` and ``evaluate``: there is nothing to fit, validate or test."""
+    """``predict``, ``evaluate`` and ``compare``: there is nothing to fit, validate or test."""
+
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        """Add ``compare``, which needs neither a model nor a trainer."""
+        super().setup_parser(*args, **kwargs)
+        description = "Write a page that shows runs side by side, with a blind comparison."
+        parser = self.init_parser(description=description, **self.parser_kwargs)
+        parser.add_argument("runs", nargs="+", type=Path, help="Folders that predict has written.")
+        parser.add_function_arguments(compare, skip={"runs"})
+        cast(Any, self.parser).subcommands_action.add_subcommand(
+            "compare", parser, help=description
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; then run ``compare`` and end, if it was asked for."""
+        super().parse_arguments(parser, args)
+        if self.config["subcommand"] == "compare":
+            asked = self.config["compare"]
+            notes = compare(asked.runs, asked.output, asked.seed, asked.copy_images)
+            for note in notes:
+                _log.warning(note)
+            print(asked.output / "index.html")
+            raise SystemExit(0)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -116,6 +170,7 @@ def main(args: list[str] | None = None) -> None:
     own_messages.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.getLogger("lit_dola").handlers = [own_messages]
     disable_progress_bar()
+    set_parsing_settings(add_print_completion_argument=True)
     # FSDP2, where the module shards its layers itself; also without a GPU, by its class.
     StrategyRegistry.register("fsdp", ModelParallelStrategy, override=True)
     try:

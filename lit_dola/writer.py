@@ -29,6 +29,7 @@ from PIL.PngImagePlugin import PngInfo
 from lit_dola import __version__
 from lit_dola.data import ImageRequest, PromptDataModule
 from lit_dola.errors import RankError, UserError
+from lit_dola.gallery import write_gallery
 from lit_dola.module import GeneratedImages, LitDoLa
 from lit_dola.run_folder import (
     Lines,
@@ -68,6 +69,7 @@ class ImageWriter(BasePredictionWriter):
         format: jpg, png or webp.
         quality: Quality of jpg and webp, 1 to 100.
         save_tokens: Whether each image's tokens are saved beside it, ``img_XX.npy``, int32.
+        gallery: Whether the run leaves ``index.html``, a page to look at its images.
         on_mismatch: What happens where the folder holds images of other settings or prompts: error,
             new_folder (go on in ``{output_dir}-2``, or the next that fits), or overwrite (delete
             those images).
@@ -79,6 +81,7 @@ class ImageWriter(BasePredictionWriter):
         format: Literal["jpg", "png", "webp"] = "jpg",
         quality: Quality = 95,
         save_tokens: bool = False,
+        gallery: bool = True,
         on_mismatch: Literal["error", "new_folder", "overwrite"] = "error",
     ) -> None:
         super().__init__(write_interval="batch")
@@ -86,6 +89,7 @@ class ImageWriter(BasePredictionWriter):
         self.format = format
         self.quality = quality
         self.save_tokens = save_tokens
+        self.gallery = gallery
         self.on_mismatch = on_mismatch
         self.num_failures = 0
         """Prompts and images that were skipped; known to the first rank at the end."""
@@ -184,6 +188,8 @@ class ImageWriter(BasePredictionWriter):
                 Lines(self.output_dir, "metadata").merge()
                 self.num_failures = Lines(self.output_dir, "errors").merge()
                 delete_half_written(self.output_dir, before=self._began)
+                if self.gallery:
+                    write_gallery(self.output_dir, self.num_failures)
             except OSError as error:
                 raise RankError(self._cannot_write(error)) from error
 

@@ -1,0 +1,171 @@
+"""``python main.py compare``: runs side by side, image by image, on a page."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from hashlib import sha256
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lit_dola.errors import UserError
+from lit_dola.page import common_settings, settings_of, write_page
+from lit_dola.run_folder import Lines, Record, image_files
+
+_VARIES = "varies"
+_Key = tuple[int, int]
+
+
+class _Run(NamedTuple):
+    """A run that was read."""
+
+    name: str
+    folder: Path
+    records: dict[_Key, Record]
+    """By place of the prompt and number of the image."""
+    settings: dict[str, Any]
+
+
+def compare(
+    runs: Sequence[Path], output: Path, seed: int = 0, copy_images: bool = False
+) -> list[str]:
+    """Write a page that shows runs side by side, ``index.html``, needing no server.
+
+    Args:
+        runs: Folders of runs, two or more.
+        output: Folder of the page; made if it is not there.
+        seed: Shuffles order and sides of the blind comparison; can be changed on the page.
+        copy_images: Copy the images beside the page, so that its folder can be moved or sent; else
+            it refers to them where they are.
+
+    Returns:
+        What of the runs does not match, one text each; the page says it too.
+
+    Raises:
+        UserError: If a folder is no run's, no image is in all of them, or the page cannot be
+            written.
+    """
+    if len(runs) < 2:
+        raise UserError(f"compare: {len(runs)} run; expected two or more")
+    loaded = [_load(name, folder) for name, folder in zip(_names(runs), runs)]
+    keys = sorted(set.intersection(*(set(run.records) for run in loaded)))
+    keys = [key for key in keys if len({run.records[key]["prompt"] for run in loaded}) == 1]
+    notes = _mismatches(loaded, keys)
+    if not keys:
+        raise UserError(
+            f"compare: no image is in all of {', '.join(map(str, runs))}: {'; '.join(notes)}"
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        _write(loaded, keys, notes, output, seed, copy_images)
+    except OSError as error:
+        where = error.filename or output
+        raise UserError(f"output: cannot write to {where}: {error.strerror}") from error
+    return notes
+
+
+def _load(name: str, folder: Path) -> _Run:
+    files = image_files(folder) if folder.is_dir() else set()
+    lines = Lines(folder, "metadata").read()
+    records = [record for record, _ in lines if record.get("file") in files]
+    if not records:
+        raise UserError(f"{folder}: no images of a run; expected a folder that predict has written")
+    by_key = {(record["prompt_index"], record["image_index"]): record for record in records}
+    settings = {name: _VARIES for record in records for name in settings_of(record)}
+    return _Run(name, folder, by_key, {**settings, **common_settings(records)})
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' own names, or where two are equal, as much of their paths as keeps them apart.
+
+    Raises:
+        UserError: If a folder is given twice.
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    if len(set(parts)) < len(parts):
+        raise UserError("compare: a run is given twice; expected different ones")
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(path[-depth:]) for path in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(folder) for folder in folders]
+
+
+def _mismatches(runs: list[_Run], keys: list[_Key]) -> list[str]:
+    """What keeps images from being compared, and what makes a comparison unfair."""
+    notes = []
+    shared = set(keys)
+    texts = [{key[0]: record["prompt"] for key, record in run.records.items()} for run in runs]
+    for run, prompts in zip(runs[1:], texts[1:]):
+        both = sorted(prompts.keys() & texts[0].keys())
+        if other := [index for index in both if prompts[index] != texts[0][index]]:
+            first = other[0]
+            notes.append(
+                f"{len(other)} prompts differ between {runs[0].name} and {run.name}: prompt {first}"
+                f" is {texts[0][first]!r:.60} and {prompts[first]!r:.60}; left out"
+            )
+    for run in runs:
+        if left := len(run.records.keys() - shared):
+            notes.append(f"{left} of {len(run.records)} images of {run.name} are not in all runs")
+    for name, what in (("seed", "noise"), ("model_path", "model")):
+        values = [run.settings.get(name) for run in runs]
+        if any(value != values[0] for value in values):
+            told = ", ".join(f"{run.name} {run.settings.get(name)}" for run in runs)
+            notes.append(f"{name} differs ({told}): the images are not of the same {what}")
+    return notes
+
+
+def _write(
+    runs: list[_Run],
+    keys: list[_Key],
+    notes: list[str],
+    output: Path,
+    seed: int,
+    copy_images: bool,
+) -> None:
+    place = _copied if copy_images else _where_it_is
+    rows = {key: [place(run, number, key, output) for number, run in enumerate(runs)]
+            for key in keys}  # fmt: skip
+    prompts = []
+    for index, group in groupby(keys, key=lambda key: key[0]):
+        images = list(group)
+        first = runs[0].records[images[0]]
+        prompts.append(
+            {
+                "index": index,
+                "text": first["prompt"],
+                "metadata": first.get("metadata", {}),
+                "rows": [{"index": key[1], "files": rows[key]} for key in images],
+            }
+        )
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    values = {name: [run.settings.get(name) for run in runs] for name in names}
+    shown = [{"name": run.name, "settings": run.settings} for run in runs]
+    identity = json.dumps([shown, [prompt["text"] for prompt in prompts], list(rows.values())])
+    write_page(
+        output / "index.html",
+        "compare.html",
+        title=" / ".join(run.name for run in runs),
+        runs=shown,
+        rows=keys,
+        prompts=prompts,
+        notes=notes,
+        differences={
+            name: value for name, value in values.items() if any(v != value[0] for v in value)
+        },
+        seed=seed,
+        page_id=sha256(identity.encode()).hexdigest()[:16],
+    )
+
+
+def _where_it_is(run: _Run, number: int, key: _Key, output: Path) -> str:
+    """Address of an image from the page's folder."""
+    return Path(os.path.relpath(run.folder / run.records[key]["file"], output)).as_posix()
+
+
+def _copied(run: _Run, number: int, key: _Key, output: Path) -> str:
+    file = f"images/{number}/{run.records[key]['file']}"
+    (output / file).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(run.folder / run.records[key]["file"], output / file)
+    return file

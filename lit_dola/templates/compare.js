@@ -1,0 +1,188 @@
+const about = JSON.parse(document.getElementById("about").textContent);
+const byId = (id) => document.getElementById(id);
+const rows = prompts.flatMap((prompt) => {
+  const text = prompt.querySelector("h2 [dir]").textContent;
+  return [...prompt.querySelectorAll(".row")].map((row) => ({
+    prompt_index: Number(prompt.dataset.index),
+    image_index: Number(row.dataset.index),
+    prompt: text,
+    row,
+  }));
+});
+
+// Two runs at once
+
+let chosen = {};
+
+function choosePair() {
+  chosen = { a: byId("a").value, b: byId("b").value };
+  const [a, b] = [Number(chosen.a), Number(chosen.b)];
+  for (const { row } of rows) {
+    [...row.children].forEach((figure, run) => {
+      figure.classList.toggle("a", run === a);
+      figure.classList.toggle("b", run === b);
+    });
+  }
+  showPair();
+}
+
+byId("view").addEventListener("change", (event) => {
+  document.body.dataset.view = event.target.value;
+  if (event.target.value === "blind") byId("blind").focus();
+});
+for (const [changed, other] of [["a", "b"], ["b", "a"]]) {
+  byId(changed).addEventListener("change", () => {
+    // A run is not compared with itself: the two change places.
+    if (byId(other).value === byId(changed).value) byId(other).value = chosen[changed];
+    choosePair();
+  });
+}
+byId("split").addEventListener("input", (event) => {
+  for (const { row } of rows) row.style.removeProperty("--at");
+  document.body.style.setProperty("--split", `${event.target.value}%`);
+});
+byId("gain").addEventListener("input", (event) => {
+  document.body.style.setProperty("--gain", event.target.value);
+});
+byId("content").addEventListener("pointermove", (event) => {
+  const row = event.target.closest(".row");
+  if (!row || document.body.dataset.view !== "slider") return;
+  const box = row.getBoundingClientRect();
+  const share = Math.min(Math.max((event.clientX - box.left) / box.width, 0), 1);
+  row.style.setProperty("--at", `${100 * share}%`);
+});
+
+// Blind votes, kept in this browser by page, runs and seed
+
+let order = [];
+let votes = [];
+
+function hash(text) {
+  // FNV-1a, then the finalizer of MurmurHash3: 32 bits that do not show their order.
+  let h = 2166136261;
+  for (const character of text) h = Math.imul(h ^ character.codePointAt(0), 16777619);
+  h = Math.imul(h ^ (h >>> 16), 2246822507);
+  h = Math.imul(h ^ (h >>> 13), 3266489909);
+  return (h ^ (h >>> 16)) >>> 0;
+}
+
+function setting() {
+  return { a: Number(byId("a").value), b: Number(byId("b").value), seed: byId("seed").value };
+}
+
+function storageKey() {
+  const { a, b, seed } = setting();
+  return `lit-dola ${about.page} ${a} ${b} ${seed}`;
+}
+
+function showPair() {
+  const { a, b, seed } = setting();
+  const keyed = rows.map((pair) => {
+    const key = `${seed} ${pair.prompt_index} ${pair.image_index}`;
+    const [left, right] = hash(`side ${key}`) % 2 ? [b, a] : [a, b];
+    return { ...pair, left, right, place: hash(`order ${key}`) };
+  });
+  order = keyed.sort((one, other) => one.place - other.place);
+  votes = JSON.parse(localStorage.getItem(storageKey()) ?? "[]");
+  showNext();
+}
+
+function showNext() {
+  const pair = order[votes.length];
+  for (const side of ["left", "right", "tie"]) byId(side).disabled = !pair;
+  byId("undo").disabled = votes.length === 0;
+  byId("progress").textContent = `${votes.length} of ${order.length} votes cast`;
+  if (pair) {
+    byId("blind-prompt").textContent = pair.prompt;
+    for (const side of ["left", "right"]) {
+      const shown = pair.row.children[pair[side]].querySelector("img");
+      byId(side).querySelector("img").src = shown.src;
+    }
+  } else {
+    byId("blind-prompt").textContent = "Every pair has a vote.";
+  }
+  showResult();
+}
+
+function vote(choice) {
+  const pair = order[votes.length];
+  if (!pair || byId(choice).disabled) return;
+  const { prompt_index, image_index, prompt, left, right } = pair;
+  const winner = choice === "tie" ? null : about.runs[pair[choice]].name;
+  const names = { left: about.runs[left].name, right: about.runs[right].name };
+  votes.push({ prompt_index, image_index, prompt, ...names, choice, winner });
+  localStorage.setItem(storageKey(), JSON.stringify(votes));
+  showNext();
+}
+
+function undo() {
+  votes.pop();
+  localStorage.setItem(storageKey(), JSON.stringify(votes));
+  showNext();
+}
+
+function summary() {
+  const { a, b } = setting();
+  const [nameA, nameB] = [about.runs[a].name, about.runs[b].name];
+  const wins = (name) => votes.filter((one) => one.winner === name).length;
+  const [winsA, winsB] = [wins(nameA), wins(nameB)];
+  const decided = winsA + winsB;
+  const result = { a: nameA, b: nameB, wins_a: winsA, wins_b: winsB, ties: votes.length - decided };
+  if (decided) Object.assign(result, { win_rate_b: winsB / decided, ...wilson(winsB, decided) });
+  return result;
+}
+
+function wilson(wins, decided) {
+  // Wilson's score interval (1927), 95 %: one that holds for few votes too.
+  const z = 1.959964;
+  const rate = wins / decided;
+  const scale = 1 + z ** 2 / decided;
+  const middle = (rate + z ** 2 / (2 * decided)) / scale;
+  const half = (z / scale) * Math.sqrt((rate * (1 - rate)) / decided + (z / (2 * decided)) ** 2);
+  return { low: Math.max(0, middle - half), high: Math.min(1, middle + half) };
+}
+
+function showResult() {
+  const { a, b, wins_a, wins_b, ties, win_rate_b, low, high } = summary();
+  const percent = (share) => `${(100 * share).toFixed(1)} %`;
+  const lines = { [`A: ${a}`]: wins_a, [`B: ${b}`]: wins_b, ties };
+  lines["B wins"] =
+    win_rate_b === undefined
+      ? "nothing decided yet"
+      : `${percent(win_rate_b)} of those decided, 95 % interval ${percent(low)} to ${percent(high)}`;
+  const list = byId("result").querySelector("dl");
+  list.replaceChildren();
+  for (const [name, value] of Object.entries(lines)) {
+    const term = document.createElement("dt");
+    const description = document.createElement("dd");
+    term.textContent = name;
+    description.textContent = value;
+    list.append(term, description);
+  }
+}
+
+for (const choice of ["left", "right", "tie"]) {
+  byId(choice).addEventListener("click", () => vote(choice));
+}
+byId("undo").addEventListener("click", undo);
+byId("seed").addEventListener("change", showPair);
+byId("export").addEventListener("click", () => {
+  const { a, b, seed } = setting();
+  const runs = [about.runs[a], about.runs[b]];
+  const content = { runs, seed: Number(seed), pairs: order.length, votes, summary: summary() };
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(
+    new Blob([JSON.stringify(content, null, 2)], { type: "application/json" }),
+  );
+  link.download = "votes.json";
+  link.click();
+  URL.revokeObjectURL(link.href);
+});
+document.addEventListener("keydown", (event) => {
+  if (document.body.dataset.view !== "blind" || event.target.closest("input, select")) return;
+  const choice = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie" }[event.key];
+  if (choice) event.preventDefault();
+  if (choice) vote(choice);
+  if (event.key === "u") undo();
+});
+choosePair();

@@ -1,0 +1,62 @@
+const settings = JSON.parse(document.getElementById("settings").textContent);
+const viewer = document.getElementById("viewer");
+const image = document.getElementById("viewer-image");
+let opened = null;
+
+function plain(value) {
+  return typeof value === "string" ? value : JSON.stringify(value);
+}
+
+function show(link) {
+  opened = link;
+  const prompt = link.closest(".prompt");
+  const text = prompt.querySelector("h2 [dir]").textContent;
+  image.src = document.getElementById("viewer-file").href = link.href;
+  image.alt = link.firstElementChild.alt;
+  document.getElementById("viewer-prompt").textContent = text;
+  const rows = {
+    file: decodeURIComponent(link.getAttribute("href")),
+    prompt_index: Number(prompt.querySelector(".index").textContent),
+    image_index: Number(link.dataset.index),
+    ...JSON.parse(prompt.dataset.metadata),
+    ...settings,
+    ...JSON.parse(link.dataset.own ?? "{}"),
+  };
+  const list = document.getElementById("viewer-metadata");
+  list.replaceChildren();
+  for (const [name, value] of Object.entries(rows)) {
+    const term = document.createElement("dt");
+    const description = document.createElement("dd");
+    term.textContent = name;
+    description.textContent = plain(value);
+    description.dir = "auto";
+    list.append(term, description);
+  }
+  if (!viewer.open) viewer.showModal();
+}
+
+function step(by) {
+  const links = [...document.querySelectorAll(".prompt:not([hidden]) .images a")];
+  const link = links[links.indexOf(opened) + by];
+  if (link) show(link);
+}
+
+document.getElementById("content").addEventListener("click", (event) => {
+  const link = event.target.closest(".images a");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  show(link);
+});
+document.getElementById("previous").addEventListener("click", () => step(-1));
+document.getElementById("next").addEventListener("click", () => step(1));
+viewer.addEventListener("keydown", (event) => {
+  if (event.key === "ArrowLeft") step(-1);
+  if (event.key === "ArrowRight") step(1);
+});
+viewer.addEventListener("click", (event) => {
+  if (event.target === viewer) viewer.close();
+});
+viewer.addEventListener("close", () => opened.focus());
+document.getElementById("size").addEventListener("input", (event) => {
+  document.documentElement.style.setProperty("--size", `${event.target.value}rem`);
+});

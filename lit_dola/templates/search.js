@@ -1,0 +1,25 @@
+"use strict";
+const searchBox = document.getElementById("search");
+const found = document.getElementById("found");
+const prompts = [...document.querySelectorAll(".prompt")];
+const texts = prompts.map((prompt) => prompt.dataset.text.toLowerCase());
+
+function search() {
+  const words = searchBox.value.toLowerCase().split(/\s+/).filter(Boolean);
+  let shown = 0;
+  prompts.forEach((prompt, place) => {
+    const hit = words.every((word) => texts[place].includes(word));
+    prompt.hidden = !hit;
+    shown += hit;
+  });
+  found.textContent = `${shown} of ${prompts.length} prompts`;
+}
+
+searchBox.addEventListener("input", search);
+document.addEventListener("keydown", (event) => {
+  if (event.key === "/" && !event.target.closest("input, select, dialog")) {
+    event.preventDefault();
+    searchBox.focus();
+  }
+});
+search();

@@ -1,0 +1,61 @@
+"""Headless Chromium, and what it has asked for and complained about."""
+
+import json
+import os
+import shutil
+from contextlib import contextmanager
+
+import pytest
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+
+_FLAGS = (
+    "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync",
+    "disable-background-networking", "disable-component-update", "hide-scrollbars",
+)  # fmt: skip
+
+
+@contextmanager
+def chromium(downloads):
+    """A browser that saves what is downloaded into a folder.
+
+    Skips the test where there is none, save in CI, where there has to be one.
+    """
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (browser and driver):
+        if os.environ.get("CI"):
+            pytest.fail("no chromium and chromedriver; CI is to install them")
+        pytest.skip("no chromium and chromedriver here: install them to test the pages")
+    options = ChromeOptions()
+    options.binary_location = browser
+    for flag in _FLAGS:
+        options.add_argument(f"--{flag}")
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    page = Chrome(options, Service(driver))
+    page.set_page_load_timeout(60)
+    page.downloads = downloads
+    try:
+        yield page
+    finally:
+        page.quit()
+
+
+def requests(page):
+    """Addresses that the browser has asked for since the last call."""
+    events = (json.loads(entry["message"])["message"] for entry in page.get_log("performance"))
+    return [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+
+
+def look(page, width, dark=False, height=900):
+    """Set the size of the window, in CSS pixels, and the colour scheme."""
+    scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
+    )

@@ -1,0 +1,139 @@
+"""The gallery as a file: what it says, and what of a prompt could break out of it."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from lit_dola import gallery
+from lit_dola.gallery import write_gallery
+
+NASTY = [
+    "<script>alert(1)</script>",
+    "</script><img src=x onerror=alert(1)>",
+    "\" onmouseover='alert(1)' x=\"",
+    "{{ 7 * 7 }} {% raw %} &lt;b&gt;",
+    "a 猫 with 🙂 100% #1",
+    "قطة حمراء تجلس",
+]
+
+
+class Page(HTMLParser):
+    """Tags, attributes and texts of a page, as a browser's parser would have them."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.texts = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def attributes(self, tag, name):
+        return [attrs[name] for found, attrs in self.tags if found == tag and name in attrs]
+
+
+def write_run(folder, prompts, images=2, **settings):
+    """The lines that a run leaves."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "metadata.jsonl").open("w", encoding="utf-8") as file:
+        for index, prompt in enumerate(prompts):
+            for image in range(images):
+                record = {
+                    "file": f"{index:05}_p/img_{image:02}.png",
+                    "prompt": prompt,
+                    "prompt_index": index,
+                    "image_index": image,
+                    "metadata": {"tag": f"tag-{index}"},
+                    "seed": 3,
+                    "alpha": 0.1,
+                    **settings,
+                }
+                print(json.dumps(record, ensure_ascii=False), file=file)
+
+
+@pytest.fixture
+def page(tmp_path):
+    def of(prompts, **how):
+        write_run(tmp_path, prompts, **how)
+        write_gallery(tmp_path)
+        return Page((tmp_path / "index.html").read_text("utf-8"))
+
+    return of
+
+
+def test_every_image_is_there_and_is_loaded_lazily(page):
+    of = page(["one", "two"])
+    files = [f"0000{i}_p/img_0{k}.png" for i in range(2) for k in range(2)]
+    assert [src for src in of.attributes("img", "src") if src] == files
+    assert of.attributes("a", "href")[1:] == files
+    assert of.attributes("img", "loading") == ["lazy"] * 4
+    assert all(of.attributes("img", "alt")[:4])
+
+
+def test_what_a_prompt_says_is_text(page):
+    of = page(NASTY)
+    assert [text for text in of.texts if text in NASTY] == NASTY
+    assert of.attributes("section", "data-text") == [
+        f'{i} {prompt} {{"tag": "tag-{i}"}}' for i, prompt in enumerate(NASTY)
+    ]
+    assert len([tag for tag, _ in of.tags if tag == "script"]) == 2  # settings, and the page's own
+    assert not any(name.startswith("on") for _, attrs in of.tags for name in attrs)
+
+
+def test_settings_of_a_prompt_cannot_end_the_script(page):
+    of = page(["a"], note="</script><script>alert(1)</script>")
+    assert len([tag for tag, _ in of.tags if tag == "script"]) == 2
+
+
+def test_names_of_files_are_addresses(tmp_path):
+    write_run(tmp_path, ["a"], images=1, file="00000_a#1_100%_猫/img_00.png")
+    write_gallery(tmp_path)
+    of = Page((tmp_path / "index.html").read_text("utf-8"))
+    assert "00000_a%231_100%25_%E7%8C%AB/img_00.png" in of.attributes("img", "src")
+
+
+def test_common_settings_stand_once_and_others_with_their_image(tmp_path):
+    write_run(tmp_path, ["a", "b"], images=1)
+    lines = (tmp_path / "metadata.jsonl").read_text().splitlines()
+    lines[1] = json.dumps({**json.loads(lines[1]), "alpha": 0.2})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    write_gallery(tmp_path)
+    text = (tmp_path / "index.html").read_text()
+    settings = re.search(r'id="settings">(.*?)</script>', text)[1]
+    assert json.loads(settings) == {"seed": 3}
+    assert [json.loads(own) for own in Page(text).attributes("a", "data-own")] == [
+        {"alpha": 0.1}, {"alpha": 0.2},
+    ]  # fmt: skip
+
+
+def test_a_large_run_goes_on_on_another_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery, "IMAGES_A_PAGE", 4)
+    write_run(tmp_path, list("abcde"), images=2)
+    (tmp_path / "index-9.html").touch()  # of a run that was longer
+    write_gallery(tmp_path)
+    pages = {path.name: Page(path.read_text()) for path in tmp_path.glob("index*.html")}
+    assert sorted(pages) == ["index-2.html", "index-3.html", "index.html"]
+    shown = [src for of in (pages["index.html"], pages["index-2.html"], pages["index-3.html"])
+             for src in of.attributes("img", "src") if src]  # fmt: skip
+    assert shown == [f"0000{i}_p/img_0{k}.png" for i in range(5) for k in range(2)]
+    assert "index-3.html" in pages["index.html"].attributes("a", "href")
+
+
+def test_a_run_without_images_has_a_page(tmp_path):
+    write_gallery(tmp_path, num_failures=2)
+    text = (tmp_path / "index.html").read_text()
+    assert "no images yet" in text
+    assert "2 skipped" in text
+
+
+def test_nothing_is_asked_of_the_network(page):
+    of = page(["a"])
+    addresses = of.attributes("img", "src") + of.attributes("a", "href")
+    assert not any("//" in address for address in addresses)
+    assert not of.attributes("script", "src")
+    assert of.attributes("link", "href") == ["data:,"]
