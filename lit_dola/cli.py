@@ -22,6 +22,7 @@ from lit_dola.compare import compare
 from lit_dola.data import PromptDataModule
 from lit_dola.errors import RankError, UserError
 from lit_dola.evaluation import EvaluationTrainer
+from lit_dola.image_logger import ImageLogger
 from lit_dola.interrupt import GracefulStop, Interrupted, requeue_slurm_job, signals_end_the_process
 from lit_dola.module import LitDoLa
 from lit_dola.progress import GenerationProgressBar
@@ -115,6 +116,7 @@ class DoLaCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the writer, and hand the model's settings to the data module."""
         parser.add_lightning_class_args(ImageWriter, "writer")
+        parser.add_lightning_class_args(ImageLogger, "image_logger")
         for name in LINKED:
             parser.link_arguments(f"model.{name}", f"data.{name}")
         parser.link_arguments("model.seed", "seed_everything", compute_fn=int)  # one seed, not two

@@ -1,16 +1,58 @@
-"""A sheet of images: a row a setting, a column a prompt."""
+"""Many images in one: a prompt's as a grid; a sheet with a row a setting, a column a prompt."""
 
+import math
+from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from textwrap import wrap
 
 from PIL import Image, ImageDraw, ImageFont
 
-from lit_dola.run_folder import write_png
+from lit_dola.run_folder import GRID_FILE, images_of_prompt, write_atomically, write_png
 
 _GAP = 12
 _FONT_SIZE = 13
 _LINE = 16
 _FRAMES = {True: (40, 160, 60), False: (220, 35, 40)}
+
+
+def tile(images: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Images of one size, left to right and down, without gaps, as RGB."""
+    width, height = images[0].size
+    rows = math.ceil(len(images) / columns)
+    grid = Image.new("RGB", (columns * width, rows * height))
+    for place, image in enumerate(images):
+        grid.paste(image, (place % columns * width, place // columns * height))
+    return grid
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """An image file as RGB."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def write_prompt_grid(prompt_folder: Path, quality: int) -> None:
+    """Write all images of a prompt as one, ``grid.jpg``, as square as can be.
+
+    One that is there already, and no older than any of the images, is kept.
+
+    Args:
+        prompt_folder: Folder of the prompt's images.
+        quality: Of the JPEG, 1 to 100.
+
+    Raises:
+        OSError: If an image cannot be read or the grid not be written.
+    """
+    files = images_of_prompt(prompt_folder)
+    path = prompt_folder / GRID_FILE
+    newest = max((file.stat().st_mtime for file in files), default=math.inf)
+    if not files or (path.exists() and path.stat().st_mtime >= newest):
+        return
+    encoded = BytesIO()
+    grid = tile([read_rgb(file) for file in files], columns=math.ceil(math.sqrt(len(files))))
+    grid.save(encoded, "JPEG", quality=quality, subsampling=0)
+    write_atomically(path, [encoded.getvalue()])
 
 
 def write_contact_sheet(
@@ -44,8 +86,7 @@ def write_contact_sheet(
         draw.text((_GAP, y), name, "gray", font)
         for column, file in enumerate(files):
             x = _GAP + (size + _GAP) * column
-            with Image.open(file) as image:
-                shown = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+            shown = read_rgb(file).resize((size, size), Image.Resampling.BICUBIC)
             if right:
                 box = (x - 3, y + _LINE - 3, x + size + 2, y + _LINE + size + 2)
                 draw.rectangle(box, outline=_FRAMES[right[name][column]], width=2)

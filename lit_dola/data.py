@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from lit_dola.checkpoint import load_config
+from lit_dola.decoding import ImageKey
 from lit_dola.errors import UserError
 from lit_dola.janus import find_checkpoint
 from lit_dola.prompt import PromptEncoder, Roles
@@ -26,6 +27,11 @@ class ImageRequest(NamedTuple):
     """Number among the images of its prompt, from 0."""
     input_ids: list[int]
     """Token ids of the prompt, from BOS to begin of image."""
+
+    @property
+    def key(self) -> ImageKey:
+        """The key of its random stream."""
+        return ImageKey(self.prompt.prompt_index, self.image_index)
 
 
 class RankShare(DistributedSampler[ImageRequest]):

@@ -6,7 +6,6 @@ stopped goes on where it was.
 
 import json
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +15,7 @@ from PIL import Image
 
 from lit_dola.contact_sheet import write_contact_sheet
 from lit_dola.data import PromptDataModule, shards_the_model
-from lit_dola.errors import UserError
+from lit_dola.errors import UserError, require
 from lit_dola.layouts import Layout, write_layout
 from lit_dola.module import LitDoLa
 from lit_dola.report import Score, write_report
@@ -65,8 +64,8 @@ class EvaluationTrainer(Trainer):
             UserError: If a setting is not one of the model's, a run fails, or the report cannot be
                 drawn.
         """
-        if scorer and find_spec("matplotlib") is None:
-            raise UserError('scorer: matplotlib is not installed; pip install -e ".[evaluation]"')
+        if scorer:
+            require("matplotlib", "scorer", extra="evaluation")
         writer = next(call for call in cast(Any, self).callbacks if isinstance(call, ImageWriter))
         folder = writer.output_dir
         reference = reference or next(iter(settings), "")

@@ -86,6 +86,7 @@ def _prompt(records: list[Record], settings: dict[str, Any]) -> dict[str, Any]:
             {
                 "file": record["file"],
                 "index": record["image_index"],
+                "inspection": record.get("inspection"),
                 "own": {
                     name: value
                     for name, value in settings_of(record).items()

@@ -15,6 +15,7 @@ from typing import Literal
 
 from PIL import Image
 
+from lit_dola.contact_sheet import read_rgb, tile
 from lit_dola.errors import UserError
 from lit_dola.run_folder import Record, safe_name, write_atomically, write_png
 
@@ -64,14 +65,6 @@ def _write_dpg(run: Path, records: list[Record], folder: Path) -> None:
             f"layout dpg: {len(records)} images of prompt {name!r}; expected model.parallel_size 4,"
             " as its authors advise, or 1"
         )
-    images: list[Image.Image] = []
-    for record in records:
-        with Image.open(run / record["file"]) as image:
-            images.append(image.convert("RGB"))
-    width, height = images[0].size
-    across = 2 if len(images) == 4 else 1
-    grid = Image.new("RGB", (across * width, across * height))
-    for place, tile in enumerate(images):
-        grid.paste(tile, (place % across * width, place // across * height))
+    images = [read_rgb(run / record["file"]) for record in records]
     folder.mkdir(parents=True, exist_ok=True)
-    write_png(folder / f"{safe_name(name)}.png", grid)
+    write_png(folder / f"{safe_name(name)}.png", tile(images, columns=2 if images[1:] else 1))

@@ -1,17 +1,19 @@
 """The LightningModule: Janus with DoLa-static, one batch of images at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from logging import getLogger
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
 from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveInt,
     restricted_number_type,
 )
@@ -26,6 +28,7 @@ from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator, Not
 from lit_dola.dola import pick_static_layer_index
 from lit_dola.errors import RankError, UserError
 from lit_dola.guidance import HeadPolicy
+from lit_dola.inspection import Inspection, inspect_tokens
 from lit_dola.janus import JanusBackbone, find_checkpoint, load_janus, quantize_int8
 from lit_dola.prompt import PromptEncoder, Roles
 from lit_dola.prompt_file import Failure
@@ -52,6 +55,8 @@ class GeneratedImages(NamedTuple):
     """Uint8 ``(images, 3, height, width)``."""
     failures: list[Failure]
     """Those that could not."""
+    inspections: Mapping[int, Inspection] = MappingProxyType({})
+    """Of chosen images, by place in ``requests``."""
 
 
 class LitDoLa(LightningModule):
@@ -85,6 +90,8 @@ class LitDoLa(LightningModule):
         compile: Whether the decoding step is compiled, with CUDA graphs on a GPU; auto: on a GPU.
         quantize: int8wo keeps the language model's weights as int8, one scale an output channel,
             by torchao: fewer bytes to read a step, and other images.
+        inspect: Images of which every step is looked at, as ``[[prompt, image], ...]``: the size of
+            the head set, how far final and middle layer diverge, the entropy before and after.
     """
 
     def __init__(
@@ -107,6 +114,7 @@ class LitDoLa(LightningModule):
         backend: Literal["transformers", "deepseek"] = "transformers",
         compile: bool | Literal["auto"] = "auto",
         quantize: Literal["int8wo"] | None = None,
+        inspect: list[tuple[NonNegativeInt, NonNegativeInt]] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -118,6 +126,7 @@ class LitDoLa(LightningModule):
         self.backend = backend
         self._compile = compile
         self.quantize = quantize
+        self.inspect = {ImageKey(*key) for key in inspect or ()}
         self.decoding_config = DecodingConfig(
             layer=layer,
             alpha=alpha,
@@ -140,8 +149,10 @@ class LitDoLa(LightningModule):
         """Choose the middle layer.
 
         Raises:
-            UserError: If the model has no such layer.
+            UserError: If the model has no such layer, or there is nothing to inspect.
         """
+        if self.inspect and not self.dola:
+            raise UserError("model.inspect: DoLa is off; expected model.dola true")
         self.decoding_config = replace(self.decoding_config, layer=self._middle_layer)
 
     def configure_model(self) -> None:
@@ -195,10 +206,13 @@ class LitDoLa(LightningModule):
                 split = False
             made.append(part)
             left = left[images:]
-        requests, tokens, pixels, failures = zip(*made, strict=True)
-        return GeneratedImages(
-            [*chain(*requests)], torch.cat(tokens), torch.cat(pixels), [*chain(*failures)]
+        whole = GeneratedImages(
+            [*chain(*(part.requests for part in made))],
+            torch.cat([part.tokens for part in made]),
+            torch.cat([part.pixels for part in made]),
+            [*chain(*(part.failures for part in made))],
         )
+        return whole._replace(inspections=self._inspect(whole))
 
     def _generate_if_they_fit(self, requests: list[ImageRequest]) -> GeneratedImages | None:
         """None where the memory is not enough for them."""
@@ -220,7 +234,7 @@ class LitDoLa(LightningModule):
         """Tokens and pixels of a few images; those whose logits are not finite are left out."""
         failures: list[Failure] = []
         prompts = [request.input_ids for request in requests]
-        keys = [ImageKey(request.prompt.prompt_index, request.image_index) for request in requests]
+        keys = [request.key for request in requests]
         # Inference mode would spoil what FSDP keeps of a layer.
         mode = torch.is_inference_mode_enabled() and not shards_the_model(self.trainer)
         try:
@@ -236,12 +250,24 @@ class LitDoLa(LightningModule):
             self._call_on_step(self.janus.num_image_tokens)
         return GeneratedImages(requests, tokens.to("cpu", torch.int32), torch.cat(pixels), failures)
 
+    def _inspect(self, images: GeneratedImages) -> dict[int, Inspection]:
+        """What happened at each step of the chosen images."""
+        return {
+            place: inspect_tokens(
+                self.janus, self.decoding_config, request.input_ids, images.tokens[place], key
+            )
+            for place, request in enumerate(images.requests)
+            if (key := request.key) in self.inspect
+        }
+
     def _shard_layers(self) -> None:
         """Leave each rank a part of every layer; a layer is whole only while it runs."""
         from torch.distributed.fsdp import fully_shard  # since torch 2.6
 
         if self.quantize:
             raise UserError("model.quantize: int8 weights cannot be sharded; expected null")
+        if self.inspect:
+            raise UserError("model.inspect: a sharded model cannot be inspected; expected null")
         for layer in self.janus.language_model.layers:
             fully_shard(layer, reshard_after_forward=True)
 
@@ -275,7 +301,7 @@ class LitDoLa(LightningModule):
 
     def image_settings(self) -> dict[str, Any]:
         """Every setting that shapes an image, and what was resolved from it."""
-        left_out = ("parallel_size", "images_per_batch", "compile", "_instantiator")
+        left_out = ("parallel_size", "images_per_batch", "compile", "inspect", "_instantiator")
         settings = {name: value for name, value in self.hparams.items() if name not in left_out}
         return {**settings, "layer": self._middle_layer}
 

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from lit_dola import __version__
 from lit_dola.run_folder import Record, write_atomically
 
-OWN_KEYS = ("file", "prompt", "prompt_index", "image_index", "metadata")
+OWN_KEYS = ("file", "prompt", "prompt_index", "image_index", "metadata", "inspection")
 """Of a record: what is the image's own; everything else is a setting of the run."""
 
 

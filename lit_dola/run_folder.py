@@ -26,7 +26,9 @@ _MAX_NAME_BYTES = 80
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+')
 """Separators, what Windows forbids, control characters, and marks that turn text around."""
 _PROMPT_FOLDER = re.compile(r"\d{5,}(_.*)?")
-_IMAGE_FILE = re.compile(r"img_\d{2,}\.(jpg|png|webp|npy)")
+_IMAGE_FILE = re.compile(r"img_(\d{2,})\.(jpg|png|webp|npy)")
+GRID_FILE = "grid.jpg"
+"""All images of a prompt in one."""
 _KEYS = {"prompt", "prompt_index", "image_index"}
 """What every line says: which prompt and image it is of."""
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
@@ -172,10 +174,20 @@ def image_files(folder: Path) -> set[str]:
     """
     return {
         f"{prompt_folder.name}/{entry.name}"
-        for prompt_folder in _prompt_folders(folder)
+        for prompt_folder in prompt_folders(folder)
         for entry in os.scandir(prompt_folder)
         if _IMAGE_FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
     }
+
+
+def images_of_prompt(prompt_folder: Path) -> list[Path]:
+    """Image files in the folder of a prompt, in the order of their numbers."""
+    found = {
+        int(match[1]): prompt_folder / entry.name
+        for entry in os.scandir(prompt_folder)
+        if (match := _IMAGE_FILE.fullmatch(entry.name)) and match[2] != "npy"
+    }
+    return [found[number] for number in sorted(found)]
 
 
 def delete_half_written(folder: Path, before: float) -> None:
@@ -185,7 +197,7 @@ def delete_half_written(folder: Path, before: float) -> None:
         folder: Folder of a run.
         before: Only what is older, in the file system's own time: another run may be writing.
     """
-    for place in (folder, *_prompt_folders(folder)):
+    for place in (folder, *prompt_folders(folder)):
         for entry in os.scandir(place):
             if _TEMPORARY.fullmatch(entry.name):
                 with suppress(FileNotFoundError):
@@ -193,7 +205,12 @@ def delete_half_written(folder: Path, before: float) -> None:
                         os.unlink(entry.path)
 
 
-def _prompt_folders(folder: Path) -> Iterator[Path]:
+def prompt_folders(folder: Path) -> Iterator[Path]:
+    """Folders of prompts in the folder of a run.
+
+    Raises:
+        UserError: If one is a symbolic link.
+    """
     for entry in os.scandir(folder):
         if _PROMPT_FOLDER.fullmatch(entry.name):
             if entry.is_symlink():
@@ -203,13 +220,15 @@ def _prompt_folders(folder: Path) -> Iterator[Path]:
 
 
 def delete_images(folder: Path) -> None:
-    """Delete the images of a run, their tokens, their lines, and folders left empty."""
+    """Delete the images of a run, all that was made of them, and folders left empty."""
     for stem in ("metadata", "errors"):
         Lines(folder, stem).merge(keep=lambda record: False)
     files = image_files(folder)
     for name in files:
         (folder / name).unlink()
     for parent in {(folder / name).parent for name in files}:
+        for made in (parent / GRID_FILE, *parent.glob("img_*.inspect.*")):
+            made.unlink(missing_ok=True)
         if not any(parent.iterdir()):
             parent.rmdir()
 

@@ -1,8 +1,6 @@
 """Saving images as they are made, each with a record of what made it."""
 
-import json
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -23,13 +21,17 @@ import torch
 from jsonargparse.typing import restricted_number_type
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from PIL import ExifTags, Image
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image
 
 from lit_dola import __version__
+from lit_dola.contact_sheet import write_prompt_grid
 from lit_dola.data import ImageRequest, PromptDataModule
-from lit_dola.errors import RankError, UserError
+from lit_dola.decoding import ImageKey
+from lit_dola.errors import RankError, UserError, require
 from lit_dola.gallery import write_gallery
+from lit_dola.image_file import Format, encode_image
+from lit_dola.inspection import Inspection
+from lit_dola.inspection_plot import write_inspection
 from lit_dola.module import GeneratedImages, LitDoLa
 from lit_dola.run_folder import (
     Lines,
@@ -41,6 +43,7 @@ from lit_dola.run_folder import (
     image_files,
     image_path,
     make_folder,
+    prompt_folders,
     write_atomically,
 )
 
@@ -52,9 +55,6 @@ else:
 _log = getLogger(__name__)
 _MOST_WAITING = 256
 """Images that may wait to be written; past that the next batch waits for the disk."""
-_MAX_EXIF_CHARACTERS = 2000
-"""EXIF as a whole must stay under 64 KiB; a longer prompt is whole in ``metadata.jsonl``."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LONGEST_WAIT = timedelta(days=365)
 """For the slowest rank: PyTorch would give it half an hour once the first has ended."""
 
@@ -69,6 +69,7 @@ class ImageWriter(BasePredictionWriter):
         format: jpg, png or webp.
         quality: Quality of jpg and webp, 1 to 100.
         save_tokens: Whether each image's tokens are saved beside it, ``img_XX.npy``, int32.
+        grid: Whether the images of each prompt are saved as one as well, ``grid.jpg``.
         gallery: Whether the run leaves ``index.html``, a page to look at its images.
         on_mismatch: What happens where the folder holds images of other settings or prompts: error,
             new_folder (go on in ``{output_dir}-2``, or the next that fits), or overwrite (delete
@@ -78,9 +79,10 @@ class ImageWriter(BasePredictionWriter):
     def __init__(
         self,
         output_dir: str = "outputs",
-        format: Literal["jpg", "png", "webp"] = "jpg",
+        format: Format = "jpg",
         quality: Quality = 95,
         save_tokens: bool = False,
+        grid: bool = False,
         gallery: bool = True,
         on_mismatch: Literal["error", "new_folder", "overwrite"] = "error",
     ) -> None:
@@ -89,6 +91,7 @@ class ImageWriter(BasePredictionWriter):
         self.format = format
         self.quality = quality
         self.save_tokens = save_tokens
+        self.grid = grid
         self.gallery = gallery
         self.on_mismatch = on_mismatch
         self.num_failures = 0
@@ -104,6 +107,8 @@ class ImageWriter(BasePredictionWriter):
         """
         super().setup(trainer, pl_module, stage)
         assert isinstance(pl_module, LitDoLa)
+        if pl_module.inspect:
+            require("matplotlib", "model.inspect", extra="evaluation")
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, PromptDataModule)
         self._settings = {
@@ -117,7 +122,7 @@ class ImageWriter(BasePredictionWriter):
             **{name: version(name) for name in ("torch", "transformers", "lightning")},
         }
         # One rank looks: on a network's file system another may see less.
-        plan = self._plan(data) if trainer.is_global_zero else None
+        plan = self._plan(data, pl_module.inspect) if trainer.is_global_zero else None
         plan = trainer.strategy.broadcast(plan)
         if isinstance(plan, UserError):
             raise plan
@@ -150,9 +155,17 @@ class ImageWriter(BasePredictionWriter):
         Raises:
             UserError: If an image, this one or one before, cannot be written or made.
         """
-        for request, tokens, pixels in zip(*prediction[:3], strict=True):
+        images = zip(*prediction[:3], strict=True)
+        for place, (request, tokens, pixels) in enumerate(images):
             image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-            self._writing.append(self._threads.submit(self._write, request, image, tokens.numpy()))
+            inspection = prediction.inspections.get(place)
+            if inspection is not None:
+                self._write_inspection(request, image, inspection)
+            self._writing.append(
+                self._threads.submit(
+                    self._write, request, image, tokens.numpy(), inspection is not None
+                )
+            )
         data = trainer.datamodule  # type: ignore[attr-defined]
         for failure in prediction.failures:
             if data.on_error == "stop":
@@ -178,30 +191,41 @@ class ImageWriter(BasePredictionWriter):
         """Merge the lines of all ranks into ``metadata.jsonl``: here, for a rank without images.
 
         Raises:
-            UserError: If another rank has ended early.
+            UserError: If another rank has ended early, or something cannot be written.
         """
         self._threads.shutdown()
         if self._ranks is not None:
             _wait_for(self._ranks)
-        if trainer.is_global_zero:
-            try:
+        try:
+            if trainer.is_global_zero:
                 Lines(self.output_dir, "metadata").merge()
                 self.num_failures = Lines(self.output_dir, "errors").merge()
                 delete_half_written(self.output_dir, before=self._began)
                 if self.gallery:
                     write_gallery(self.output_dir, self.num_failures)
-            except OSError as error:
-                raise RankError(self._cannot_write(error)) from error
+            if self.grid:
+                folders = sorted(prompt_folders(self.output_dir))
+                for prompt_folder in folders[trainer.global_rank :: trainer.world_size]:
+                    write_prompt_grid(prompt_folder, self.quality)
+        except OSError as error:
+            raise RankError(self._cannot_write(error)) from error
 
-    def _plan(self, data: PromptDataModule) -> tuple[Path, list[int]] | UserError:
+    def _plan(
+        self, data: PromptDataModule, inspected: set[ImageKey]
+    ) -> tuple[Path, list[int]] | UserError:
         """The folder, and the places of the requests that are missing there; or what is wrong."""
         prompts = {request.prompt.prompt_index: request.prompt.text for request in data.requests}
+        if absent := inspected - {request.key for request in data.requests}:
+            return UserError(
+                f"model.inspect: {[*min(absent)]} is no image of this run; expected [place of a"
+                f" prompt in {data.prompt_json}, number of its image], both from 0"
+            )
         try:
             folder = self._choose_folder(prompts)
             folder.mkdir(parents=True, exist_ok=True)
             with TemporaryFile(dir=folder) as file:  # what cannot be written shows at once
                 self._began = os.fstat(file.fileno()).st_mtime
-            done = self._done(folder)
+            done = self._done(folder, inspected)
             for failure in data.failures:
                 append_line(Lines(folder, "errors").of_rank(0), failure._asdict())
         except UserError as error:
@@ -232,14 +256,16 @@ class ImageWriter(BasePredictionWriter):
             _log.warning("%s holds images of another run; writing to %s", self.output_dir, folder)
         return folder
 
-    def _done(self, folder: Path) -> set[str]:
+    def _done(self, folder: Path, inspected: set[ImageKey]) -> set[str]:
         """Images that are whole, by name, from a record that this run can keep."""
         files = image_files(folder)
         done = set()
 
         def is_done(record: Record) -> bool:
             file = record.get("file", "")
-            if file in files and (not self.save_tokens or _tokens_of(file) in files):
+            whole = file in files and (not self.save_tokens or _tokens_of(file) in files)
+            key = (record["prompt_index"], record["image_index"])
+            if whole and (key not in inspected or "inspection" in record):
                 done.add(file)
             return file in done
 
@@ -248,9 +274,7 @@ class ImageWriter(BasePredictionWriter):
         return done
 
     def _file(self, request: ImageRequest) -> str:
-        prompt = request.prompt
-        path = image_path(prompt.prompt_index, prompt.text, request.image_index)
-        return f"{path.as_posix()}.{self.format}"
+        return f"{_path(request).as_posix()}.{self.format}"
 
     def _finish(self, most_left: int = 0) -> None:
         """Wait until few images are still to be written."""
@@ -266,7 +290,9 @@ class ImageWriter(BasePredictionWriter):
             f" {error.strerror}; what was written is kept, the same command goes on from there"
         )
 
-    def _write(self, request: ImageRequest, image: Image.Image, tokens: np.ndarray) -> None:
+    def _write(
+        self, request: ImageRequest, image: Image.Image, tokens: np.ndarray, inspected: bool
+    ) -> None:
         """Write an image and its tokens, then its line: an image that has one is whole."""
         file = self._file(request)
         record = {
@@ -282,28 +308,32 @@ class ImageWriter(BasePredictionWriter):
             npy = BytesIO()
             np.save(npy, tokens)
             write_atomically(self.output_dir / _tokens_of(file), [npy.getvalue()])
-        write_atomically(self.output_dir / file, [self._encode(image, record)])
-        self._append(self._part, {**record, "metadata": request.prompt.metadata})
+        content = encode_image(image, record, self.format, self.quality)
+        write_atomically(self.output_dir / file, [content])
+        record["metadata"] = request.prompt.metadata
+        if inspected:
+            record["inspection"] = f"{_path(request).as_posix()}.inspect.png"
+        self._append(self._part, record)
+
+    def _write_inspection(
+        self, request: ImageRequest, image: Image.Image, inspection: Inspection
+    ) -> None:
+        """Here and not on the threads, of which matplotlib can bear one."""
+        path = self.output_dir / _path(request)
+        try:
+            make_folder(path.parent)
+            write_inspection(path, inspection, image)
+        except OSError as error:
+            raise RankError(self._cannot_write(error)) from error
 
     def _append(self, part: Path, record: Record) -> None:
         with self._lock:
             append_line(part, record)
 
-    def _encode(self, image: Image.Image, record: Record) -> bytes:
-        """An image file that carries its own record: text chunks in PNG, else EXIF."""
-        if self.format == "png":
-            info = PngInfo()
-            info.add_itxt("prompt", _CONTROL.sub(" ", record["prompt"]))
-            info.add_itxt("parameters", json.dumps(record, ensure_ascii=False))
-            options: dict[str, Any] = {"pnginfo": info}
-        else:
-            options = {"exif": _exif(record), "quality": self.quality}
-            if self.format == "jpg":
-                options["subsampling"] = 0  # full colour resolution, as a quality of 95 asks for
-        pillow_format = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[self.format]
-        encoded = BytesIO()
-        image.save(encoded, pillow_format, **options)
-        return encoded.getvalue()
+
+def _path(request: ImageRequest) -> Path:
+    prompt = request.prompt
+    return image_path(prompt.prompt_index, prompt.text, request.image_index)
 
 
 def _tokens_of(file: str) -> str:
@@ -322,18 +352,3 @@ def _wait_for(ranks: Any) -> None:
             "another rank ended early; what was written is kept, the same command goes on from"
             " there"
         ) from error
-
-
-def _exif(record: dict[str, Any]) -> Image.Exif:
-    """EXIF with the prompt as the description and the whole record, as JSON, as the comment."""
-    prompt = record["prompt"][:_MAX_EXIF_CHARACTERS]
-    description = _CONTROL.sub(" ", prompt)
-    comment = json.dumps({**record, "prompt": prompt}, ensure_ascii=False)
-    exif = Image.Exif()
-    # Bytes, since Pillow would write "?" for what is not ASCII; readers take them as UTF-8.
-    exif[ExifTags.Base.ImageDescription] = description.encode()
-    exif[ExifTags.Base.Software] = f"lit-dola {__version__}"
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + comment.encode(
-        "utf-16-be"
-    )
-    return exif

@@ -233,7 +233,8 @@ def test_another_run_in_the_folder(write, tmp_path, case):
     assert not (tmp_path / "run-3").exists()
 
     assert len(write(here, **settings, on_mismatch="overwrite").missing) == len(made.missing)
-    assert files(here) == files(there)  # and nothing of before
+    renamed = {name: data.replace(b">run-2<", b">run<") for name, data in files(there).items()}
+    assert files(here) == renamed  # and nothing of before
     assert write(here, **settings).missing == []
 
 
@@ -315,3 +316,52 @@ def test_pixels_are_cut_off_and_not_rounded():
     """As in DeepSeek's script: 0.999 of the way to 255 is 254."""
     pixels = torch.tensor([-2.0, -1.0, 0.0, 0.9999, 1.0, 1.7])
     assert to_uint8(pixels).tolist() == [0, 0, 127, 254, 255, 255]
+
+
+def test_a_grid_holds_all_images_of_a_prompt(write, tmp_path):
+    requests = [request(image_index=number) for number in range(3)]
+    write(tmp_path, requests, format="png", grid=True)
+    (path,) = tmp_path.glob("*/grid.jpg")
+    with Image.open(path) as grid:
+        assert (grid.format, grid.mode, grid.size) == ("JPEG", "RGB", (96, 96))
+        pixels = np.asarray(grid).astype(int)
+    expected = photo().permute(1, 2, 0).numpy()
+    for x, y in ((0, 0), (48, 0), (0, 48)):
+        assert np.abs(pixels[y : y + 48, x : x + 48] - expected).max() < 25
+    assert pixels[56:, 56:].max() < 25  # where there is no fourth
+
+
+def test_a_grid_is_made_anew_only_when_images_came_after_it(write, tmp_path):
+    write(tmp_path, [request(image_index=0)], grid=True)
+    (path,) = tmp_path.glob("*/grid.jpg")
+    made = path.stat().st_mtime_ns
+    write(tmp_path, [request(image_index=0)], grid=True)
+    assert path.stat().st_mtime_ns == made
+    write(tmp_path, [request(image_index=n) for n in range(2)])  # a run that makes no grids
+    write(tmp_path, [request(image_index=n) for n in range(2)], grid=True)
+    with Image.open(path) as grid:
+        assert grid.size == (96, 48)
+
+
+def test_there_is_no_grid_unless_it_is_asked_for(write, tmp_path):
+    write(tmp_path)
+    assert not [*tmp_path.rglob("grid.jpg")]
+
+
+def test_a_run_leaves_a_gallery_unless_it_is_turned_off(write, tmp_path):
+    write(tmp_path / "with")
+    write(tmp_path / "without", gallery=False)
+    text = (tmp_path / "with/index.html").read_text("utf-8")
+    assert "img_01.jpg" in text
+    assert "0.25" in text  # a setting
+    assert not (tmp_path / "without/index.html").exists()
+
+
+def test_a_gallery_that_cannot_be_written_is_an_error_of_one_line(write, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "index.html")
+
+    monkeypatch.setattr("lit_dola.page.write_atomically", full)
+    with pytest.raises(UserError, match=r"cannot write to index\.html: No space left"):
+        write(tmp_path)
+    assert len(records(tmp_path)) == 1

@@ -12,6 +12,11 @@ function show(link) {
   const prompt = link.closest(".prompt");
   const text = prompt.querySelector("h2 [dir]").textContent;
   image.src = document.getElementById("viewer-file").href = link.href;
+  const inspection = document.getElementById("viewer-inspection");
+  inspection.hidden = !link.dataset.inspection;
+  if (link.dataset.inspection) {
+    inspection.href = inspection.firstElementChild.src = link.dataset.inspection;
+  }
   image.alt = link.firstElementChild.alt;
   document.getElementById("viewer-prompt").textContent = text;
   const rows = {
