@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import warnings
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +25,7 @@ from lit_dola.image_logger import ImageLogger
 from lit_dola.interrupt import GracefulStop, Interrupted, requeue_slurm_job, signals_end_the_process
 from lit_dola.module import LitDoLa
 from lit_dola.progress import GenerationProgressBar
+from lit_dola.quiet import quiet_lightning
 from lit_dola.writer import ImageWriter
 
 _log = logging.getLogger(__name__)
@@ -160,14 +160,6 @@ def main(args: list[str] | None = None) -> None:
     Exits with 1, and one line on stderr, for what the user can mend; with 2 for a wrong setting;
     with 3 where some prompts or images were skipped; with 128 and its number for a signal.
     """
-    for harmless in (
-        ".*does not have many workers.*",
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*Total length of .* across ranks is zero.*",  # all is done, or fewer images than ranks
-    ):
-        warnings.filterwarnings("ignore", harmless)
-    for logger in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(logger).setLevel(logging.WARNING)
     own_messages = logging.StreamHandler()
     own_messages.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.getLogger("lit_dola").handlers = [own_messages]
@@ -176,7 +168,7 @@ def main(args: list[str] | None = None) -> None:
     # FSDP2, where the module shards its layers itself; also without a GPU, by its class.
     StrategyRegistry.register("fsdp", ModelParallelStrategy, override=True)
     try:
-        with signals_end_the_process():
+        with signals_end_the_process(), quiet_lightning():
             DoLaCLI(
                 LitDoLa,
                 PromptDataModule,

@@ -118,7 +118,7 @@ class PromptDataModule(LightningDataModule):
         """
         self.failures = []
         skipped = self.failures if self.on_error == "skip" else None
-        prompts = read_prompts(self.prompt_json, skipped)
+        prompts = self.read_prompts(skipped)
         checkpoint = find_checkpoint(self.model_path)
         encoder = PromptEncoder(checkpoint, self.roles, name=self.model_path)
         config, _ = load_config(checkpoint)
@@ -143,6 +143,10 @@ class PromptDataModule(LightningDataModule):
             ]
         # Prompts of like length share a batch, for the sake of less padding.
         self.requests.sort(key=lambda request: len(request.input_ids))
+
+    def read_prompts(self, skipped: list[Failure] | None) -> list[Prompt]:
+        """The prompts; bad entries go to ``skipped``, or end the reading if it is None."""
+        return read_prompts(self.prompt_json, skipped)
 
     def keep_requests(self, places: list[int]) -> None:
         """Keep some of the requests only: the others are done already."""

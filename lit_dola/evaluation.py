@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer
 from PIL import Image
 
@@ -99,8 +99,6 @@ class EvaluationTrainer(Trainer):
 
 def _models(model: LitDoLa, settings: dict[str, dict[str, Any]]) -> dict[str, LitDoLa]:
     """A model for each setting, all checked before anything is generated."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(LitDoLa)
     common = {key: value for key, value in model.hparams.items() if not key.startswith("_")}
     models = {}
     for name, changes in settings.items():
@@ -110,10 +108,9 @@ def _models(model: LitDoLa, settings: dict[str, dict[str, Any]]) -> dict[str, Li
             if key in SHARED:
                 raise UserError(f"settings.{name}: {key} is for all settings; expected it in model")
         try:
-            config = parser.parse_object({**common, **changes})
+            models[name] = LitDoLa.checked({**common, **changes})
         except ArgumentError as error:
             raise UserError(f"settings.{name}: {error}") from error
-        models[name] = LitDoLa(**config.as_dict())
     if not models:
         raise UserError("settings: empty; expected at least one, as {baseline: {dola: false}}")
     return models

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
+from jsonargparse import ArgumentParser
 from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeFloat,
@@ -144,6 +145,17 @@ class LitDoLa(LightningModule):
         """Images at once that the memory was enough for, once it was not enough for a batch."""
 
     janus: JanusBackbone
+
+    @classmethod
+    def checked(cls, settings: dict[str, Any]) -> "LitDoLa":
+        """Make one from settings by their names, each checked as on the command line.
+
+        Raises:
+            ArgumentError: If one is unknown or out of range.
+        """
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(cls)
+        return cls(**parser.parse_object(settings).as_dict())
 
     def setup(self, stage: str) -> None:
         """Choose the middle layer.

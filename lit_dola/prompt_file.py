@@ -54,6 +54,15 @@ def read_prompts(path: Path, skipped: list[Failure] | None = None) -> list[Promp
         raise UserError(f"{path}: {error}") from error.__cause__
 
 
+def check_prompts(entries: Iterable[Any]) -> list[Prompt]:
+    """Prompts from a list such as a prompt file holds.
+
+    Raises:
+        UserError: If an entry is none; the message names it.
+    """
+    return _read_entries(*_listed(entries), None)
+
+
 def _read_text(path: Path) -> str:
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -85,6 +94,11 @@ def _entries(text: str, suffix: str) -> tuple[Iterable[tuple[str, Any]], Callabl
         values = document
     else:
         raise UserError(f"found {_kind(document)}; expected a list or an object of prompts")
+    return _listed(values)
+
+
+def _listed(values: Iterable[Any]) -> tuple[Iterable[tuple[str, Any]], Callable[..., Any]]:
+    """Entries by their place in a list."""
     entries = ((f"entry {index}", value) for index, value in enumerate(values))
     return entries, lambda entry, where: entry
 
