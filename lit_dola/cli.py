@@ -121,6 +121,22 @@ class DoLaCLI(LightningCLI):
             parser.link_arguments(f"model.{name}", f"data.{name}")
         parser.link_arguments("model.seed", "seed_everything", compute_fn=int)  # one seed, not two
 
+    def instantiate_classes(self) -> None:
+        """Make everything that the settings name.
+
+        Raises:
+            UserError: If a class cannot be made, as a logger whose package is not installed.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            if not isinstance(cause, ImportError):
+                raise
+            raise UserError(f"trainer: {cause}") from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer.
 
@@ -160,6 +176,8 @@ def main(args: list[str] | None = None) -> None:
     Exits with 1, and one line on stderr, for what the user can mend; with 2 for a wrong setting;
     with 3 where some prompts or images were skipped; with 128 and its number for a signal.
     """
+    if os.getcwd() not in sys.path:  # where a class that a setting names may lie
+        sys.path.insert(0, os.getcwd())
     own_messages = logging.StreamHandler()
     own_messages.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.getLogger("lit_dola").handlers = [own_messages]

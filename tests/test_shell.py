@@ -1,0 +1,123 @@
+"""The comforts of the shell: the console script, completion, the schema, and suggestions."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from lit_dola.schema import config_schema
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = Path(sys.executable).with_name("lit-dola")
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+SCHEMA = json.loads((ROOT / "configs/schema.json").read_text())
+
+
+def lit_dola(*args):
+    done = subprocess.run([SCRIPT, *args], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_console_script_does_what_main_does():
+    """It finds classes in the working folder too, such as the scorer of this configuration."""
+    printed = yaml.safe_load(
+        lit_dola("evaluate", "--config=configs/evaluate.yaml", "--print_config")
+    )
+    assert printed["scorer"]["class_path"] == "recipes.shapes.scorer.ShapesScorer"
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_completion_in_bash(tmp_path):
+    script = tmp_path / "completion"
+    script.write_text(lit_dola("--print_completion", "shtab-bash"))
+
+    def complete(*words):
+        line = " ".join(words)
+        code = f"""
+            source {script}
+            COMP_WORDS=({line}); [ -z "{words[-1]}" ] && COMP_WORDS+=("")
+            COMP_CWORD={len(words) - 1}; COMP_LINE="{line}"; COMP_POINT=${{#COMP_LINE}}
+            $(complete -p lit-dola | sed 's/.*-F \\([^ ]*\\).*/\\1/') 2>/dev/null
+            printf '%s\\n' "${{COMPREPLY[@]}}"
+        """
+        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+        return set(done.stdout.split())
+
+    assert complete("lit-dola", "co") == {"compare"}
+    assert complete("lit-dola", "predict", "--model.layer") == {
+        "--model.layer",
+        "--model.layer_ratio",
+    }
+    assert "--writer.on_mismatch" in complete("lit-dola", "evaluate", "--writer.")
+
+
+def test_the_schema_is_the_one_of_these_settings():
+    """Else: python -m lit_dola.schema > configs/schema.json."""
+    Draft202012Validator.check_schema(SCHEMA)
+    assert config_schema() == SCHEMA
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_configs_fit_the_schema_and_name_it(path):
+    text = path.read_text()
+    assert text.startswith("# yaml-language-server: $schema=schema.json\n")
+    Draft202012Validator(SCHEMA).validate(yaml.safe_load(text))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"model": {"alhpa": 0.1}}, {"model": {"alpha": 2}}, {"modle": {}},
+        {"writer": {"format": "gif"}}, {"data": {"model_path": "x"}}, {"trainer": {"device": 1}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_schema_finds_mistakes(wrong):
+    assert not Draft202012Validator(SCHEMA).is_valid(wrong)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_setting_in_a_config_is_told_of(path):
+    """The first that a reader meets has a comment; those that repeat it say where to look."""
+    text = path.read_text()
+    comments = [line.partition("#")[2].strip() for line in text.splitlines() if "#" in line]
+    command = "evaluate" if "settings:" in text else "predict"
+    assert f"python main.py {command} --config configs/{path.name}" in comments
+
+
+@pytest.mark.parametrize(
+    ("args", "suggestion"),
+    [
+        (["predict", "--model.alhpa=0.2"], "model.alpha"),
+        (["predict", "--alpha", "0.2"], "model.alpha"),
+        (["predict", "--data.promt_json", "x"], "data.prompt_json"),
+        (["predict", "--trainer.devises", "2"], "trainer.devices"),
+        (["evaluate", "--refrence", "x"], "reference"),
+        (["compare", "a", "b", "--outptu", "x"], "output"),
+        (["predct"], "predict"),
+    ],
+)
+def test_a_misspelt_name_gets_a_suggestion(main_here, tmp_path, args, suggestion):
+    done = main_here(tmp_path, *args)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"; did you mean {suggestion}?\n")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_misspelt_key_in_a_config_gets_a_suggestion(main_here, tmp_path):
+    (tmp_path / "mine.yaml").write_text("model:\n  temprature: 0.5\n")
+    done = main_here(tmp_path, "predict", "--config", "mine.yaml")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.endswith("model.temprature'; did you mean model.temperature?\n")
+
+
+def test_what_is_like_nothing_gets_none(main_here, tmp_path):
+    done = main_here(tmp_path, "predict", "--zzz=1")
+    assert "did you mean" not in done.stderr
