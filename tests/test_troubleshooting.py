@@ -1,4 +1,4 @@
-"""The README's table of messages: each is made here, as a user would make it."""
+"""The table of messages: each is made here, as a user would make it."""
 
 import errno
 import json
@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from lit_dola import writer
 from lit_dola.decoding import ImageTokenGenerator
+from lit_dola.image_file import encode_image
 from lit_dola.writer import ImageWriter
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-SECTION = README.split("## When something goes wrong")[1].split("\n## ")[0]
-MESSAGES = re.findall(r"^\| `(.+?)` \|", SECTION, re.M)
+PAGE = Path(__file__).parents[1] / "docs/troubleshooting.md"
+MESSAGES = re.findall(r"^\| `(.+?)` \|", PAGE.read_text(encoding="utf-8"), re.M)
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def evaluate(tmp_path, predict, *args):
 
 @case("matplotlib is not installed")
 def no_matplotlib(predict, tmp_path, monkeypatch, **_):
-    monkeypatch.setattr("lit_dola.evaluation.find_spec", lambda name: None)
+    monkeypatch.setattr("lit_dola.errors.find_spec", lambda name: None)
     return evaluate(tmp_path, predict), 1
 
 
@@ -208,6 +208,46 @@ def two_images(predict, tmp_path, **_):
     return evaluate(tmp_path, predict, *flags), 1
 
 
+@case("inspect: DoLa is off")
+def nothing_to_inspect(predict, **_):
+    return predict("--model.dola=false", "--model.inspect=[[0, 0]]"), 1
+
+
+@case("is no image of this run")
+def no_such_image(predict, **_):
+    return predict("--model.inspect=[[0, 9]]"), 1
+
+
+@case("no image is in all of")
+def other_prompts(main_here, predict, tmp_path, **_):
+    assert predict("--writer.output_dir=one")[0] == 0
+    (tmp_path / "prompt.json").write_text('["another"]')
+    assert predict("--writer.output_dir=two")[0] == 0
+    done = main_here(tmp_path, "compare", "one", "two", "--output=page")
+    return (done.returncode, done.stderr), 1
+
+
+@case("no images of a run")
+def no_run(main_here, tmp_path, **_):
+    done = main_here(tmp_path, "compare", "outputs/nothing", "outputs", "--output=page")
+    return (done.returncode, done.stderr), 1
+
+
+@case("Requirement 'wandb")
+def no_wandb(predict, monkeypatch, **_):
+    class Missing:
+        __bool__ = staticmethod(lambda: False)
+        __str__ = staticmethod(lambda: "Requirement 'wandb>=0.12.10' not met. HINT: install it")
+
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", Missing())
+    return predict("--trainer.logger=WandbLogger"), 1
+
+
+@case("did you mean")
+def misspelt(predict, **_):
+    return predict("--model.alhpa=0.2"), 2
+
+
 @case("DeepSeek's janus is not installed")
 def no_janus(predict, monkeypatch, **_):
     monkeypatch.setattr("lit_dola.deepseek.find_spec", lambda name: None)
@@ -226,7 +266,7 @@ def too_large(predict, monkeypatch, **_):
     return predict("--model.images_per_batch=1"), 1
 
 
-@case("trainer: ")
+@case("on a machine without a GPU")
 def wrong_trainer(predict, **_):
     return predict("--trainer.strategy=dpp"), 1
 
@@ -249,13 +289,11 @@ def other_rank(predict, monkeypatch, **_):
 
 @case("stopped by SIGTERM")
 def stopped(predict, monkeypatch, **_):
-    encode = ImageWriter._encode
-
     def stop(*args):
         os.kill(os.getpid(), signal.SIGTERM)
-        return encode(*args)
+        return encode_image(*args)
 
-    monkeypatch.setattr(ImageWriter, "_encode", stop)
+    monkeypatch.setattr(writer, "encode_image", stop)
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     done = predict("--model.images_per_batch=1", "--model.parallel_size=50")
     for signum, handler in handlers.items():
@@ -270,10 +308,14 @@ def test_the_table_and_the_cases_agree():
 
 
 @pytest.mark.parametrize("fragment", CASES)
-def test_message(fragment, predict, spoilt, monkeypatch, tmp_path):
+def test_message(fragment, predict, spoilt, main_here, monkeypatch, tmp_path):
     (message,) = (message for message in MESSAGES if fragment in message)
     found, code = CASES[fragment](
-        predict=predict, spoilt=spoilt, monkeypatch=monkeypatch, tmp_path=tmp_path
+        predict=predict,
+        spoilt=spoilt,
+        main_here=main_here,
+        monkeypatch=monkeypatch,
+        tmp_path=tmp_path,
     )
     assert found[0] == code
     assert found[1].count("\n") == 1

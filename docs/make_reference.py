@@ -1,0 +1,136 @@
+"""The reference, from the docstrings: ``python -m docs.make_reference > docs/reference.md``."""
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+from docstring_parser import Docstring, parse
+
+from lit_dola import cli, decoding, dola, guidance, inspection, pipeline, sampling
+from lit_dola.compare import compare
+from lit_dola.data import PromptDataModule
+from lit_dola.evaluation import EvaluationTrainer
+from lit_dola.image_logger import ImageLogger
+from lit_dola.module import LitDoLa
+from lit_dola.writer import ImageWriter
+
+GROUPS = {
+    "model": LitDoLa,
+    "data": PromptDataModule,
+    "writer": ImageWriter,
+    "image_logger": ImageLogger,
+}
+FUNCTIONS: dict[str, list[Any]] = {
+    "`lit_dola.JanusPipeline`": [
+        pipeline.JanusPipeline.from_pretrained,
+        pipeline.JanusPipeline.generate,
+        pipeline.JanusPipeline.decode,
+    ],
+    "`lit_dola.dola`: the contrast": [
+        dola.contrast_with_apc_from_logits,
+        dola.dola_static_from_hidden,
+        dola.pick_static_layer_index,
+        dola.log_contrast,
+        dola.apc_head,
+    ],
+    "`lit_dola.guidance`: the contrast and classifier-free guidance": [
+        guidance.classifier_free_guidance,
+        guidance.allowed_tokens,
+        guidance.guided_dola,
+        guidance.guided_dola_from_features,
+    ],
+    "`lit_dola.sampling`: the draw": [
+        sampling.stream_keys,
+        sampling.gumbel_noise,
+        sampling.sample,
+    ],
+    "`lit_dola.decoding`: the token loop": [
+        decoding.ImageTokenGenerator,
+        decoding.ImageTokenGenerator.__call__,
+    ],
+    "`lit_dola.inspection`: what DoLa did": [inspection.inspect_tokens],
+}
+
+
+def main() -> str:
+    """The whole page."""
+    parts = [
+        "# Reference",
+        "Made from the docstrings by `python -m docs.make_reference > docs/reference.md`.",
+        "## Settings",
+        "Each is a flag (`--model.alpha 0.2`), a key in YAML, and an environment variable"
+        f" (`{cli.ENV_PREFIX}_PREDICT__MODEL__ALPHA=0.2`); a flag goes before a file, a file before"
+        " the environment. `--print_config` shows what a run would use. `trainer` holds"
+        " [Lightning's own](https://lightning.ai/docs/pytorch/stable/common/trainer.html).",
+    ]
+    for group, owner in GROUPS.items():
+        parts += [f"### `{group}`", _settings(owner, f"{group}.", skip=_linked(group))]
+    hidden = {"self", "model", "datamodule"}
+    parts += [
+        "### `evaluate` alone",
+        _settings(EvaluationTrainer.evaluate, "", hidden),
+        "### `compare`",
+        "`compare RUN RUN ... --output PAGE`",
+        _settings(compare, "", {"runs"}),
+        "## Python",
+    ]
+    for title, functions in FUNCTIONS.items():
+        parts += [f"### {title}", *map(_function, functions)]
+    return "\n\n".join(parts)
+
+
+def _linked(group: str) -> set[str]:
+    return {"self", *(cli.LINKED if group == "data" else ())}
+
+
+def _settings(owner: Callable[..., Any], prefix: str, skip: set[str]) -> str:
+    """A table of the parameters of a class or function."""
+    described = {param.arg_name: param.description for param in _docstring(owner).params}
+    rows = ["| setting | default | what it does |", "| --- | --- | --- |"]
+    for name, parameter in inspect.signature(owner).parameters.items():
+        if name not in skip:
+            cells = (f"`{prefix}{name}`", _default(parameter), _inline(described[name]))
+            rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+def _default(parameter: inspect.Parameter) -> str:
+    if parameter.default is parameter.empty:
+        return "required"
+    return f"`{yaml.safe_dump(parameter.default).splitlines()[0]}`"
+
+
+def _function(function: Callable[..., Any]) -> str:
+    """A signature and what the docstring says."""
+    docstring = _docstring(function)
+    name = function.__qualname__.removesuffix(".__call__")
+    parameters = [
+        parameter.replace(annotation=parameter.empty)
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.name != "self"
+    ]
+    call = f"{name}{inspect.Signature(parameters)}"
+    parts = [f"#### `{call}`", _inline(docstring.short_description)]
+    if docstring.long_description:
+        parts.append(_inline(docstring.long_description))
+    items = [f"- `{param.arg_name}`: {_inline(param.description)}" for param in docstring.params]
+    if docstring.returns:
+        items.append(f"- returns: {_inline(docstring.returns.description)}")
+    items += [f"- raises `{e.type_name}`: {_inline(e.description)}" for e in docstring.raises]
+    return "\n\n".join([*parts, "\n".join(items)] if items else parts)
+
+
+def _docstring(owner: Callable[..., Any]) -> Docstring:
+    return parse(inspect.getdoc(owner) or "")
+
+
+def _inline(text: str | None) -> str:
+    """What a docstring says, on one line of Markdown."""
+    text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text or "")
+    return " ".join(text.replace("``", "`").split())
+
+
+if __name__ == "__main__":
+    print(main())
