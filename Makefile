@@ -30,7 +30,8 @@ study: $(VENV)/installed
 
 # The same tests on the oldest transformers that is supported, but for those where it has no part.
 test-compat: $(COMPAT)/installed
-	$(COMPAT)/bin/python $(PYTEST) --ignore tests/test_faults.py --ignore tests/test_distributed.py
+	$(COMPAT)/bin/python $(PYTEST) $(foreach part, faults distributed image_logger gallery compare \
+		pages shell, --ignore tests/test_$(part).py)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

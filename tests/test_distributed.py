@@ -36,9 +36,9 @@ def one(arguments, tmp_path):
     """Files of one rank, for the same arguments."""
 
     def of(*args):
-        done = forked.run(tmp_path, arguments("one", *args))
+        done = forked.run(tmp_path, arguments("one/out", *args))
         assert (done.returncode, done.stderr) == (0, "")
-        return files(tmp_path / "one")
+        return files(tmp_path / "one/out")
 
     return of
 
@@ -108,7 +108,9 @@ def test_fewer_images_than_ranks_and_none_at_all(srun, tmp_path):
     for _ in range(2):  # the second time all is done
         for done in srun(3, *args):
             assert (done.returncode, done.stderr) == (0, "")
-        assert sorted(files(tmp_path / "out")) == ["00000_one_cat/img_00.jpg", "metadata.jsonl"]
+        assert sorted(files(tmp_path / "out")) == [
+            "00000_one_cat/img_00.jpg", "index.html", "metadata.jsonl",
+        ]  # fmt: skip
 
 
 def note_parts():

@@ -54,8 +54,8 @@ def undisturbed(made_before, tmp_path):
     def of(args):
         key = (*args, (tmp_path / "prompt.json").read_text())
         if key not in made_before:
-            assert run(tmp_path, [*args, "--writer.output_dir=alone"]).returncode == 0
-            made_before[key] = files(tmp_path / "alone")
+            assert run(tmp_path, [*args, "--writer.output_dir=alone/out"]).returncode == 0
+            made_before[key] = files(tmp_path / "alone/out")
         return made_before[key]
 
     return of
@@ -65,7 +65,9 @@ def check_whole(folder, expected):
     """What has a final name is whole, and what has a line is there."""
     found = files(folder) if folder.is_dir() else {}
     for name, content in found.items():
-        if not name.endswith((".tmp", ".jsonl")):
+        if name == "index.html":  # of as many images as there were
+            assert content.endswith(b"</html>")
+        elif not name.endswith((".tmp", ".jsonl")):
             assert content == expected[name], name
     lines = [line for name in found if name.endswith(".jsonl") for line in found[name].splitlines()]
     assert all(json.loads(line)["file"] in found for line in lines)
@@ -124,7 +126,7 @@ def break_call(number, how):
         setattr(Path, call.__name__, counted(call))
 
 
-CALLS = 21
+CALLS = 25
 """Of a run of two images."""
 
 

@@ -58,8 +58,8 @@ def test_the_model_is_in_the_trainers_precision_and_its_positions_are_not(
 def test_batches_hold_requests_tokens_and_pixels(predict):
     _, batches = predict()
     assert [len(batch.requests) for batch in batches] == [3, 1]
-    for requests, tokens, pixels, failures in batches:
-        assert failures == []
+    for requests, tokens, pixels, failures, inspections in batches:
+        assert (failures, inspections) == ([], {})
         assert (tokens.dtype, tokens.shape) == (torch.int32, (len(requests), 16))
         assert (pixels.dtype, pixels.shape) == (torch.uint8, (len(requests), 3, 64, 64))
 
