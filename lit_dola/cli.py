@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from lit_dola.compare import compare
 from lit_dola.data import PromptDataModule
-from lit_dola.errors import RankError, UserError
+from lit_dola.errors import RankError, UserError, suggestion
 from lit_dola.evaluation import EvaluationTrainer
 from lit_dola.image_logger import ImageLogger
 from lit_dola.interrupt import GracefulStop, Interrupted, requeue_slurm_job, signals_end_the_process
@@ -67,19 +66,14 @@ class Parser(LightningArgumentParser):
         raise SystemExit(_fail(where + message + self._suggestion(message), code=2))
 
     def _suggestion(self, message: str) -> str:
-        """What a name that is unknown was probably meant to be."""
         unknown = _UNKNOWN.search(message)
         if not unknown:
             return ""
-        known: dict[str, Any] = dict(getattr(self.subcommands_action, "choices", None) or {})
-        for parser in (self, *known.values()):
-            known |= {option.lstrip("-"): None for option in parser._option_string_actions}
-        name = next(filter(None, unknown.groups())).split("=")[0]
-        # A flag may come without the group that it belongs to.
-        ends = {key.rsplit(".")[-1]: key for key in known if "trainer" not in key}
-        close = get_close_matches(name, known, n=1, cutoff=0.75)
-        close = close or [ends[end] for end in get_close_matches(name, ends, n=1, cutoff=0.75)]
-        return f"; did you mean {close[0]}?" if close else ""
+        subcommands = dict(getattr(self.subcommands_action, "choices", None) or {})
+        known = [*subcommands]
+        for parser in (self, *subcommands.values()):
+            known += [option.lstrip("-") for option in parser._option_string_actions]
+        return suggestion(next(filter(None, unknown.groups())).split("=")[0], known)
 
 
 class DoLaCLI(LightningCLI):

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer
 from PIL import Image
 
@@ -109,7 +108,7 @@ def _models(model: LitDoLa, settings: dict[str, dict[str, Any]]) -> dict[str, Li
                 raise UserError(f"settings.{name}: {key} is for all settings; expected it in model")
         try:
             models[name] = LitDoLa.checked({**common, **changes})
-        except ArgumentError as error:
+        except UserError as error:
             raise UserError(f"settings.{name}: {error}") from error
     if not models:
         raise UserError("settings: empty; expected at least one, as {baseline: {dola: false}}")

@@ -1,6 +1,6 @@
 """Images in the trainer's loggers; the settings go there by Lightning itself."""
 
-from typing import Any
+from typing import Any, cast
 
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import LightningModule, Trainer
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from lit_dola.data import ImageRequest
 from lit_dola.module import GeneratedImages
+from lit_dola.writer import ImageWriter
 
 
 class ImageLogger(Callback):
     """Sends images to TensorBoard or Weights & Biases, where ``trainer.logger`` has one of them.
 
-    Of many devices the first one's images.
+    Under the name of the run's folder; of many devices the first one's images.
 
     Args:
         max_images: At most so many images of a run.
@@ -42,28 +43,30 @@ class ImageLogger(Callback):
             return
         requests = outputs.requests[: self._left]
         self._left -= len(requests)
+        writers = [call for call in cast(Any, trainer).callbacks if isinstance(call, ImageWriter)]
+        run = writers[0].output_dir.name if writers else "images"
         for logger in trainer.loggers if requests else ():
             if isinstance(logger, TensorBoardLogger):
-                _to_tensorboard(logger, requests, outputs.pixels)
+                _to_tensorboard(logger, run, requests, outputs.pixels)
             elif isinstance(logger, WandbLogger):
-                _to_wandb(logger, requests, outputs.pixels)
+                _to_wandb(logger, run, requests, outputs.pixels)
 
 
 def _to_tensorboard(
-    logger: TensorBoardLogger, requests: list[ImageRequest], pixels: Tensor
+    logger: TensorBoardLogger, run: str, requests: list[ImageRequest], pixels: Tensor
 ) -> None:
     """A tag a prompt; its images are the steps."""
     for request, image in zip(requests, pixels):
-        tag = f"images/{request.prompt.prompt_index:05}"
+        tag = f"{run}/{request.prompt.prompt_index:05}"
         logger.experiment.add_image(tag, image, request.image_index)
         logger.experiment.add_text(tag, request.prompt.text, request.image_index)
 
 
-def _to_wandb(logger: WandbLogger, requests: list[ImageRequest], pixels: Tensor) -> None:
+def _to_wandb(logger: WandbLogger, run: str, requests: list[ImageRequest], pixels: Tensor) -> None:
     """A panel with a step a batch."""
     shown = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels[: len(requests)]]
     captions = [
         f"{request.prompt.prompt_index}/{request.image_index} {request.prompt.text}"
         for request in requests
     ]
-    logger.log_image("images", shown, caption=captions)
+    logger.log_image(run, shown, caption=captions)

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeFloat,
@@ -27,7 +27,7 @@ from lit_dola.checkpoint import load_config
 from lit_dola.data import ImageRequest, shards_the_model
 from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator, NotFiniteError
 from lit_dola.dola import pick_static_layer_index
-from lit_dola.errors import RankError, UserError
+from lit_dola.errors import RankError, UserError, suggestion
 from lit_dola.guidance import HeadPolicy
 from lit_dola.inspection import Inspection, inspect_tokens
 from lit_dola.janus import JanusBackbone, find_checkpoint, load_janus, quantize_int8
@@ -151,11 +151,16 @@ class LitDoLa(LightningModule):
         """Make one from settings by their names, each checked as on the command line.
 
         Raises:
-            ArgumentError: If one is unknown or out of range.
+            UserError: If one is unknown or out of range.
         """
         parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(cls)
-        return cls(**parser.parse_object(settings).as_dict())
+        known = parser.add_class_arguments(cls)
+        for name in settings.keys() - set(known):
+            raise UserError(f"{name}: no setting of the model{suggestion(name, known)}")
+        try:
+            return cls(**parser.parse_object(settings).as_dict())
+        except ArgumentError as error:
+            raise UserError(" ".join(str(error).split())) from error
 
     def setup(self, stage: str) -> None:
         """Choose the middle layer.

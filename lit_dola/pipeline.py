@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
-from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer
 from PIL import Image
 from torch import Tensor
@@ -105,10 +104,7 @@ class JanusPipeline:
         fixed = {"model_path": self.model_path, "roles": self.roles}
         if wrong := {*fixed, "backend", "quantize", "inspect"} & settings.keys():
             raise UserError(f"{min(wrong)}: not a setting of generate")
-        try:
-            model = LitDoLa.checked({**fixed, "dola": dola, **settings})
-        except ArgumentError as error:
-            raise UserError(" ".join(str(error).split())) from error
+        model = LitDoLa.checked({**fixed, "dola": dola, **settings})
         model.janus = self.janus
         given = [prompts] if isinstance(prompts, str) else list(prompts)
         data = _GivenPrompts(given, model)

@@ -44,16 +44,16 @@ def test_tensorboard(predict, tmp_path):
     predict("--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=logs")
     (folder,) = tmp_path.glob("logs/*/version_0")
     events = EventAccumulator(str(folder), size_guidance={"images": 0, "tensors": 0}).Reload()
-    assert sorted(events.Tags()["images"]) == ["images/00000", "images/00001"]
+    assert sorted(events.Tags()["images"]) == ["outputs/00000", "outputs/00001"]
     for prompt, text in enumerate(PROMPTS):
-        images = events.Images(f"images/{prompt:05}")
+        images = events.Images(f"outputs/{prompt:05}")
         assert [image.step for image in images] == [0, 1]
         for image in images:
             path = tmp_path / "logged.png"
             path.write_bytes(image.encoded_image_string)
             with Image.open(path) as logged:
                 assert np.array_equal(np.asarray(logged), written(tmp_path, prompt, image.step))
-        (first, _) = events.Tensors(f"images/{prompt:05}/text_summary")
+        (first, _) = events.Tensors(f"outputs/{prompt:05}/text_summary")
         assert first.tensor_proto.string_val[0].decode() == text
     assert "alpha: 0.1" in (folder / "hparams.yaml").read_text()
 
@@ -65,7 +65,7 @@ def test_no_more_images_than_were_asked_for(predict, tmp_path):
     )  # fmt: skip
     (folder,) = tmp_path.glob("logs/*/version_0")
     events = EventAccumulator(str(folder)).Reload()
-    assert events.Tags()["images"] == ["images/00000"]
+    assert events.Tags()["images"] == ["outputs/00000"]
 
 
 def test_wandb(arguments, tmp_path):

@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator
+from lit_dola.errors import UserError
 from lit_dola.inspection import inspect_tokens
+from lit_dola.module import LitDoLa
 from tests import forked, reference
 from tests.test_cli import CPU
 
@@ -168,6 +170,12 @@ def test_what_cannot_be_inspected_is_an_error_before_anything_is_generated(
     assert done.stderr.startswith(f"error: {message}")
     assert len(done.stderr.splitlines()) == 1
     assert not [*tmp_path.rglob("img_*")]
+
+
+def test_a_sharded_model_is_refused(tiny_checkpoint):
+    model = LitDoLa(str(tiny_checkpoint), inspect=[(0, 0)])
+    with pytest.raises(UserError, match=r"model.inspect: a sharded model cannot be inspected"):
+        model._shard_layers()
 
 
 def test_overwriting_a_run_takes_its_inspections_away(predict, tmp_path):

@@ -267,3 +267,16 @@ def test_blind_votes(visit, runs):
     seed.clear()
     seed.send_keys("6", Keys.TAB)  # another shuffle, with votes of its own
     assert find(page, "#progress").text == "0 of 12 votes cast"
+
+
+def test_a_browser_that_keeps_nothing_still_counts_votes_and_says_so(visit, runs, browser):
+    refuse = "Storage.prototype.setItem = () => { throw new DOMException('no') }"
+    script = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": refuse})
+    page = visit(runs / "page/index.html")
+    browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
+    choose(page, "blind")
+    seed = find(page, "#seed")
+    seed.clear()
+    seed.send_keys("9", Keys.TAB)
+    find(page, "#left").click()
+    assert find(page, "#progress").text.startswith("1 of 12 votes cast. This browser does not keep")

@@ -75,6 +75,25 @@ function storageKey() {
   return `lit-dola ${about.page} ${a} ${b} ${seed}`;
 }
 
+let kept = true; // some browsers keep nothing for pages that are files
+
+function recall() {
+  try {
+    return JSON.parse(localStorage.getItem(storageKey()) ?? "[]");
+  } catch {
+    kept = false;
+    return [];
+  }
+}
+
+function remember() {
+  try {
+    localStorage.setItem(storageKey(), JSON.stringify(votes));
+  } catch {
+    kept = false;
+  }
+}
+
 function showPair() {
   const { a, b, seed } = setting();
   const keyed = rows.map((pair) => {
@@ -83,7 +102,7 @@ function showPair() {
     return { ...pair, left, right, place: hash(`order ${key}`) };
   });
   order = keyed.sort((one, other) => one.place - other.place);
-  votes = JSON.parse(localStorage.getItem(storageKey()) ?? "[]");
+  votes = recall();
   showNext();
 }
 
@@ -91,7 +110,8 @@ function showNext() {
   const pair = order[votes.length];
   for (const side of ["left", "right", "tie"]) byId(side).disabled = !pair;
   byId("undo").disabled = votes.length === 0;
-  byId("progress").textContent = `${votes.length} of ${order.length} votes cast`;
+  const warning = kept ? "" : ". This browser does not keep them: export before you leave";
+  byId("progress").textContent = `${votes.length} of ${order.length} votes cast${warning}`;
   if (pair) {
     byId("blind-prompt").textContent = pair.prompt;
     for (const side of ["left", "right"]) {
@@ -111,13 +131,13 @@ function vote(choice) {
   const winner = choice === "tie" ? null : about.runs[pair[choice]].name;
   const names = { left: about.runs[left].name, right: about.runs[right].name };
   votes.push({ prompt_index, image_index, prompt, ...names, choice, winner });
-  localStorage.setItem(storageKey(), JSON.stringify(votes));
+  remember();
   showNext();
 }
 
 function undo() {
   votes.pop();
-  localStorage.setItem(storageKey(), JSON.stringify(votes));
+  remember();
   showNext();
 }
 
