@@ -86,10 +86,15 @@ def test_two_ranks_that_lightning_starts(arguments, one, tmp_path):
 
 
 def test_two_ranks_that_torchrun_starts(arguments, one, tmp_path):
+    """Grids and inspections too, which both ranks have a share of."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = run(*launcher, MAIN, *arguments("out", *ddp(2)), cwd=tmp_path)
+    more = ["--writer.grid=true", "--model.inspect=[[0,1],[4,0]]"]
+    done = run(*launcher, MAIN, *arguments("out", *ddp(2), *more), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert files(tmp_path / "out") == one()
+    made = files(tmp_path / "out")
+    assert made == one(*more)
+    assert len([name for name in made if name.endswith("grid.jpg")]) == 5
+    assert len([name for name in made if ".inspect." in name]) == 4
 
 
 @pytest.mark.parametrize(("count", "nodes"), [(2, 2), (3, 1), (4, 2)])

@@ -101,6 +101,8 @@ def test_search(visit, runs):
     assert shown_prompts(page) == [NASTY[4]]
     assert find(page, "#found").text == "1 of 6 prompts"
     box = find(page, "#search")
+    box.send_keys(" nothing")  # every word counts
+    assert shown_prompts(page) == []
     box.clear()
     box.send_keys("TAG-1")  # metadata of a prompt is searched as well
     assert shown_prompts(page) == [NASTY[1]]
