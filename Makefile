@@ -8,7 +8,7 @@ PYTEST = -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python main.py predict --config configs/demo.yaml
-	@echo "Images: outputs/demo"
+	@echo "Look at outputs/demo/index.html"
 
 test: $(VENV)/installed
 	$(VENV)/bin/python $(PYTEST)
