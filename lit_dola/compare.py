@@ -46,6 +46,8 @@ def compare(
         UserError: If a folder is no run's, no image is in all of them, or the page cannot be
             written.
     """
+    runs = [run.expanduser() for run in runs]
+    output = output.expanduser()
     if len(runs) < 2:
         raise UserError(f"compare: {len(runs)} run; expected two or more")
     loaded = [_load(name, folder) for name, folder in zip(_names(runs), runs)]

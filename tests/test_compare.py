@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -41,6 +42,14 @@ def test_images_stand_beside_those_of_the_same_prompt_and_number(run, tmp_path):
         for i in range(2) for k in range(2) for name in ("base", "dola")
     ]  # fmt: skip
     assert all((tmp_path / "page" / src).resolve().is_file() for src in sources)
+
+
+def test_a_home_folder_is_one(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run("x", ["a"])
+    run("y", ["a"])
+    compare([Path("~/x"), Path("~/y")], Path("~/page"))
+    assert (tmp_path / "page/index.html").is_file()
 
 
 def test_what_differs_is_told(run, tmp_path):
