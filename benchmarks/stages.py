@@ -9,12 +9,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from PIL import Image
 
 from benchmarks.models import random_prompts
 from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator
 from lit_dola.janus import TransformersJanus
-from lit_dola.module import to_uint8
+from lit_dola.module import to_pillow, to_uint8
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -71,7 +70,7 @@ def measure_stages(
         tokens = torch.randint(16384, (1, 576), device=device)
         pixels = to_uint8(janus.decode_image_tokens(tokens))
         vq = median(timed(lambda: janus.decode_image_tokens(tokens), device) for _ in "123")
-    image = Image.fromarray(pixels[0].permute(1, 2, 0).cpu().numpy())
+    image = to_pillow(pixels[0])
     write = median(
         timed(lambda: image.save(io.BytesIO(), "JPEG", quality=95, subsampling=0), device)
         for _ in range(9)

@@ -10,18 +10,9 @@ from docstring_parser import Docstring, parse
 
 from lit_dola import cli, decoding, dola, guidance, inspection, pipeline, sampling
 from lit_dola.compare import compare
-from lit_dola.data import PromptDataModule
 from lit_dola.evaluation import EvaluationTrainer
-from lit_dola.image_logger import ImageLogger
-from lit_dola.module import LitDoLa
-from lit_dola.writer import ImageWriter
+from lit_dola.schema import GROUPS
 
-GROUPS = {
-    "model": LitDoLa,
-    "data": PromptDataModule,
-    "writer": ImageWriter,
-    "image_logger": ImageLogger,
-}
 FUNCTIONS: dict[str, list[Any]] = {
     "`lit_dola.JanusPipeline`": [
         pipeline.JanusPipeline.from_pretrained,
@@ -66,11 +57,12 @@ def main() -> str:
         " [Lightning's own](https://lightning.ai/docs/pytorch/stable/common/trainer.html).",
     ]
     for group, owner in GROUPS.items():
-        parts += [f"### `{group}`", _settings(owner, f"{group}.", skip=_linked(group))]
-    hidden = {"self", "model", "datamodule"}
+        linked = cli.LINKED if group == "data" else ()
+        parts += [f"### `{group}`", _settings(owner, f"{group}.", skip={"self", *linked})]
+    hidden = cli.DoLaCLI.subcommands()["evaluate"]
     parts += [
         "### `evaluate` alone",
-        _settings(EvaluationTrainer.evaluate, "", hidden),
+        _settings(EvaluationTrainer.evaluate, "", {"self", *hidden}),
         "### `compare`",
         "`compare RUN RUN ... --output PAGE`",
         _settings(compare, "", {"runs"}),
@@ -79,10 +71,6 @@ def main() -> str:
     for title, functions in FUNCTIONS.items():
         parts += [f"### {title}", *map(_function, functions)]
     return "\n\n".join(parts)
-
-
-def _linked(group: str) -> set[str]:
-    return {"self", *(cli.LINKED if group == "data" else ())}
 
 
 def _settings(owner: Callable[..., Any], prefix: str, skip: set[str]) -> str:

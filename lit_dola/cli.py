@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -25,7 +25,7 @@ from lit_dola.interrupt import GracefulStop, Interrupted, requeue_slurm_job, sig
 from lit_dola.module import LitDoLa
 from lit_dola.progress import GenerationProgressBar
 from lit_dola.quiet import quiet_lightning
-from lit_dola.writer import ImageWriter
+from lit_dola.writer import ImageWriter, find_writer
 
 _log = logging.getLogger(__name__)
 _UNKNOWN = re.compile(
@@ -37,6 +37,8 @@ ENV_PREFIX = "LIT_DOLA"
 """Of environment variables: ``LIT_DOLA_PREDICT__MODEL__ALPHA=0.2``."""
 EXIT_SKIPPED = 3
 """Exit code of a run that has made all but some prompts or images, which it lists."""
+CALLBACKS: dict[str, type[Callback]] = {"writer": ImageWriter, "image_logger": ImageLogger}
+"""By group of settings, what every run has beside the model and the data."""
 LINKED = ("model_path", "roles", "parallel_size", "images_per_batch")
 """Settings of the model that the data module needs as well."""
 
@@ -109,8 +111,8 @@ class DoLaCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the writer, and hand the model's settings to the data module."""
-        parser.add_lightning_class_args(ImageWriter, "writer")
-        parser.add_lightning_class_args(ImageLogger, "image_logger")
+        for group, callback in CALLBACKS.items():
+            parser.add_lightning_class_args(callback, group)
         for name in LINKED:
             parser.link_arguments(f"model.{name}", f"data.{name}")
         parser.link_arguments("model.seed", "seed_everything", compute_fn=int)  # one seed, not two
@@ -155,10 +157,10 @@ class DoLaCLI(LightningCLI):
         self._tell_what_was_skipped()
 
     def _tell_what_was_skipped(self) -> None:
-        for writer in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(writer, ImageWriter) and writer.num_failures:
-                skipped = f"{writer.num_failures} skipped, see {writer.output_dir / 'errors.jsonl'}"
-                raise SystemExit(_fail(skipped, EXIT_SKIPPED))
+        writer = find_writer(self.trainer)
+        if writer and writer.num_failures:
+            skipped = f"{writer.num_failures} skipped, see {writer.output_dir / 'errors.jsonl'}"
+            raise SystemExit(_fail(skipped, EXIT_SKIPPED))
 
 
 def main(args: list[str] | None = None) -> None:

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from hashlib import sha256
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,8 +69,8 @@ def compare(
 
 def _load(name: str, folder: Path) -> _Run:
     files = image_files(folder) if folder.is_dir() else set()
-    lines = Lines(folder, "metadata").read()
-    records = [record for record, _ in lines if record.get("file") in files]
+    lines = Lines(folder, "metadata").records()
+    records = [record for record in lines if record.get("file") in files]
     if not records:
         raise UserError(f"{folder}: no images of a run; expected a folder that predict has written")
     by_key = {(record["prompt_index"], record["image_index"]): record for record in records}
@@ -87,11 +87,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) < len(parts):
         raise UserError("compare: a run is given twice; expected different ones")
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(path[-depth:]) for path in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [str(folder) for folder in folders]
+    by_depth = (["/".join(path[-depth:]) for path in parts] for depth in count(1))
+    return next(names for names in by_depth if len(set(names)) == len(names))
 
 
 def _mismatches(runs: list[_Run], keys: list[_Key]) -> list[str]:
@@ -126,9 +123,10 @@ def _write(
     seed: int,
     copy_images: bool,
 ) -> None:
-    place = _copied if copy_images else _where_it_is
-    rows = {key: [place(run, number, key, output) for number, run in enumerate(runs)]
-            for key in keys}  # fmt: skip
+    rows = {
+        key: [_address(run, number, key, output, copy_images) for number, run in enumerate(runs)]
+        for key in keys
+    }
     prompts = []
     for index, group in groupby(keys, key=lambda key: key[0]):
         images = list(group)
@@ -150,7 +148,7 @@ def _write(
         "compare.html",
         title=" / ".join(run.name for run in runs),
         runs=shown,
-        rows=keys,
+        num_images=len(keys),
         prompts=prompts,
         notes=notes,
         differences={
@@ -161,13 +159,12 @@ def _write(
     )
 
 
-def _where_it_is(run: _Run, number: int, key: _Key, output: Path) -> str:
-    """Address of an image from the page's folder."""
-    return Path(os.path.relpath(run.folder / run.records[key]["file"], output)).as_posix()
-
-
-def _copied(run: _Run, number: int, key: _Key, output: Path) -> str:
-    file = f"images/{number}/{run.records[key]['file']}"
-    (output / file).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(run.folder / run.records[key]["file"], output / file)
-    return file
+def _address(run: _Run, number: int, key: _Key, output: Path, copy_images: bool) -> str:
+    """Address of an image from the page's folder: of a copy in it, or where it is."""
+    file = run.records[key]["file"]
+    image = run.folder / file
+    if copy_images:
+        copy = output / "images" / str(number) / file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        image = shutil.copyfile(image, copy)
+    return Path(os.path.relpath(image, output)).as_posix()

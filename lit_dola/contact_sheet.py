@@ -46,8 +46,10 @@ def write_prompt_grid(prompt_folder: Path, quality: int) -> None:
     """
     files = images_of_prompt(prompt_folder)
     path = prompt_folder / GRID_FILE
-    newest = max((file.stat().st_mtime for file in files), default=math.inf)
-    if not files or (path.exists() and path.stat().st_mtime >= newest):
+    if not files:
+        return
+    newest = max(file.stat().st_mtime for file in files)
+    if path.exists() and path.stat().st_mtime >= newest:
         return
     encoded = BytesIO()
     grid = tile([read_rgb(file) for file in files], columns=math.ceil(math.sqrt(len(files))))

@@ -7,7 +7,7 @@ stopped goes on where it was.
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lightning.pytorch import Trainer
 from PIL import Image
@@ -19,7 +19,7 @@ from lit_dola.layouts import Layout, write_layout
 from lit_dola.module import LitDoLa
 from lit_dola.report import Score, write_report
 from lit_dola.run_folder import Lines, Record, safe_name, write_atomically
-from lit_dola.writer import ImageWriter
+from lit_dola.writer import find_writer
 
 SHARED = ("model_path", "roles", "backend", "quantize", "parallel_size", "images_per_batch", "seed")
 """Settings of the model that all settings of an evaluation have in common."""
@@ -65,7 +65,8 @@ class EvaluationTrainer(Trainer):
         """
         if scorer:
             require("matplotlib", "scorer", extra="evaluation")
-        writer = next(call for call in cast(Any, self).callbacks if isinstance(call, ImageWriter))
+        writer = find_writer(self)
+        assert writer is not None
         folder = writer.output_dir
         reference = reference or next(iter(settings), "")
         models = _models(model, settings)
@@ -116,7 +117,7 @@ def _models(model: LitDoLa, settings: dict[str, dict[str, Any]]) -> dict[str, Li
 
 
 def _records(run: Path) -> list[Record]:
-    records = [record for record, _ in Lines(run, "metadata").read()]
+    records = Lines(run, "metadata").records()
     return sorted(records, key=lambda record: (record["prompt_index"], record["image_index"]))
 
 

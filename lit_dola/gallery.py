@@ -32,32 +32,30 @@ def write_gallery(folder: Path, num_failures: int = 0) -> None:
     Raises:
         OSError: If a page cannot be written.
     """
-    settings = common_settings(_records(folder))
-    pages = _pages(_records(folder))
-    prompts = (_prompt(list(images), settings) for images in _by_prompt(_records(folder)))
-    for page in pages:
+    lines = Lines(folder, "metadata")
+    settings = common_settings(lines.records())
+    pages = _pages(lines.records())
+    prompts = (_prompt(list(images), settings) for images in _by_prompt(lines.records()))
+    files = [page_file(page.number) for page in pages]
+    for page, file in zip(pages, files):
         write_page(
-            folder / page_file(page.number),
+            folder / file,
             "gallery.html",
             title=folder.resolve().name,
             page=page,
-            pages=[page_file(other.number) for other in pages],
+            pages=files,
             settings=settings,
             num_failures=num_failures,
             prompts=islice(prompts, page.num_prompts),
         )
     for old in folder.glob("index-*.html"):
-        if old.name not in {page_file(page.number) for page in pages}:
+        if old.name not in files:
             old.unlink()
 
 
 def page_file(number: int) -> str:
     """Name of a page of the gallery, from 1."""
     return "index.html" if number == 1 else f"index-{number}.html"
-
-
-def _records(folder: Path) -> Iterator[Record]:
-    return (record for record, _ in Lines(folder, "metadata").read())
 
 
 def _by_prompt(records: Iterable[Record]) -> Iterator[Iterator[Record]]:

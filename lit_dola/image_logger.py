@@ -1,17 +1,16 @@
 """Images in the trainer's loggers; the settings go there by Lightning itself."""
 
-from typing import Any, cast
+from typing import Any
 
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from PIL import Image
 from torch import Tensor
 
 from lit_dola.data import ImageRequest
-from lit_dola.module import GeneratedImages
-from lit_dola.writer import ImageWriter
+from lit_dola.module import GeneratedImages, to_pillow
+from lit_dola.writer import find_writer
 
 
 class ImageLogger(Callback):
@@ -43,8 +42,8 @@ class ImageLogger(Callback):
             return
         requests = outputs.requests[: self._left]
         self._left -= len(requests)
-        writers = [call for call in cast(Any, trainer).callbacks if isinstance(call, ImageWriter)]
-        run = writers[0].output_dir.name if writers else "images"
+        writer = find_writer(trainer)
+        run = writer.output_dir.name if writer else "images"
         for logger in trainer.loggers if requests else ():
             if isinstance(logger, TensorBoardLogger):
                 _to_tensorboard(logger, run, requests, outputs.pixels)
@@ -64,7 +63,7 @@ def _to_tensorboard(
 
 def _to_wandb(logger: WandbLogger, run: str, requests: list[ImageRequest], pixels: Tensor) -> None:
     """A panel with a step a batch."""
-    shown = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels[: len(requests)]]
+    shown = [to_pillow(image) for image in pixels[: len(requests)]]
     captions = [
         f"{request.prompt.prompt_index}/{request.image_index} {request.prompt.text}"
         for request in requests

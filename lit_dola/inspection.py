@@ -4,6 +4,7 @@ The tokens are read once more, all steps in one forward pass, so that the token 
 nothing. In low precision its arithmetic may differ from the loop's in the last bit.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -98,7 +99,7 @@ def _inspect_logits(logits: Tensor, noise: Tensor, config: DecodingConfig) -> tu
     """The figures of a few steps, from logits ``(2 layers, 2 branches, steps, vocab)``."""
     (cond_final, uncond_final), (cond_mid, uncond_mid) = logits
     final, mid = cond_final.log_softmax(dim=-1), cond_mid.log_softmax(dim=-1)
-    between = torch.logaddexp(final, mid) - torch.log(final.new_tensor(2.0))
+    between = torch.logaddexp(final, mid) - math.log(2)
     both = torch.stack([final, mid])
     divergence = F.kl_div(between, both, log_target=True, reduction="none").sum(dim=-1).mean(dim=0)
     if config.head == "seed":

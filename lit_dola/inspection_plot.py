@@ -11,7 +11,7 @@ from lit_dola.inspection import Inspection
 from lit_dola.run_folder import write_atomically
 
 
-def write_inspection(path: Path, inspection: Inspection, image: Image.Image) -> None:
+def write_inspection(path: Path, inspection: Inspection, image: Image.Image) -> Path:
     """Write ``{path}.inspect.npz``, the figures, and ``{path}.inspect.png``, a plot of them.
 
     The arrays have the names of :class:`lit_dola.inspection.Inspection` and the shape of the grid,
@@ -21,6 +21,9 @@ def write_inspection(path: Path, inspection: Inspection, image: Image.Image) -> 
         path: Path of the image, without a suffix.
         inspection: What happened at each step.
         image: The image.
+
+    Returns:
+        Path of the plot.
     """
     side = isqrt(len(inspection.token))
     grids = {
@@ -29,7 +32,9 @@ def write_inspection(path: Path, inspection: Inspection, image: Image.Image) -> 
     npz = BytesIO()
     np.savez(npz, **grids)
     write_atomically(path.with_name(f"{path.name}.inspect.npz"), [npz.getvalue()])
-    write_atomically(path.with_name(f"{path.name}.inspect.png"), [_plot(grids, image)])
+    plot = path.with_name(f"{path.name}.inspect.png")
+    write_atomically(plot, [_plot(grids, image)])
+    return plot
 
 
 def _plot(grids: dict[str, np.ndarray], image: Image.Image) -> bytes:

@@ -1,6 +1,6 @@
 """The LightningModule: Janus with DoLa-static, one batch of images at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
@@ -20,6 +20,7 @@ from jsonargparse.typing import (
 )
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+from PIL import Image
 from torch import Tensor
 
 from lit_dola.cache import images_that_fit
@@ -262,8 +263,8 @@ class LitDoLa(LightningModule):
             sound = [image for image in range(len(requests)) if image not in error.steps]
             tokens, requests = error.tokens[sound], [requests[image] for image in sound]
         pixels = [torch.empty(0, dtype=torch.uint8)]
-        for one in tokens.split(1):  # a convolution's last bit depends on the size of the batch
-            pixels.append(to_uint8(self.janus.decode_image_tokens(one)).cpu())
+        for one in decode_pixels(self.janus, tokens):
+            pixels.append(one)
             self._call_on_step(self.janus.num_image_tokens)
         return GeneratedImages(requests, tokens.to("cpu", torch.int32), torch.cat(pixels), failures)
 
@@ -359,6 +360,25 @@ def _not_finite(request: ImageRequest, step: int) -> Failure:
     )
 
 
+def decode_pixels(janus: JanusBackbone, tokens: Tensor) -> Iterator[Tensor]:
+    """Decode images one by one: a convolution's last bit depends on the size of the batch.
+
+    Args:
+        janus: The model.
+        tokens: Int64 ``(images, num_image_tokens)``.
+
+    Yields:
+        Uint8 ``(1, 3, height, width)``, on the CPU.
+    """
+    for one in tokens.split(1):
+        yield to_uint8(janus.decode_image_tokens(one)).cpu()
+
+
 def to_uint8(pixels: Tensor) -> Tensor:
     """Pixels in [-1, 1] to uint8, cut off rather than rounded, as DeepSeek's script does."""
     return ((pixels.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
+
+
+def to_pillow(pixels: Tensor) -> Image.Image:
+    """Uint8 ``(3, height, width)`` to an image."""
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())

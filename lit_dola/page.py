@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from lit_dola import __version__
 from lit_dola.run_folder import Record, write_atomically
@@ -59,15 +58,9 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["json"] = _json
     environment.filters["plain"] = _plain
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
     return environment
-
-
-def _json(value: Any) -> Markup:
-    """JSON to stand in an attribute."""
-    return escape(json.dumps(value, ensure_ascii=False))
 
 
 def _plain(value: Any) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_dola.data import PromptDataModule
 from lit_dola.errors import UserError
 from lit_dola.janus import JanusBackbone, find_checkpoint, load_janus
-from lit_dola.module import GeneratedImages, LitDoLa, to_uint8
+from lit_dola.module import GeneratedImages, LitDoLa, decode_pixels, to_pillow
 from lit_dola.progress import GenerationProgressBar
 from lit_dola.prompt import PromptEncoder, Roles
 from lit_dola.prompt_file import Failure, Prompt, check_prompts
@@ -84,7 +84,11 @@ class JanusPipeline:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.janus.language_model.embed_tokens.weight.device
+        return self._weight.device
+
+    @property
+    def _weight(self) -> Tensor:
+        return self.janus.language_model.embed_tokens.weight
 
     def generate(
         self, prompts: str | Sequence[str], *, dola: bool = True, **settings: Any
@@ -114,15 +118,13 @@ class JanusPipeline:
 
     def decode(self, tokens: Tensor) -> list[Image.Image]:
         """Images from tokens ``(images, num_image_tokens)``, as a generation or a run has saved."""
-        images = []
         with torch.inference_mode():
-            for one in tokens.to(self.device, torch.long).split(1):
-                images.append(_to_pillow(to_uint8(self.janus.decode_image_tokens(one))[0]))
-        return images
+            pixels = decode_pixels(self.janus, tokens.to(self.device, torch.long))
+            return [to_pillow(one[0]) for one in pixels]
 
     def _trainer(self) -> Trainer:
         on_cpu = self.device.type == "cpu"
-        precision: Any = _PRECISIONS[self.janus.language_model.embed_tokens.weight.dtype]
+        precision: Any = _PRECISIONS[self._weight.dtype]
         return Trainer(
             accelerator="cpu" if on_cpu else "gpu",
             devices=1 if on_cpu else [self.device.index or 0],
@@ -161,11 +163,6 @@ def _in_order(predictions: list[GeneratedImages]) -> Generation:
         if part.failures:
             raise UserError(part.failures[0].reason)
         for request, tokens, pixels in zip(part.requests, part.tokens, part.pixels):
-            found[request.key] = tokens, _to_pillow(pixels)
+            found[request.key] = tokens, to_pillow(pixels)
     images = [found[key] for key in sorted(found)]
     return Generation([image for _, image in images], torch.stack([drawn for drawn, _ in images]))
-
-
-def _to_pillow(pixels: Tensor) -> Image.Image:
-    """Uint8 ``(3, height, width)`` to an image."""
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())

@@ -144,6 +144,10 @@ class Lines:
                         )
                     yield record, line.rstrip(b"\n") + b"\n"
 
+    def records(self) -> Iterator[Record]:
+        """The records alone, see :meth:`read`."""
+        return (record for record, _ in self.read())
+
     def merge(self, keep: Callable[[Record], bool] = lambda record: True) -> int:
         """Merge all files into one, sorted, a line an image; gives the number of lines."""
         parts = self._parts()
@@ -173,21 +177,28 @@ def image_files(folder: Path) -> set[str]:
         UserError: If the folder of a prompt is a symbolic link.
     """
     return {
-        f"{prompt_folder.name}/{entry.name}"
+        f"{prompt_folder.name}/{match[0]}"
         for prompt_folder in prompt_folders(folder)
-        for entry in os.scandir(prompt_folder)
-        if _IMAGE_FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+        for match in _image_names(prompt_folder)
     }
 
 
 def images_of_prompt(prompt_folder: Path) -> list[Path]:
     """Image files in the folder of a prompt, in the order of their numbers."""
     found = {
-        int(match[1]): prompt_folder / entry.name
-        for entry in os.scandir(prompt_folder)
-        if (match := _IMAGE_FILE.fullmatch(entry.name)) and match[2] != "npy"
+        int(match[1]): prompt_folder / match[0]
+        for match in _image_names(prompt_folder)
+        if match[2] != "npy"
     }
     return [found[number] for number in sorted(found)]
+
+
+def _image_names(prompt_folder: Path) -> Iterator[re.Match[str]]:
+    """Names of the images and tokens in the folder of a prompt: number and suffix."""
+    for entry in os.scandir(prompt_folder):
+        match = _IMAGE_FILE.fullmatch(entry.name)
+        if match and entry.is_file(follow_symlinks=False):
+            yield match
 
 
 def delete_half_written(folder: Path, before: float) -> None:

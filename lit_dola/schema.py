@@ -13,13 +13,13 @@ from typing import Any
 from jsonargparse import ArgumentParser, set_parsing_settings
 from lightning.pytorch import Trainer
 
-from lit_dola.cli import LINKED, DoLaCLI
+from lit_dola.cli import CALLBACKS, LINKED, DoLaCLI
 from lit_dola.data import PromptDataModule
 from lit_dola.evaluation import EvaluationTrainer
-from lit_dola.image_logger import ImageLogger
 from lit_dola.module import LitDoLa
-from lit_dola.writer import ImageWriter
 
+GROUPS: dict[str, type] = {"model": LitDoLa, "data": PromptDataModule, **CALLBACKS}
+"""The groups of settings that are not Lightning's own."""
 _CLASSES = ("accelerator", "strategy", "logger", "callbacks", "profiler", "plugins", "precision")
 
 
@@ -28,10 +28,8 @@ def config_schema() -> dict[str, Any]:
     set_parsing_settings(add_print_completion_argument=True)
     parser = ArgumentParser()
     parser.add_class_arguments(Trainer, "trainer", skip=set(_CLASSES))
-    parser.add_class_arguments(LitDoLa, "model")
-    parser.add_class_arguments(PromptDataModule, "data", skip=set(LINKED))
-    parser.add_class_arguments(ImageWriter, "writer")
-    parser.add_class_arguments(ImageLogger, "image_logger")
+    for group, owner in GROUPS.items():
+        parser.add_class_arguments(owner, group, skip=set(LINKED) if group == "data" else None)
     hidden = DoLaCLI.subcommands()["evaluate"] | {"scorer"}
     parser.add_method_arguments(EvaluationTrainer, "evaluate", skip=hidden)
     printed = io.StringIO()

@@ -32,7 +32,7 @@ from lit_dola.gallery import write_gallery
 from lit_dola.image_file import Format, encode_image
 from lit_dola.inspection import Inspection
 from lit_dola.inspection_plot import write_inspection
-from lit_dola.module import GeneratedImages, LitDoLa
+from lit_dola.module import GeneratedImages, LitDoLa, to_pillow
 from lit_dola.run_folder import (
     Lines,
     Record,
@@ -157,14 +157,12 @@ class ImageWriter(BasePredictionWriter):
         """
         images = zip(*prediction[:3], strict=True)
         for place, (request, tokens, pixels) in enumerate(images):
-            image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-            inspection = prediction.inspections.get(place)
-            if inspection is not None:
-                self._write_inspection(request, image, inspection)
+            image = to_pillow(pixels)
+            plot = None
+            if place in prediction.inspections:
+                plot = self._write_inspection(request, image, prediction.inspections[place])
             self._writing.append(
-                self._threads.submit(
-                    self._write, request, image, tokens.numpy(), inspection is not None
-                )
+                self._threads.submit(self._write, request, image, tokens.numpy(), plot)
             )
         data = trainer.datamodule  # type: ignore[attr-defined]
         for failure in prediction.failures:
@@ -238,8 +236,7 @@ class ImageWriter(BasePredictionWriter):
     def _choose_folder(self, prompts: dict[int, str]) -> Path:
         folder = self.output_dir
         for number in count(2):
-            records = (record for record, _ in Lines(folder, "metadata").read())
-            found = differences(records, self._settings, prompts)
+            found = differences(Lines(folder, "metadata").records(), self._settings, prompts)
             if not found:
                 break
             if self.on_mismatch == "error":
@@ -291,7 +288,7 @@ class ImageWriter(BasePredictionWriter):
         )
 
     def _write(
-        self, request: ImageRequest, image: Image.Image, tokens: np.ndarray, inspected: bool
+        self, request: ImageRequest, image: Image.Image, tokens: np.ndarray, plot: Path | None
     ) -> None:
         """Write an image and its tokens, then its line: an image that has one is whole."""
         file = self._file(request)
@@ -311,24 +308,30 @@ class ImageWriter(BasePredictionWriter):
         content = encode_image(image, record, self.format, self.quality)
         write_atomically(self.output_dir / file, [content])
         record["metadata"] = request.prompt.metadata
-        if inspected:
-            record["inspection"] = f"{_path(request).as_posix()}.inspect.png"
+        if plot:
+            record["inspection"] = plot.relative_to(self.output_dir).as_posix()
         self._append(self._part, record)
 
     def _write_inspection(
         self, request: ImageRequest, image: Image.Image, inspection: Inspection
-    ) -> None:
-        """Here and not on the threads, of which matplotlib can bear one."""
+    ) -> Path:
+        """Here and not on the threads, of which matplotlib can bear one; gives the plot's path."""
         path = self.output_dir / _path(request)
         try:
             make_folder(path.parent)
-            write_inspection(path, inspection, image)
+            return write_inspection(path, inspection, image)
         except OSError as error:
             raise RankError(self._cannot_write(error)) from error
 
     def _append(self, part: Path, record: Record) -> None:
         with self._lock:
             append_line(part, record)
+
+
+def find_writer(trainer: Trainer) -> ImageWriter | None:
+    """The writer of a run; on the command line there is always one."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, ImageWriter)), None)
 
 
 def _path(request: ImageRequest) -> Path:

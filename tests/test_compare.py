@@ -1,15 +1,13 @@
 """``compare``: which images are put side by side, what is said of those that are not."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from lit_dola.compare import compare
 from lit_dola.errors import UserError
-from tests.test_gallery import NASTY, Page, write_run
+from tests.test_gallery import NASTY, Page, write_images, write_run
 
 
 @pytest.fixture
@@ -20,10 +18,7 @@ def run(tmp_path):
         folder = tmp_path / name
         folder.mkdir(parents=True)
         write_run(folder, prompts, images, **settings)
-        for line in (folder / "metadata.jsonl").read_text("utf-8").splitlines():
-            file = folder / json.loads(line)["file"]
-            file.parent.mkdir(exist_ok=True)
-            Image.new("RGB", (4, 4)).save(file)
+        write_images(folder, size=4)
         return folder
 
     return write

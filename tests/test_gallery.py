@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from PIL import Image
 
 from lit_dola import gallery
 from lit_dola.gallery import write_gallery
@@ -54,6 +55,14 @@ def write_run(folder, prompts, images=2, **settings):
                     **settings,
                 }
                 print(json.dumps(record, ensure_ascii=False), file=file)
+
+
+def write_images(folder, colour=(0, 0, 0), size=48):
+    """An image of one colour for each line of a run."""
+    for line in (folder / "metadata.jsonl").read_text("utf-8").splitlines():
+        file = folder / json.loads(line)["file"]
+        file.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (size, size), colour).save(file)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from selenium.webdriver.support.ui import Select
 from lit_dola.compare import compare
 from lit_dola.gallery import write_gallery
 from tests.browser import chromium, look, requests
-from tests.test_gallery import NASTY, write_run
+from tests.test_gallery import NASTY, write_images, write_run
 
 COLOURS = {"baseline": (200, 30, 30), "dola": (30, 30, 200), "again": (200, 30, 30)}
 
@@ -47,11 +47,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, colour in COLOURS.items():
         write_run(folder / name, NASTY, images=2, dola=name == "dola")
-        for index in range(len(NASTY)):
-            (folder / name / f"{index:05}_p").mkdir()
-            for image in range(2):
-                file = folder / name / f"{index:05}_p/img_{image:02}.png"
-                Image.new("RGB", (48, 48), colour).save(file)
+        write_images(folder / name, colour)
         write_gallery(folder / name)
     compare([folder / name for name in COLOURS], folder / "page", seed=5)
     return folder

@@ -12,11 +12,15 @@ const rows = prompts.flatMap((prompt) => {
 
 // Two runs at once
 
-let chosen = {};
+let chosen; // the pair as it was before the last change
+
+function setting() {
+  return { a: Number(byId("a").value), b: Number(byId("b").value), seed: byId("seed").value };
+}
 
 function choosePair() {
-  chosen = { a: byId("a").value, b: byId("b").value };
-  const [a, b] = [Number(chosen.a), Number(chosen.b)];
+  chosen = setting();
+  const { a, b } = chosen;
   for (const { row } of rows) {
     [...row.children].forEach((figure, run) => {
       figure.classList.toggle("a", run === a);
@@ -64,10 +68,6 @@ function hash(text) {
   h = Math.imul(h ^ (h >>> 16), 2246822507);
   h = Math.imul(h ^ (h >>> 13), 3266489909);
   return (h ^ (h >>> 16)) >>> 0;
-}
-
-function setting() {
-  return { a: Number(byId("a").value), b: Number(byId("b").value), seed: byId("seed").value };
 }
 
 function storageKey() {
@@ -170,15 +170,7 @@ function showResult() {
     win_rate_b === undefined
       ? "nothing decided yet"
       : `${percent(win_rate_b)} of those decided, 95 % interval ${percent(low)} to ${percent(high)}`;
-  const list = byId("result").querySelector("dl");
-  list.replaceChildren();
-  for (const [name, value] of Object.entries(lines)) {
-    const term = document.createElement("dt");
-    const description = document.createElement("dd");
-    term.textContent = name;
-    description.textContent = value;
-    list.append(term, description);
-  }
+  describe(byId("result").querySelector("dl"), lines);
 }
 
 for (const choice of ["left", "right", "tie"]) {

@@ -3,10 +3,6 @@ const viewer = document.getElementById("viewer");
 const image = document.getElementById("viewer-image");
 let opened = null;
 
-function plain(value) {
-  return typeof value === "string" ? value : JSON.stringify(value);
-}
-
 function show(link) {
   opened = link;
   const prompt = link.closest(".prompt");
@@ -19,24 +15,14 @@ function show(link) {
   }
   image.alt = link.firstElementChild.alt;
   document.getElementById("viewer-prompt").textContent = text;
-  const rows = {
+  describe(document.getElementById("viewer-metadata"), {
     file: decodeURIComponent(link.getAttribute("href")),
-    prompt_index: Number(prompt.querySelector(".index").textContent),
+    prompt_index: Number(prompt.dataset.index),
     image_index: Number(link.dataset.index),
-    ...JSON.parse(prompt.dataset.metadata),
+    ...JSON.parse(link.closest(".images").dataset.metadata),
     ...settings,
     ...JSON.parse(link.dataset.own ?? "{}"),
-  };
-  const list = document.getElementById("viewer-metadata");
-  list.replaceChildren();
-  for (const [name, value] of Object.entries(rows)) {
-    const term = document.createElement("dt");
-    const description = document.createElement("dd");
-    term.textContent = name;
-    description.textContent = plain(value);
-    description.dir = "auto";
-    list.append(term, description);
-  }
+  });
   if (!viewer.open) viewer.showModal();
 }
 

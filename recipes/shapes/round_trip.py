@@ -5,10 +5,9 @@ import sys
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers import JanusForConditionalGeneration
 
-from lit_dola.module import to_uint8
+from lit_dola.module import to_pillow, to_uint8
 from recipes.shapes.render import render
 from recipes.shapes.scene import place_objects, sample_scene
 from recipes.shapes.scorer import find_objects, is_right
@@ -31,8 +30,7 @@ def round_trip(checkpoint: str, pictures: int) -> int:
         pixels = np.asarray(render(place_objects(scene, rng), rng), dtype=np.float32)
         pixel_values = torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None]
         decoded = to_uint8(vq.decode(encode_pictures(vq, pixel_values)))[0]
-        image = Image.fromarray(decoded.permute(1, 2, 0).numpy())
-        right += is_right(scene, find_objects(image))
+        right += is_right(scene, find_objects(to_pillow(decoded)))
     return right
 
 

@@ -23,3 +23,16 @@ document.addEventListener("keydown", (event) => {
   }
 });
 search();
+
+// Fill a <dl>, with texts as they are and other values as JSON.
+function describe(list, values) {
+  list.replaceChildren();
+  for (const [name, value] of Object.entries(values)) {
+    const term = document.createElement("dt");
+    const description = document.createElement("dd");
+    term.textContent = name;
+    description.textContent = typeof value === "string" ? value : JSON.stringify(value);
+    description.dir = "auto";
+    list.append(term, description);
+  }
+}
