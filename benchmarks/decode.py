@@ -1,6 +1,6 @@
-"""``python -m benchmarks.decode``: the token loop against transformers' and the plain one.
+"""``python -m benchmarks.decode``: the token loop against transformers' and a plain one.
 
-All methods run in turns in one process on one model; what is reported are ratios within a turn.
+All methods run in turns in one process on one model; the report contains ratios within a turn.
 """
 
 import json
@@ -8,6 +8,7 @@ import platform
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -19,8 +20,8 @@ from tqdm import tqdm
 from benchmarks.methods import NAMES, Method, make_methods, middle_layer
 from benchmarks.models import Preset, random_janus, random_prompts
 from benchmarks.stages import measure_scaling, measure_stages, plot, timed
-from lit_dola.cache import KVCache
-from lit_dola.janus import TransformersJanus
+from lit_dola.decoding.cache import KVCache
+from lit_dola.janus.model import TransformersJanus
 
 RATIOS = (("d", "c"), ("b", "d"), ("a", "c"), ("a_batch", "c"))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -46,19 +47,19 @@ def main(
         device: cpu or cuda.
         dtype: Dtype of the model.
         prompts: Prompts, all of one length, so that every method can batch them.
-        images: Images a prompt.
-        tokens: Tokens an image; fewer than 576 for a quick look.
+        images: Images per prompt.
+        tokens: Tokens per image; fewer than 576 for a quick look.
         repeats: Turns; in each, every method runs once.
-        methods: a, a_batch, b, c, d; all if null.
-        compile: Whether lit-dola's step is compiled.
-        scaling: Whether to measure images in a batch from 1 to 64, and the stages apart, as well.
+        methods: a, a_batch, b, c, d; null: all.
+        compile: Whether to compile lit-dola's step.
+        scaling: Whether to measure batches of 1 to 64 images, and each stage by itself, too.
         output: Folder for decode.json and, with matplotlib, scaling.png.
     """
     torch_device = torch.device(device)
     janus = random_janus(preset, tokens, DTYPES[dtype], torch_device)
     runs = make_methods(janus, random_prompts(prompts), images, compile)
     runs = {name: run for name, run in runs.items() if methods is None or name in methods}
-    times = _run_in_turns(janus, runs, repeats, compile)
+    times = _run_in_turns(runs, tokens, repeats, compile, torch_device)
     result = {
         "machine": _machine(torch_device),
         "settings": {
@@ -87,19 +88,17 @@ def main(
 
 
 def _run_in_turns(
-    janus: TransformersJanus, runs: dict[str, Method], repeats: int, compile: bool
+    runs: dict[str, Method], tokens: int, repeats: int, compile: bool, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each method's runs; the warm-up draws two tokens, or all where it compiles."""
-    tokens, device = janus.num_image_tokens, janus.language_model.embed_tokens.weight.device
+    """Return the seconds of each method's runs; the warm-up draws two tokens, or all to compile."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     with tqdm(total=(repeats + 1) * len(runs), disable=None) as bar:
         for turn in range(repeats + 1):
             for name, run in runs.items():
                 bar.set_description(NAMES[name])
-                count = tokens if turn or (compile and name in ("c", "d")) else min(2, tokens)
-                janus.num_image_tokens = count
-                janus.model.model.vision_model.config.num_image_tokens = count
-                seconds = timed(run, device)
+                compiled = compile and name in ("c", "d")
+                count = tokens if turn or compiled else min(2, tokens)
+                seconds = timed(partial(run, count), device)
                 if turn:
                     times[name].append(seconds)
                 bar.update()
@@ -118,7 +117,7 @@ def _summary(seconds: list[float], images: int, tokens: int) -> dict[str, Any]:
 
 
 def _decoded_weights(janus: TransformersJanus) -> "_Weights":
-    """What a step reads: all of the language model but its embedding, and the head."""
+    """Return what a step reads: the language model without its embedding, and the head."""
     weights = [*janus.language_model.layers.parameters(), *janus.gen_head.parameters()]
     return _Weights(sum(w.numel() for w in weights), sum(w.nbytes for w in weights))
 
@@ -131,7 +130,7 @@ class _Weights(NamedTuple):
 def _roofline(
     janus: TransformersJanus, times: dict[str, list[float]], images: int, device: torch.device
 ) -> dict[str, Any]:
-    """How long a step's reading takes at the bandwidth of a large copy on this machine."""
+    """Return how long a step's reads take at the bandwidth of a large copy on this machine."""
     buffer = torch.ones(2**28, device=device)  # 1 GiB, far more than any cache of a processor
     target = torch.empty_like(buffer)
     seconds = median(timed(lambda: target.copy_(buffer), device) for _ in range(7))
@@ -139,7 +138,7 @@ def _roofline(
     tokens, weights = janus.num_image_tokens, _decoded_weights(janus).nbytes
     half_way = KVCache(
         janus.language_model.config, rows=2, slots=24 + tokens // 2,
-        dtype=janus.vision_head.weight.dtype, device=torch.device("meta"),
+        dtype=janus.image_head.linear.weight.dtype, device=torch.device("meta"),
     )  # fmt: skip
     cache = images * sum(buffer.nbytes for buffer in [*half_way.keys, *half_way.values])
     steps = {name: median(times[name]) / tokens for name in ("c", "d") if name in times}
@@ -157,7 +156,7 @@ def _roofline(
 
 
 def _peak_memory_ratio(preset: str, device: str, dtype: str, images: int) -> float:
-    """Peak memory with DoLa over that without, each in a process of its own."""
+    """Return the peak memory with DoLa divided by that without, each in its own process."""
     peaks = []
     for name in ("d", "c"):
         code = f"from benchmarks.decode import print_peak; print_peak({preset!r}, {device!r}, "
@@ -168,11 +167,10 @@ def _peak_memory_ratio(preset: str, device: str, dtype: str, images: int) -> flo
 
 
 def print_peak(preset: Preset, device: str, dtype: str, images: int, name: str) -> None:
-    """Run one method for the first tokens of 576, and print the most memory that was in use."""
+    """Run one method for a few tokens with the cache of 576, and print the peak memory."""
     janus = random_janus(preset, 576, DTYPES[dtype], torch.device(device))
     generate = make_methods(janus, random_prompts(1, length=600), images, compile=False)[name]
-    janus.num_image_tokens = 8  # the prompt stands for the tokens that are left out
-    generate()
+    generate(8)  # the long prompt stands for the tokens that are left out
     if device == "cpu":
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     else:
@@ -189,8 +187,8 @@ def _machine(device: torch.device) -> dict[str, Any]:
 
 
 def _print(result: dict[str, Any]) -> None:
-    """The table, in Markdown."""
-    print("| method | images a second | ms a token of all images |\n| --- | --- | --- |")
+    """Print the tables, in Markdown."""
+    print("| method | images per second | ms per token of all images |\n| --- | --- | --- |")
     for name, summary in result["methods"].items():
         cells = " | ".join(
             "{median:.4g} ({min:.4g} to {max:.4g})".format(**x) for x in summary.values()

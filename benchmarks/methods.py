@@ -1,17 +1,19 @@
-"""The four ways to draw image tokens that are measured against one another."""
+"""The ways to draw image tokens that are measured against one another."""
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from benchmarks.models import PAD
-from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator
+from benchmarks.models import PAD, set_transformers_length
+from lit_dola.decoding.guidance import Scoring
+from lit_dola.decoding.loop import TokenGenerator, cfg_pair
 from lit_dola.dola import contrast_with_apc_from_logits, pick_static_layer_index
-from lit_dola.janus import TransformersJanus
+from lit_dola.janus.model import TransformersJanus
 
-Method = Callable[[], Tensor]
-"""Draws the tokens of all images, ``(images, num_image_tokens)``."""
+Method = Callable[[int], Tensor]
+"""Draws so many tokens of every image, ``(images, tokens)``."""
 
 NAMES = {
     "a": "transformers generate, a prompt at a time",
@@ -25,30 +27,50 @@ NAMES = {
 def make_methods(
     janus: TransformersJanus, prompts: list[list[int]], images: int, compile: bool
 ) -> dict[str, Method]:
-    """Each method by its letter: all do ``len(prompts) * images`` images."""
+    """Return each method by its letter; each draws ``len(prompts) * images`` images."""
     layer = middle_layer(janus)
-    keys = [ImageKey(i, j) for i in range(len(prompts)) for j in range(images)]
-    input_ids = [prompts[key.prompt_index] for key in keys]
 
-    def lit_dola(layer: int | None) -> Method:
-        generate = ImageTokenGenerator(janus, DecodingConfig(layer=layer), compile=compile)
-        return lambda: generate(input_ids, keys)
+    def each(run: Callable[[list[int], int], Tensor]) -> Method:
+        return lambda tokens: torch.cat([run(ids, tokens) for ids in prompts])
 
     return {
-        "a": lambda: torch.cat([_transformers(janus, [ids], images) for ids in prompts]),
-        "a_batch": lambda: _transformers(janus, prompts, images),
-        "b": lambda: torch.cat([_plain_loop(janus, ids, images, layer) for ids in prompts]),
-        "c": lit_dola(None),
-        "d": lit_dola(layer),
+        "a": each(lambda ids, tokens: _transformers(janus, [ids], images, tokens)),
+        "a_batch": lambda tokens: _transformers(janus, prompts, images, tokens),
+        "b": each(lambda ids, tokens: _plain_loop(janus, ids, images, layer, tokens)),
+        "c": lit_dola(janus, prompts, images, None, compile),
+        "d": lit_dola(janus, prompts, images, layer, compile),
     }
 
 
+def lit_dola(
+    janus: TransformersJanus,
+    prompts: list[list[int]],
+    images: int,
+    layer: int | None,
+    compile: bool,
+) -> Method:
+    """Return lit-dola's token loop as a method; it is set up once per number of tokens."""
+    keys = [(i, j) for i in range(len(prompts)) for j in range(images)]
+    branches = [cfg_pair(prompts[prompt], PAD) for prompt, _ in keys]
+
+    @cache
+    def generator(tokens: int) -> TokenGenerator:
+        return TokenGenerator(
+            janus, janus.image_head, Scoring(), layer=layer, max_new_tokens=tokens, compile=compile
+        )
+
+    return lambda tokens: generator(tokens)(branches, keys)
+
+
 def middle_layer(janus: TransformersJanus) -> int:
-    """The layer that the ratio of 0.8 picks."""
+    """Return the layer that the default ratio of 0.8 picks."""
     return pick_static_layer_index(len(janus.language_model.layers) + 1, True)
 
 
-def _transformers(janus: TransformersJanus, prompts: list[list[int]], images: int) -> Tensor:
+def _transformers(
+    janus: TransformersJanus, prompts: list[list[int]], images: int, tokens: int
+) -> Tensor:
+    set_transformers_length(janus, tokens)
     input_ids = torch.tensor(prompts, device=janus.language_model.embed_tokens.weight.device)
     return janus.model.generate(
         input_ids,
@@ -61,8 +83,10 @@ def _transformers(janus: TransformersJanus, prompts: list[list[int]], images: in
 
 
 @torch.inference_mode()
-def _plain_loop(janus: TransformersJanus, input_ids: list[int], images: int, layer: int) -> Tensor:
-    """One prompt, in the manner of the seed's script: a growing cache, every hidden state kept."""
+def _plain_loop(
+    janus: TransformersJanus, input_ids: list[int], images: int, layer: int, num_tokens: int
+) -> Tensor:
+    """Draw one prompt as the old script does: a growing cache, every hidden state kept."""
     language_model = janus.language_model
     rows = torch.tensor(
         [input_ids] * (2 * images), device=language_model.embed_tokens.weight.device
@@ -70,7 +94,7 @@ def _plain_loop(janus: TransformersJanus, input_ids: list[int], images: int, lay
     rows[1::2, 1:-1] = PAD
     inputs_embeds = language_model.embed_tokens(rows)
     tokens, past_key_values = [], None
-    for _ in range(janus.num_image_tokens):
+    for _ in range(num_tokens):
         outputs = language_model(
             inputs_embeds=inputs_embeds,
             past_key_values=past_key_values,
@@ -85,5 +109,5 @@ def _plain_loop(janus: TransformersJanus, input_ids: list[int], images: int, lay
         probs = torch.softmax(uncond + 5.0 * (cond - uncond), dim=-1)
         token = torch.multinomial(probs, num_samples=1).squeeze(-1)
         tokens.append(token)
-        inputs_embeds = janus.embed_image_tokens(token.repeat_interleave(2))[:, None]
+        inputs_embeds = janus.image_head.embed(token.repeat_interleave(2))[:, None]
     return torch.stack(tokens, dim=1)

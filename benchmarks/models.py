@@ -1,4 +1,4 @@
-"""Janus of a chosen size with random weights: speed does not depend on what they are."""
+"""A Janus of a chosen size with random weights, on which speed does not depend."""
 
 from types import SimpleNamespace
 from typing import Literal
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, JanusConfig
 
-from lit_dola.janus import TransformersJanus
+from lit_dola.janus.model import TransformersJanus
 
 Preset = Literal["tiny", "small", "1b", "7b"]
 SIZES = {
@@ -23,7 +23,7 @@ BOS, BOI, PAD = 0, 1, 2
 def random_janus(
     preset: Preset, num_image_tokens: int, dtype: torch.dtype, device: torch.device
 ) -> TransformersJanus:
-    """A Janus with the published codebook and VQ decoder, and as many image tokens as asked for."""
+    """Return a Janus with the published codebook and VQ decoder, and so many image tokens."""
     hidden, intermediate, layers, heads = SIZES[preset]
     config = JanusConfig(
         text_config={
@@ -58,16 +58,24 @@ def random_janus(
         else:
             nn.init.constant_(weight, float("norm" in name and name.endswith("weight")))
     janus.restore_float32_buffers()
-    # What transformers' own generate asks of the parts that are left out.
-    janus.model.model.vision_model = SimpleNamespace(config=config.vision_config)
+    set_transformers_length(janus, num_image_tokens)
     janus.model.generation_config = GenerationConfig(
         bos_token_id=BOS, pad_token_id=PAD, generation_kwargs={"boi_token_id": BOI}
     )
     return janus
 
 
+def set_transformers_length(janus: TransformersJanus, tokens: int) -> None:
+    """Set how many image tokens transformers' own ``generate`` draws.
+
+    It reads the number from the vision tower, for which a stand-in is enough: our model has none.
+    """
+    config = SimpleNamespace(num_image_tokens=tokens)
+    janus.model.model.vision_model = SimpleNamespace(config=config)
+
+
 def random_prompts(count: int, length: int = 24) -> list[list[int]]:
-    """Token ids of prompts of one length, from BOS to begin of image."""
+    """Return token ids of prompts of one length, from BOS to begin-of-image."""
     generator = torch.Generator().manual_seed(0)
     words = torch.randint(3, 1000, (count, length - 2), generator=generator).tolist()
     return [[BOS, *ids, BOI] for ids in words]

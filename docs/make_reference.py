@@ -8,10 +8,12 @@ from typing import Any
 import yaml
 from docstring_parser import Docstring, parse
 
-from lit_dola import cli, decoding, dola, guidance, inspection, pipeline, sampling
-from lit_dola.compare import compare
+from docs.make_schema import GROUPS
+from lit_dola import cli, dola, pipeline
+from lit_dola.decoding import guidance, inspection, loop, sampling
 from lit_dola.evaluation import EvaluationTrainer
-from lit_dola.schema import GROUPS
+from lit_dola.janus import checkpoint, loading, model
+from lit_dola.reports.compare import compare
 
 FUNCTIONS: dict[str, list[Any]] = {
     "`lit_dola.JanusPipeline`": [
@@ -24,24 +26,31 @@ FUNCTIONS: dict[str, list[Any]] = {
         dola.dola_static_from_hidden,
         dola.pick_static_layer_index,
         dola.log_contrast,
-        dola.apc_head,
+        dola.apc_mask,
     ],
-    "`lit_dola.guidance`: the contrast and classifier-free guidance": [
+    "`lit_dola.decoding.guidance`: the contrast and classifier-free guidance": [
         guidance.classifier_free_guidance,
         guidance.allowed_tokens,
         guidance.guided_dola,
         guidance.guided_dola_from_features,
+        guidance.dola_from_features,
     ],
-    "`lit_dola.sampling`: the draw": [
+    "`lit_dola.decoding.sampling`: the draw": [
         sampling.stream_keys,
         sampling.gumbel_noise,
         sampling.sample,
     ],
-    "`lit_dola.decoding`: the token loop": [
-        decoding.ImageTokenGenerator,
-        decoding.ImageTokenGenerator.__call__,
+    "`lit_dola.decoding.loop`: the token loop": [
+        loop.TokenGenerator,
+        loop.TokenGenerator.__call__,
+        loop.cfg_pair,
     ],
-    "`lit_dola.inspection`: what DoLa did": [inspection.inspect_tokens],
+    "`lit_dola.decoding.inspection`: where DoLa changed an image": [inspection.inspect_tokens],
+    "`lit_dola.janus`: a checkpoint as a model": [
+        checkpoint.Checkpoint.open,
+        loading.load_janus,
+        model.Head,
+    ],
 }
 
 

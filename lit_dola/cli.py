@@ -1,69 +1,138 @@
-"""The command line: LightningCLI with ``predict`` and ``evaluate``, and errors for people."""
+"""The command line: a table of tasks on top of LightningCLI, and errors meant for users.
+
+Parsing runs nothing: a task runs once its settings are known to be valid.
+"""
 
 import logging
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from jsonargparse import set_parsing_settings
+import yaml
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from transformers.utils.logging import disable_progress_bar
 
-from lit_dola.compare import compare
-from lit_dola.data import PromptDataModule
+from lit_dola import __version__
+from lit_dola.callbacks.image_logger import ImageLogger
+from lit_dola.callbacks.progress import GenerationProgressBar, quiet_lightning
+from lit_dola.callbacks.run_writer import find_writer
+from lit_dola.callbacks.signals import (
+    Interrupted,
+    StopOnSignal,
+    requeue_slurm_job,
+    signals_end_the_process,
+)
+from lit_dola.callbacks.writer import ImageWriter
+from lit_dola.data.datamodule import PromptDataModule
+from lit_dola.data.old_names import rename_arguments, rename_config, rename_environment
 from lit_dola.errors import RankError, UserError, suggestion
 from lit_dola.evaluation import EvaluationTrainer
-from lit_dola.image_logger import ImageLogger
-from lit_dola.interrupt import GracefulStop, Interrupted, requeue_slurm_job, signals_end_the_process
-from lit_dola.module import LitDoLa
-from lit_dola.progress import GenerationProgressBar
-from lit_dola.quiet import quiet_lightning
-from lit_dola.writer import ImageWriter, find_writer
+from lit_dola.reports.compare import compare
+from lit_dola.tasks.generate import LitDoLa
 
 _log = logging.getLogger(__name__)
 _UNKNOWN = re.compile(
     r"unrecognized arguments: --(\S+)|does not accept option '(\S+)'|invalid choice: '(\w+)'"
 )
-"""How jsonargparse says that it does not know an option, a key, or a subcommand."""
+"""How jsonargparse reports an unknown option, key or subcommand."""
 
 ENV_PREFIX = "LIT_DOLA"
-"""Of environment variables: ``LIT_DOLA_PREDICT__MODEL__ALPHA=0.2``."""
+"""Prefix of environment variables: ``LIT_DOLA_PREDICT__MODEL__ALPHA=0.2``."""
 EXIT_SKIPPED = 3
-"""Exit code of a run that has made all but some prompts or images, which it lists."""
+"""Exit code of a run that made everything except some prompts or images, which it lists."""
 CALLBACKS: dict[str, type[Callback]] = {"writer": ImageWriter, "image_logger": ImageLogger}
-"""By group of settings, what every run has beside the model and the data."""
+"""Callbacks with settings of their own, by group."""
 LINKED = ("model_path", "roles", "parallel_size", "images_per_batch")
-"""Settings of the model that the data module needs as well."""
+"""Settings of the model that the data module needs, too."""
+
+
+class TrainerTask(NamedTuple):
+    """A task that needs a model, prompts and a trainer: a method of :class:`EvaluationTrainer`."""
+
+    hidden: set[str]
+    """Arguments of the method that the command line does not offer."""
+
+
+class PlainTask(NamedTuple):
+    """A task that needs neither model nor trainer."""
+
+    description: str
+    function: Callable[..., Any]
+    """Its arguments are those of the command line."""
+    positional: dict[str, dict[str, Any]]
+    """Arguments without a flag, and their options for ``add_argument``."""
+    run: Callable[[Namespace], None]
+
+
+def _compare(settings: Namespace) -> None:
+    for note in compare(settings.runs, settings.output, settings.seed, settings.copy_images):
+        _log.warning(note)
+    print(settings.output / "index.html")
+
+
+_NOT_OFFERED = {"model", "dataloaders", "datamodule", "return_predictions", "ckpt_path"}
+TASKS: dict[str, TrainerTask | PlainTask] = {
+    "predict": TrainerTask(hidden={*_NOT_OFFERED, "weights_only"}),
+    "evaluate": TrainerTask(hidden=_NOT_OFFERED),
+    "compare": PlainTask(
+        "Write a page that shows runs side by side, with a blind comparison.",
+        compare,
+        {"runs": {"nargs": "+", "type": Path, "help": "Folders that predict has written."}},
+        _compare,
+    ),
+}
+"""The subcommands."""
 
 
 class Parser(LightningArgumentParser):
-    """Says what is wrong in one line, without the usage that jsonargparse puts before it."""
+    """Reports an error in one line, without jsonargparse's usage message, and knows old names."""
 
     _config_file: Any = None
     subcommands_action: Any = None
 
     def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
-        """Keep what subcommands are added to, which Lightning does not."""
+        """Keep the action that subcommands are added to; Lightning does not."""
         self.subcommands_action = super().add_subcommands(*args, **kwargs)
         return self.subcommands_action
 
+    def parse_args(self, args: Any = None, namespace: Any = None, *rest: Any, **kwargs: Any) -> Any:
+        """Parse arguments, accepting the old names of settings."""
+        args, notes = rename_arguments(sys.argv[1:] if args is None else args)
+        _warn_once(notes)
+        return super().parse_args(args, namespace, *rest, **kwargs)
+
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Read a configuration, and remember which for the message of an error in it."""
+        """Read a configuration, remembering its path for error messages."""
         self._config_file = path
         try:
             return super().parse_path(path, *args, **kwargs)
         finally:
             self._config_file = None
 
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
+        """Parse a configuration, accepting the old names of settings."""
+        try:
+            config = yaml.safe_load(content)
+        except yaml.YAMLError:
+            config = None  # jsonargparse reports what is wrong
+        if isinstance(config, dict):
+            config, notes = rename_config(config)
+            if notes:
+                _warn_once(notes)
+                content = yaml.safe_dump(config)
+        return super().parse_string(content, *args, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        """Exit with 2."""
+        """Exit with code 2 and one line."""
         where = f"{self._config_file}: " if self._config_file else ""
         raise SystemExit(_fail(where + message + self._suggestion(message), code=2))
 
@@ -74,54 +143,60 @@ class Parser(LightningArgumentParser):
         subcommands = dict(getattr(self.subcommands_action, "choices", None) or {})
         known = [*subcommands]
         for parser in (self, *subcommands.values()):
-            known += [option.lstrip("-") for option in parser._option_string_actions]
+            known += parser.get_defaults(skip_validation=True).keys()
         return suggestion(next(filter(None, unknown.groups())).split("=")[0], known)
 
 
 class DoLaCLI(LightningCLI):
-    """``predict``, ``evaluate`` and ``compare``: there is nothing to fit, validate or test."""
+    """LightningCLI with the tasks of :data:`TASKS`; there is nothing to fit, validate or test."""
+
+    parser: Parser
 
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
-        """Add ``compare``, which needs neither a model nor a trainer."""
+        """Add ``--version`` and the tasks that need neither a model nor a trainer."""
         super().setup_parser(*args, **kwargs)
-        description = "Write a page that shows runs side by side, with a blind comparison."
-        parser = self.init_parser(description=description, **self.parser_kwargs)
-        parser.add_argument("runs", nargs="+", type=Path, help="Folders that predict has written.")
-        parser.add_function_arguments(compare, skip={"runs"})
-        cast(Any, self.parser).subcommands_action.add_subcommand(
-            "compare", parser, help=description
-        )
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; then run ``compare`` and end, if it was asked for."""
-        super().parse_arguments(parser, args)
-        if self.config["subcommand"] == "compare":
-            asked = self.config["compare"]
-            notes = compare(asked.runs, asked.output, asked.seed, asked.copy_images)
-            for note in notes:
-                _log.warning(note)
-            print(asked.output / "index.html")
-            raise SystemExit(0)
+        self.parser.add_argument("--version", action="version", version=f"lit-dola {__version__}")
+        for name, task in TASKS.items():
+            if isinstance(task, PlainTask):
+                parser = self.init_parser(description=task.description, **self.parser_kwargs)
+                for argument, options in task.positional.items():
+                    parser.add_argument(argument, **options)
+                parser.add_function_arguments(task.function, skip=set(task.positional))
+                self.parser.subcommands_action.add_subcommand(name, parser, help=task.description)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Subcommands, and the arguments of the trainer's methods that are not offered."""
-        hidden = {"model", "dataloaders", "datamodule", "return_predictions", "ckpt_path"}
-        return {"predict": {*hidden, "weights_only"}, "evaluate": hidden}
+        """Return the trainer's tasks, and the arguments of each that are not offered."""
+        return {name: task.hidden for name, task in TASKS.items() if isinstance(task, TrainerTask)}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the writer, and hand the model's settings to the data module."""
+        """Add the callbacks, and pass the model's settings on to the data module."""
         for group, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, group)
         for name in LINKED:
             parser.link_arguments(f"model.{name}", f"data.{name}")
         parser.link_arguments("model.seed", "seed_everything", compute_fn=int)  # one seed, not two
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and keep LightningCLI from seeding for tasks that draw nothing."""
+        super().parse_arguments(parser, args)
+        name = self.config["subcommand"]
+        if isinstance(TASKS[name], PlainTask):
+            self.config[name]["seed_everything"] = False
+
+    def before_instantiate_classes(self) -> None:
+        """Run a task that needs no model, and end: what follows makes a model and a trainer."""
+        name = self.config["subcommand"]
+        task = TASKS[name]
+        if isinstance(task, PlainTask):
+            task.run(self.config[name])
+            raise SystemExit(0)
+
     def instantiate_classes(self) -> None:
-        """Make everything that the settings name.
+        """Create everything that the settings name.
 
         Raises:
-            UserError: If a class cannot be made, as a logger whose package is not installed.
+            UserError: If a class cannot be created, such as a logger whose package is missing.
         """
         try:
             super().instantiate_classes()
@@ -134,10 +209,10 @@ class DoLaCLI(LightningCLI):
             raise UserError(f"trainer: {cause}") from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the trainer.
+        """Create the trainer.
 
         Raises:
-            UserError: If its settings cannot be used together, or on this machine.
+            UserError: If its settings do not work together, or not on this machine.
         """
         try:
             return super().instantiate_trainer(**kwargs)
@@ -145,18 +220,18 @@ class DoLaCLI(LightningCLI):
             raise UserError(_trainer_message(error)) from error
 
     def predict(self, model: LightningModule, datamodule: LightningDataModule) -> None:
-        """Generate; what is written is not kept in memory as well."""
+        """Generate; the images are written and not kept in memory."""
         self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
-        self._tell_what_was_skipped()
+        self._exit_if_skipped()
 
     def evaluate(self, model: LightningModule, datamodule: LightningDataModule, **how: Any) -> None:
         """Evaluate, see :meth:`lit_dola.evaluation.EvaluationTrainer.evaluate`."""
         cast(EvaluationTrainer, self.trainer).evaluate(
             cast(LitDoLa, model), cast(PromptDataModule, datamodule), **how
         )
-        self._tell_what_was_skipped()
+        self._exit_if_skipped()
 
-    def _tell_what_was_skipped(self) -> None:
+    def _exit_if_skipped(self) -> None:
         writer = find_writer(self.trainer)
         if writer and writer.num_failures:
             skipped = f"{writer.num_failures} skipped, see {writer.output_dir / 'errors.jsonl'}"
@@ -169,18 +244,19 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: Arguments; those of the process if None.
 
-    Exits with 1, and one line on stderr, for what the user can mend; with 2 for a wrong setting;
-    with 3 where some prompts or images were skipped; with 128 and its number for a signal.
+    Exits with 1, and one line on stderr, for an error that the user can fix; with 2 for an invalid
+    setting; with 3 if some prompts or images were skipped; with 128 plus its number for a signal.
     """
-    if os.getcwd() not in sys.path:  # where a class that a setting names may lie
+    if os.getcwd() not in sys.path:  # a setting may name a class in a file there
         sys.path.insert(0, os.getcwd())
     own_messages = logging.StreamHandler()
     own_messages.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.getLogger("lit_dola").handlers = [own_messages]
     disable_progress_bar()
     set_parsing_settings(add_print_completion_argument=True)
-    # FSDP2, where the module shards its layers itself; also without a GPU, by its class.
-    StrategyRegistry.register("fsdp", ModelParallelStrategy, override=True)
+    for name in ("fsdp2", "fsdp"):  # by class, it also runs without a GPU
+        StrategyRegistry.register(name, ModelParallelStrategy, override=True)
+    _warn_once(rename_environment(os.environ, ENV_PREFIX))
     try:
         with signals_end_the_process(), quiet_lightning():
             DoLaCLI(
@@ -192,7 +268,7 @@ def main(args: list[str] | None = None) -> None:
                     "logger": False,
                     "enable_checkpointing": False,
                     "enable_model_summary": False,
-                    "callbacks": [GenerationProgressBar(), GracefulStop()],
+                    "callbacks": [GenerationProgressBar(), StopOnSignal()],
                 },
                 parser_class=Parser,
                 parser_kwargs={"default_env": True, "env_prefix": ENV_PREFIX},
@@ -200,9 +276,8 @@ def main(args: list[str] | None = None) -> None:
                 args=args,
             )
     except UserError as error:
-        # The ranks of one machine meet the same error, if it is not one of the run itself.
-        first = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
-        silent = not first and not isinstance(error, RankError)
+        # Every rank of a machine hits the same error, unless it is local to one.
+        silent = not _is_first_local_rank() and not isinstance(error, RankError)
         raise SystemExit(1 if silent else _fail(str(error), code=1)) from None
     except MisconfigurationException as error:
         raise SystemExit(_fail(_trainer_message(error), code=1)) from None
@@ -211,15 +286,25 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _stop(interrupted: Interrupted) -> int:
-    """Say that the run was stopped; gives the exit code."""
+    """Report that the run was stopped, and return the exit code."""
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        print(f"{interrupted}; the same command goes on from there", file=sys.stderr)
+        print(f"{interrupted}; the same command continues from there", file=sys.stderr)
         if interrupted.requeue:
             try:
                 requeue_slurm_job()
             except (OSError, subprocess.CalledProcessError) as error:
                 _fail(f"scontrol requeue: {error}", code=1)
     return interrupted.exit_code
+
+
+def _is_first_local_rank() -> bool:
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+
+
+def _warn_once(notes: Sequence[str]) -> None:
+    """Log notes on the first rank of each machine."""
+    for note in notes if _is_first_local_rank() else ():
+        _log.warning(note)
 
 
 def _trainer_message(error: Exception) -> str:

@@ -1,11 +1,12 @@
 """DoLa-static: contrast the final layer's distribution with that of one fixed middle layer.
 
-Pure tensor functions that know nothing of Janus: they work for an image head (``gen_head``), a
-text head (``lm_head``) and the similarity scores of a vision tower.
+Pure tensor functions, independent of Janus: they work for an image head (``gen_head``), a text
+head (``lm_head``) and the similarity scores of a vision tower.
 
 Source: Chuang et al., "DoLa: Decoding by Contrasting Layers Improves Factuality in Large
 Language Models" (ICLR 2024), section 2; its adaptive plausibility constraint (APC) is from Li et
-al., "Contrastive Decoding" (ACL 2023), section 3. "Static" means that the middle layer is fixed.
+al., "Contrastive Decoding" (ACL 2023), section 3. "Static" means that the middle layer (DoLa's
+premature layer) is fixed rather than chosen at every step.
 """
 
 import math
@@ -14,11 +15,11 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 MASK_VALUE = -1e9
-"""Score of a token outside the head set: finite, far below every score inside it."""
+"""Score of a token outside the head set: finite, and far below every score inside it."""
 
 
 def contrast_with_apc_from_logits(final_logits: Tensor, mid_logits: Tensor, alpha: float) -> Tensor:
-    """Contrast two sets of logits and mask what the final layer finds implausible.
+    """Contrast two sets of logits and mask the tokens that the final layer finds implausible.
 
     Args:
         final_logits: Logits of the final layer, ``(..., vocab)``, any floating dtype.
@@ -31,9 +32,13 @@ def contrast_with_apc_from_logits(final_logits: Tensor, mid_logits: Tensor, alph
 
     Raises:
         ValueError: If ``alpha`` is not in (0, 1].
+
+    Example:
+        >>> scores = contrast_with_apc_from_logits(final_logits, mid_logits, alpha=0.1)
+        >>> token = torch.multinomial(scores.softmax(dim=-1), num_samples=1)
     """
     contrast, final_log_probs = log_contrast(final_logits, mid_logits)
-    return contrast.masked_fill(~apc_head(final_log_probs, alpha), MASK_VALUE)
+    return contrast.masked_fill(~apc_mask(final_log_probs, alpha), MASK_VALUE)
 
 
 def dola_static_from_hidden(
@@ -42,11 +47,11 @@ def dola_static_from_hidden(
     j_index: int,
     alpha: float,
 ) -> Tensor:
-    """DoLa-static scores of the next token, from the hidden states of a forward pass.
+    """Score the next token by DoLa-static, from the hidden states of a forward pass.
 
     Args:
         hidden_states: The states of every layer, each ``(..., sequence, hidden)``; the last entry
-            is what the head expects (in transformers: after the final norm).
+            is the head's usual input (in transformers: after the final norm).
         head_module: Maps ``(..., hidden)`` to logits ``(..., vocab)``: ``gen_head`` or ``lm_head``.
         j_index: Index of the middle layer in ``hidden_states``.
         alpha: Threshold of the head set, ``0 < alpha <= 1``.
@@ -86,24 +91,24 @@ def pick_static_layer_index(num_hidden_states: int, has_embedding: bool, ratio: 
 
 
 def log_contrast(final_logits: Tensor, mid_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Unmasked contrast, and the final log-probabilities that the head set is made from.
+    """Return the unmasked contrast, and the final log-probabilities that define the head set.
 
-    Both ``(..., vocab)`` and float32, whatever the dtype of the logits.
+    Both are float32 ``(..., vocab)``, whatever the dtype of the logits.
     """
     final_log_probs = final_logits.float().log_softmax(dim=-1)
     return final_log_probs - mid_logits.float().log_softmax(dim=-1), final_log_probs
 
 
-def apc_head(final_log_probs: Tensor, alpha: float) -> Tensor:
-    """Head set of the adaptive plausibility constraint: tokens with ``q >= alpha * max q``.
+def apc_mask(final_log_probs: Tensor, alpha: float) -> Tensor:
+    """Return the head set of the adaptive plausibility constraint: ``q >= alpha * max q``.
 
     Args:
         final_log_probs: Log-probabilities of the final layer, ``(..., vocab)``.
         alpha: Threshold, ``0 < alpha <= 1``.
 
     Returns:
-        Boolean mask ``(..., vocab)``; the most probable token is always in it. NaN is in it too,
-        so that no mask hides one.
+        Bool mask ``(..., vocab)``, True inside the head set. The most probable token is always
+        inside, and so is NaN, so that masking cannot hide one.
 
     Raises:
         ValueError: If ``alpha`` is not in (0, 1].

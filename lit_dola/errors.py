@@ -1,4 +1,4 @@
-"""The one error that is meant for people rather than for programmers."""
+"""Errors meant for users rather than for programmers."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,37 +6,42 @@ from importlib.util import find_spec
 
 
 class UserError(Exception):
-    """Something that the user can mend; its one-line message says what was found and what to do.
+    """An error that the user can fix.
 
-    The command line prints the message alone, without a traceback, and exits with 1.
+    Its one-line message names the file, entry or setting, what was found and what was expected. The
+    command line prints only this message, without a traceback, and exits with 1.
     """
 
 
 class RankError(UserError):
-    """One that a rank met by itself: of several ranks, each that has one says so."""
+    """An error local to one rank; every rank that hits one reports it."""
 
 
 def require(package: str, setting: str, extra: str) -> None:
-    """Check that a package is installed that only some runs need.
+    """Check that an optional package is installed.
 
     Args:
-        package: Its name.
-        setting: What needs it.
-        extra: The extra of this project that it comes with.
+        package: Name of the package.
+        setting: The setting that needs it.
+        extra: The extra of this project that installs it.
 
     Raises:
-        UserError: If it is not.
+        UserError: If it is not installed.
     """
     if find_spec(package) is None:
         raise UserError(f'{setting}: {package} is not installed; pip install -e ".[{extra}]"')
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """What a name that is unknown was probably meant to be, to end a message with; may be empty.
+    """Return the likely meaning of an unknown name, to append to a message; may be empty.
 
     Args:
-        name: A name as it was given, perhaps without the group that it belongs to.
-        known: All that there are, the groups before them: ``model.alpha``.
+        name: A name as the user gave it, perhaps without its group.
+        known: All known names, with their groups: ``model.alpha``.
+
+    Example:
+        >>> suggestion("alhpa", ["model.alpha", "model.seed"])
+        '; did you mean model.alpha?'
     """
     full = {key: key for key in known}
     short = {key.rpartition(".")[2]: key for key in full}

@@ -1,27 +1,30 @@
-"""Janus with DoLa-static from Python: load once, then generate as often as you like."""
+"""Janus with DoLa-static from Python: load once, then generate any number of times."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 from torch import Tensor
 
-from lit_dola.data import PromptDataModule
+from lit_dola.callbacks.progress import GenerationProgressBar, quiet_lightning
+from lit_dola.data.datamodule import PromptDataModule
+from lit_dola.data.prompt_file import check_prompts
+from lit_dola.data.requests import Failure, Prompt
 from lit_dola.errors import UserError
-from lit_dola.janus import JanusBackbone, find_checkpoint, load_janus
-from lit_dola.module import GeneratedImages, LitDoLa, decode_pixels, to_pillow
-from lit_dola.progress import GenerationProgressBar
-from lit_dola.prompt import PromptEncoder, Roles
-from lit_dola.prompt_file import Failure, Prompt, check_prompts
-from lit_dola.quiet import quiet_lightning
+from lit_dola.janus.checkpoint import Checkpoint
+from lit_dola.janus.loading import Backend, load_janus
+from lit_dola.janus.model import Backbone
+from lit_dola.janus.tokenizer import PromptEncoder, Roles
+from lit_dola.janus.vq import decode_pixels, to_pillow
+from lit_dola.tasks.generate import GeneratedImages, LitDoLa
 
 _PRECISIONS = {torch.float32: "32-true", torch.bfloat16: "bf16-true", torch.float16: "16-true"}
 
 
 class Generation(NamedTuple):
-    """Images by prompt, then by number."""
+    """The images of one call, ordered by prompt, then by index."""
 
     images: list[Image.Image]
     """RGB."""
@@ -30,17 +33,21 @@ class Generation(NamedTuple):
 
 
 class JanusPipeline:
-    """A loaded Janus that draws with DoLa-static, or without.
+    """A loaded Janus that generates images with or without DoLa-static.
 
     Args:
         janus: The model, on its device.
-        model_path: What it was loaded from.
-        roles: Role names of the prompt's conversation.
+        checkpoint: The checkpoint that it was loaded from.
+        roles: Role names in the prompt's conversation.
+
+    Example:
+        >>> pipeline = JanusPipeline.from_pretrained("checkpoints/shapes-janus")
+        >>> pipeline.generate("a red circle", parallel_size=2).images[0].save("circle.png")
     """
 
-    def __init__(self, janus: JanusBackbone, model_path: str, roles: Roles = "auto") -> None:
+    def __init__(self, janus: Backbone, checkpoint: Checkpoint, roles: Roles = "auto") -> None:
         self.janus = janus
-        self.model_path = model_path
+        self.checkpoint = checkpoint
         self.roles = roles
 
     @classmethod
@@ -51,27 +58,28 @@ class JanusPipeline:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         roles: Roles = "auto",
-        backend: Literal["transformers", "deepseek"] = "transformers",
+        backend: Backend = "transformers",
     ) -> "JanusPipeline":
         """Load a checkpoint.
 
         Args:
             model_path: As the setting ``model.model_path``: a folder, a name on the hub, or one of
                 Janus-1.3B, Janus-Pro-1B, Janus-Pro-7B.
-            device: Where to; a GPU if there is one, else the CPU.
-            dtype: Of the weights: float32, bfloat16 or float16; bfloat16 on a GPU, else float32.
+            device: Device of the model; by default a GPU if there is one, else the CPU.
+            dtype: Dtype of the weights: float32, bfloat16 or float16; by default bfloat16 on a GPU,
+                else float32.
             roles: As the setting ``model.roles``.
             backend: As the setting ``model.backend``.
 
         Raises:
-            UserError: If the checkpoint cannot be had or is not whole.
+            UserError: If the checkpoint cannot be found or is incomplete.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         if dtype not in _PRECISIONS:
             raise UserError(f"dtype: {dtype}; expected one of {', '.join(map(str, _PRECISIONS))}")
-        checkpoint = find_checkpoint(model_path)
-        encoder = PromptEncoder(checkpoint, roles, name=model_path)
+        checkpoint = Checkpoint.open(model_path)
+        encoder = PromptEncoder(checkpoint.folder, roles, name=model_path)
         janus = load_janus(
             checkpoint,
             pad_token_id=encoder.pad_token_id,
@@ -79,45 +87,48 @@ class JanusPipeline:
             device=device,
             backend=backend,
         )
-        return cls(janus, model_path, roles)
+        return cls(janus, checkpoint, roles)
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self._weight.device
 
     @property
     def _weight(self) -> Tensor:
-        return self.janus.language_model.embed_tokens.weight
+        weight: Tensor = self.janus.language_model.embed_tokens.weight
+        return weight
 
     def generate(
         self, prompts: str | Sequence[str], *, dola: bool = True, **settings: Any
     ) -> Generation:
-        """Draw images: those that ``main.py predict`` draws from the same prompts and settings.
+        """Generate the images that ``main.py predict`` makes of the same prompts and settings.
 
         Args:
-            prompts: One or more.
-            dola: Whether DoLa is on.
-            settings: Any other setting of :class:`lit_dola.module.LitDoLa` by its name: ``alpha``,
+            prompts: One or more prompts.
+            dola: Whether to use DoLa.
+            settings: Any other setting of :class:`lit_dola.LitDoLa` by name: ``alpha``,
                 ``cfg_weight``, ``parallel_size``, ``seed``, ...
 
         Raises:
-            UserError: If a setting or a prompt is not as it should be, or the model's logits are
-                not finite.
+            UserError: If a setting or prompt is invalid, or the model's logits are not finite.
         """
-        fixed = {"model_path": self.model_path, "roles": self.roles}
+        fixed = {"model_path": self.checkpoint.name, "roles": self.roles}
         if wrong := {*fixed, "backend", "quantize", "inspect"} & settings.keys():
-            raise UserError(f"{min(wrong)}: not a setting of generate")
+            raise UserError(
+                f"{min(wrong)}: not a setting of generate; expected it in from_pretrained, or a run"
+                " of predict"
+            )
         model = LitDoLa.checked({**fixed, "dola": dola, **settings})
         model.janus = self.janus
         given = [prompts] if isinstance(prompts, str) else list(prompts)
-        data = _GivenPrompts(given, model)
+        data = _GivenPrompts(given, model, self.checkpoint)
         with quiet_lightning():
             predictions = self._trainer().predict(model, datamodule=data)
         return _in_order(cast(list[GeneratedImages], predictions))
 
     def decode(self, tokens: Tensor) -> list[Image.Image]:
-        """Images from tokens ``(images, num_image_tokens)``, as a generation or a run has saved."""
+        """Decode tokens ``(images, num_image_tokens)``, as a generation or a run has saved them."""
         with torch.inference_mode():
             pixels = decode_pixels(self.janus, tokens.to(self.device, torch.long))
             return [to_pillow(one[0]) for one in pixels]
@@ -139,15 +150,12 @@ class JanusPipeline:
 class _GivenPrompts(PromptDataModule):
     """Prompts from a list in place of a file."""
 
-    def __init__(self, prompts: list[str], model: LitDoLa) -> None:
+    def __init__(self, prompts: list[str], model: LitDoLa, checkpoint: Checkpoint) -> None:
         super().__init__(
-            "prompts",
-            model.model_path,
-            model.roles,
-            model.hparams["parallel_size"],
-            model.hparams["images_per_batch"],
+            "prompts", model.model_path, model.roles, model.parallel_size, model.images_per_batch
         )
         self.prompts = prompts
+        self.checkpoint = checkpoint
 
     def read_prompts(self, skipped: list[Failure] | None) -> list[Prompt]:
         try:
@@ -157,7 +165,7 @@ class _GivenPrompts(PromptDataModule):
 
 
 def _in_order(predictions: list[GeneratedImages]) -> Generation:
-    """Images by prompt and number, whatever batches they were made in."""
+    """Order images by prompt and index, whatever batches they were made in."""
     found = {}
     for part in predictions:
         if part.failures:

@@ -8,12 +8,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are too small to share out
 
 import torch
+from lit_dola.prompt import PromptEncoder
+from lit_dola.tiny import make_tiny_janus
 from transformers import JanusForConditionalGeneration
 
 from lit_dola.cli import main
 from lit_dola.janus import load_janus
-from lit_dola.prompt import PromptEncoder
-from lit_dola.tiny import make_tiny_janus
 from tests import reference
 
 

@@ -7,9 +7,8 @@ against. Nothing here but the tokenizer comes from the package.
 import json
 
 import torch
-from safetensors.torch import save_file
-
 from lit_dola.tiny import make_tokenizer
+from safetensors.torch import save_file
 
 LLAMA = {
     "Janus-1.3B": (2048, 5632, 24, 16),

@@ -6,14 +6,14 @@ from collections import Counter
 
 import pytest
 import torch
+from lit_dola.checkpoint import NOT_FOR_GENERATION, load_config, rename_original, weight_files
+from lit_dola.prompt import PromptEncoder
 from safetensors.torch import load_file, save_file
 from transformers import JanusForConditionalGeneration
 
-from lit_dola.checkpoint import NOT_FOR_GENERATION, load_config, rename_original, weight_files
 from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator
 from lit_dola.errors import UserError
 from lit_dola.janus import load_janus
-from lit_dola.prompt import PromptEncoder
 from tests import original, reference
 from tests.plain_janus import PlainJanus
 

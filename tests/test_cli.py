@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lit_dola.prompt import PromptEncoder
 from PIL import Image
 
-from lit_dola.prompt import PromptEncoder
 from recipes.shapes.scorer import ShapesScorer
 from tests import forked, original, reference
 from tests.plain_janus import PlainJanus

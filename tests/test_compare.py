@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-
 from lit_dola.compare import compare
+
 from lit_dola.errors import UserError
 from tests.test_gallery import NASTY, Page, write_images, write_run
 

@@ -6,12 +6,12 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from lit_dola.prompt import PromptEncoder
 
 from lit_dola import deepseek
 from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator
 from lit_dola.errors import UserError
 from lit_dola.janus import load_janus
-from lit_dola.prompt import PromptEncoder
 from tests import original
 
 installed = find_spec("janus") is not None and find_spec("janus.models") is not None

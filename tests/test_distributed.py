@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
-
 from lit_dola.module import LitDoLa
+
 from tests import forked
 from tests.test_cli import CPU, files, one_line, records
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lit_dola.schema import GROUPS
 
 from docs.make_reference import main as make_reference
-from lit_dola.schema import GROUPS
 from tests import forked
 
 ROOT = Path(__file__).parents[1]

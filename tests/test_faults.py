@@ -20,9 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from lit_dola.interrupt import requeue_slurm_job
 
 from lit_dola import run_folder
-from lit_dola.interrupt import requeue_slurm_job
 from tests.forked import finish, run, start
 from tests.test_cli import files
 

@@ -5,10 +5,10 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from lit_dola.gallery import write_gallery
 from PIL import Image
 
 from lit_dola import gallery
-from lit_dola.gallery import write_gallery
 
 NASTY = [
     "<script>alert(1)</script>",

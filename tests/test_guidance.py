@@ -7,14 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
-
-from lit_dola.dola import MASK_VALUE, apc_head, log_contrast
 from lit_dola.guidance import (
     classifier_free_guidance,
     guided_dola,
     guided_dola_from_features,
 )
+from torch import nn
+
+from lit_dola.dola import MASK_VALUE, apc_head, log_contrast
 from tests import reference
 from tests.strategies import alphas, logits
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from lit_dola.inspection import inspect_tokens
+from lit_dola.module import LitDoLa
 from PIL import Image
 
 from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator
 from lit_dola.errors import UserError
-from lit_dola.inspection import inspect_tokens
-from lit_dola.module import LitDoLa
 from tests import forked, reference
 from tests.test_cli import CPU
 

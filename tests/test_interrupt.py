@@ -4,7 +4,6 @@ import os
 import signal
 
 import pytest
-
 from lit_dola.interrupt import GracefulStop, Interrupted
 
 

@@ -5,10 +5,10 @@ import re
 
 import numpy as np
 import pytest
+from lit_dola.layouts import write_layout
 from PIL import Image
 
 from lit_dola.errors import UserError
-from lit_dola.layouts import write_layout
 
 GENEVAL = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}]},

@@ -7,12 +7,12 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.memory import garbage_collection_cuda
+from lit_dola.module import LitDoLa
 
 from lit_dola import module
 from lit_dola.data import PromptDataModule
 from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator
 from lit_dola.errors import UserError
-from lit_dola.module import LitDoLa
 
 
 @pytest.fixture

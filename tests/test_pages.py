@@ -5,13 +5,13 @@ import time
 from io import BytesIO
 
 import pytest
+from lit_dola.compare import compare
+from lit_dola.gallery import write_gallery
 from PIL import Image
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
-from lit_dola.compare import compare
-from lit_dola.gallery import write_gallery
 from tests.browser import chromium, look, requests
 from tests.test_gallery import NASTY, write_images, write_run
 

@@ -4,11 +4,11 @@ import json
 import shutil
 
 import pytest
+from lit_dola.prompt import PromptEncoder
 from tokenizers import Tokenizer
 from transformers import JanusProcessor
 
 from lit_dola.errors import UserError
-from lit_dola.prompt import PromptEncoder
 from tests import original
 
 PROMPTS = ["a red apple", "  two blue birds,\tat night \n", "猫が海を見る", "<b>quotes \"'</b> 🙂"]

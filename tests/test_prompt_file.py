@@ -5,10 +5,10 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from lit_dola.errors import UserError
 from lit_dola.prompt_file import read_prompts
 from lit_dola.run_folder import append_line
+
+from lit_dola.errors import UserError
 
 FORMS = {
     "list of strings": ('["a cat", " a dog "]', "p.json", [{}, {}]),

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback
+from lit_dola.prompt import PromptEncoder
 from PIL import Image
 from torch.nn import functional as F
 from transformers import JanusForConditionalGeneration
@@ -16,7 +17,6 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from lit_dola.decoding import _pad_cfg_pairs
-from lit_dola.prompt import PromptEncoder
 from recipes.shapes.data import ShapesDataModule
 from recipes.shapes.language import JanusTraining
 from recipes.shapes.train import main

@@ -5,7 +5,6 @@ import random
 from statistics import fmean
 
 import pytest
-
 from lit_dola.report import OVERALL, Score, estimates, write_report
 
 

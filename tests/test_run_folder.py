@@ -10,8 +10,6 @@ from pathlib import Path, PureWindowsPath
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from lit_dola.errors import UserError
 from lit_dola.run_folder import (
     Lines,
     append_line,
@@ -24,6 +22,8 @@ from lit_dola.run_folder import (
     safe_name,
     write_atomically,
 )
+
+from lit_dola.errors import UserError
 
 
 def test_names_are_those_of_the_old_script():

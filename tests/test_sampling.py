@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from lit_dola.sampling import gumbel_noise, sample, stream_keys
+
 from tests import reference
 from tests.strategies import logits
 

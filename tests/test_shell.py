@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
-
 from lit_dola.schema import config_schema
 
 ROOT = Path(__file__).parents[1]

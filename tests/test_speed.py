@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 import torch
+from lit_dola.cache import KVCache, images_that_fit
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_dola.cache import KVCache, images_that_fit
 from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator
 from tests.test_decoding import BATCH, PROMPTS
 

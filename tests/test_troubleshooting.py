@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from lit_dola.image_file import encode_image
+from lit_dola.writer import ImageWriter
 from safetensors.torch import load_file, save_file
 
 from lit_dola import writer
 from lit_dola.decoding import ImageTokenGenerator
-from lit_dola.image_file import encode_image
-from lit_dola.writer import ImageWriter
 
 PAGE = Path(__file__).parents[1] / "docs/troubleshooting.md"
 MESSAGES = re.findall(r"^\| `(.+?)` \|", PAGE.read_text(encoding="utf-8"), re.M)

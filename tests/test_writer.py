@@ -10,15 +10,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lit_dola.module import GeneratedImages, LitDoLa, to_uint8
+from lit_dola.prompt_file import Failure, Prompt
+from lit_dola.run_folder import write_atomically
+from lit_dola.writer import ImageWriter
 from PIL import ExifTags, Image
 
 from lit_dola import writer
 from lit_dola.data import ImageRequest, PromptDataModule
 from lit_dola.errors import UserError
-from lit_dola.module import GeneratedImages, LitDoLa, to_uint8
-from lit_dola.prompt_file import Failure, Prompt
-from lit_dola.run_folder import write_atomically
-from lit_dola.writer import ImageWriter
 
 PROMPT = 'A "red" apple / 猫 <b>&amp;</b> 🙂'
 

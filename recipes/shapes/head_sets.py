@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
-from lit_dola.decoding import pad_left
-from lit_dola.prompt import PromptEncoder
+from lit_dola.decoding.loop import pad_left
+from lit_dola.janus.tokenizer import PromptEncoder
 from recipes.shapes.data import ShapesDataset, collate
 from recipes.shapes.language import image_logits
 from recipes.shapes.vq import encode_pictures

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from transformers import JanusForConditionalGeneration, get_cosine_schedule_with_warmup
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from lit_dola.decoding import pad_left, unconditional_ids
-from lit_dola.prompt import PromptEncoder
-from lit_dola.tiny import make_config, make_tokenizer, save_janus
+from lit_dola.decoding.loop import pad_left
+from lit_dola.janus.tokenizer import PromptEncoder, unconditional_ids
 from recipes.shapes.data import Batch
 from recipes.shapes.scene import describe, sample_scene
 from recipes.shapes.vq import encode_pictures
+from recipes.small_janus import make_config, make_tokenizer, save_janus
 
 
 def image_logits(

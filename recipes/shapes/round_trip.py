@@ -1,4 +1,4 @@
-"""What the VQ tokenizer loses: ``python -m recipes.shapes.round_trip checkpoints/shapes-janus``."""
+"""How much the VQ tokenizer loses: ``python -m recipes.shapes.round_trip checkpoints/shapes-janus``."""
 
 import random
 import sys
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import JanusForConditionalGeneration
 
-from lit_dola.module import to_pillow, to_uint8
+from lit_dola.janus.vq import to_pillow, to_uint8
 from recipes.shapes.render import render
 from recipes.shapes.scene import place_objects, sample_scene
 from recipes.shapes.scorer import find_objects, is_right
@@ -16,11 +16,11 @@ from recipes.shapes.vq import encode_pictures
 
 @torch.no_grad()
 def round_trip(checkpoint: str, pictures: int) -> int:
-    """How many pictures still show what they did, once they were tokens.
+    """Count the pictures that are still right after encoding and decoding.
 
     Args:
         checkpoint: Folder of a Janus in transformers' layout.
-        pictures: How many are drawn, in the training's proportions.
+        pictures: Pictures to draw, in the proportions of the training.
     """
     vq = JanusForConditionalGeneration.from_pretrained(checkpoint).model.vqmodel.float().eval()
     right = 0

@@ -1,0 +1,1 @@
+"""Lightning callbacks: writing results, signals, progress and image loggers."""

@@ -1,0 +1,234 @@
+"""What every task's writer does: start the folder, write from threads, keep each rank's log."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
+from importlib.metadata import version
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+from lit_dola import __version__
+from lit_dola.data.datamodule import plan_of
+from lit_dola.data.requests import Failure, ImageRequest, RunPlan
+from lit_dola.errors import RankError, UserError
+from lit_dola.runs.files import append_line
+from lit_dola.runs.folder import delete_half_written
+from lit_dola.runs.records import ImageRecord, Record, RecordLog
+from lit_dola.runs.resume import OnMismatch, RunStart, start_run
+from lit_dola.tasks.base import JanusModule
+
+_MAX_WAITING = 256
+"""Writes that may wait for the disk; beyond that the next batch waits for them."""
+_RANK_TIMEOUT = timedelta(days=365)
+"""How long to wait for the slowest rank; PyTorch would wait half an hour."""
+
+
+class RunWriter(BasePredictionWriter):
+    """Writes the results of a task into a folder, and resumes what an earlier run left there.
+
+    A subclass says which file a request leads to (:meth:`file_of`), when a result is complete
+    (:meth:`is_complete`), how to write a batch (:meth:`write_batch`), and which reports to write at
+    the end (:meth:`write_reports`).
+
+    Args:
+        output_dir: As the setting ``writer.output_dir``.
+        on_mismatch: As the setting ``writer.on_mismatch``.
+    """
+
+    def __init__(self, output_dir: str, on_mismatch: OnMismatch) -> None:
+        super().__init__(write_interval="batch")
+        self.output_dir = Path(output_dir).expanduser()
+        self.on_mismatch = on_mismatch
+        self.num_failures = 0
+        """Prompts and results that were skipped; known to the first rank at the end."""
+        self._lock = Lock()
+        self._writing: deque[Future[None]] = deque()
+
+    def settings(self) -> dict[str, Any]:
+        """Return the writer's own settings that shape a result."""
+        raise NotImplementedError
+
+    def check(self, module: JanusModule, plan: RunPlan) -> None:
+        """Check the run before anything is written.
+
+        Raises:
+            UserError: If it cannot be done.
+        """
+
+    def file_of(self, request: ImageRequest) -> str:
+        """Return the main file of a request, relative to the run's folder, with ``/``."""
+        raise NotImplementedError
+
+    def is_complete(self, record: ImageRecord, files: set[str]) -> bool:
+        """Return whether all files of a record are among those in the run's folder."""
+        raise NotImplementedError
+
+    def write_batch(self, results: Any) -> Sequence[Failure]:
+        """Submit the writes of one predict step; return the requests that failed."""
+        raise NotImplementedError
+
+    def write_reports(self, trainer: Trainer) -> None:
+        """Write what is made from the finished run, on every rank."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Prepare the folder before anything is generated, and drop requests that are done.
+
+        Raises:
+            UserError: If the folder cannot be written to, or holds results of another run.
+        """
+        super().setup(trainer, pl_module, stage)
+        assert isinstance(pl_module, JanusModule)
+        self._plan = plan_of(trainer)
+        self._settings = {
+            **pl_module.record_settings(self._plan.checkpoint),
+            "precision": trainer.precision,
+            **self.settings(),
+        }
+        versions = {name: version(name) for name in ("torch", "transformers", "lightning")}
+        self._versions = {"lit_dola": __version__, **versions}
+        # Only the first rank looks: on a network file system another rank may see older content.
+        start = self._start(pl_module) if trainer.is_global_zero else None
+        start = trainer.strategy.broadcast(start)
+        if isinstance(start, UserError):
+            raise start
+        assert start is not None
+        self.output_dir, missing, self._began = start
+        self._plan.keep(missing)
+        self._log, self._error_log = (
+            RecordLog(self.output_dir, name).of_rank(trainer.global_rank)
+            for name in ("metadata", "errors")
+        )
+        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="writer")
+        self._ranks = (
+            torch.distributed.new_group(backend="gloo", timeout=_RANK_TIMEOUT)
+            if trainer.world_size > 1
+            else None
+        )
+
+    def _start(self, module: JanusModule) -> RunStart | UserError:
+        """Return an error rather than raise it, so that every rank learns of it."""
+        try:
+            self.check(module, self._plan)
+            return start_run(
+                self._plan,
+                self.output_dir,
+                self.on_mismatch,
+                self._settings,
+                self.file_of,
+                self.is_complete,
+            )
+        except UserError as error:
+            return error
+        except OSError as error:
+            return UserError(self.cannot_write(error))
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Hand the results of a batch to the writing threads.
+
+        Raises:
+            UserError: If a result, of this batch or an earlier one, cannot be written or made.
+        """
+        for failure in self.write_batch(prediction):
+            if self._plan.on_error == "stop":
+                raise RankError(f"{self._plan.prompt_file}: {failure.reason}")
+            self.submit(self._append, self._error_log, failure._asdict())
+        self._finish(max_left=_MAX_WAITING)
+
+    def submit(self, write: Callable[..., None], *args: Any) -> None:
+        """Call a function on one of the writing threads."""
+        self._writing.append(self._threads.submit(write, *args))
+
+    def append_record(self, record: ImageRecord) -> None:
+        """Append a record to this rank's log, which marks its files as complete."""
+        self._append(self._log, record.to_line())
+
+    def _append(self, path: Path, record: Record) -> None:
+        with self._lock:
+            append_line(path, record)
+
+    def record_settings(self) -> dict[str, Any]:
+        """Return the settings and versions for a record."""
+        return {**self._settings, "versions": self._versions}
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait until everything is written."""
+        self._finish()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Write what was generated before the run ends."""
+        while self._writing:
+            with suppress(Exception):  # the user hears of the exception that ended the run
+                self._finish()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Merge the logs of all ranks and write reports; runs on ranks without results too.
+
+        Raises:
+            UserError: If another rank has ended early, or something cannot be written.
+        """
+        self._threads.shutdown()
+        if self._ranks is not None:
+            _wait_for(self._ranks)
+        try:
+            if trainer.is_global_zero:
+                RecordLog(self.output_dir, "metadata").merge()
+                self.num_failures = RecordLog(self.output_dir, "errors").merge()
+                delete_half_written(self.output_dir, before=self._began)
+            self.write_reports(trainer)
+        except OSError as error:
+            raise RankError(self.cannot_write(error)) from error
+
+    def _finish(self, max_left: int = 0) -> None:
+        """Wait until only a few writes are left."""
+        try:
+            while len(self._writing) > max_left or (self._writing and self._writing[0].done()):
+                self._writing.popleft().result()
+        except OSError as error:
+            raise RankError(self.cannot_write(error)) from error
+
+    def cannot_write(self, error: OSError) -> str:
+        """Return the message for an error of the file system."""
+        return (
+            f"writer.output_dir: cannot write to {error.filename or self.output_dir}:"
+            f" {error.strerror}; everything written so far is kept, and the same command continues"
+            " from there"
+        )
+
+
+def find_writer(trainer: Trainer) -> RunWriter | None:
+    """Return the writer of a run; on the command line there always is one."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, RunWriter)), None)
+
+
+def _wait_for(ranks: Any) -> None:
+    """Wait for all ranks, in a way that a signal can interrupt."""
+    try:
+        barrier = torch.distributed.barrier(group=ranks, async_op=True)
+        while not barrier.is_completed():
+            time.sleep(0.1)
+        barrier.wait()
+    except RuntimeError as error:
+        raise RankError(
+            "another rank ended early; everything written so far is kept, and the same command"
+            " continues from there"
+        ) from error

@@ -1,0 +1,173 @@
+"""Writing images as they are made, each with a record of the settings that made it."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from jsonargparse.typing import restricted_number_type
+from lightning.pytorch import Trainer
+from PIL import Image
+
+from lit_dola.callbacks.run_writer import RunWriter
+from lit_dola.data.requests import Failure, ImageKey, ImageRequest, RunPlan
+from lit_dola.decoding.inspection import Inspection
+from lit_dola.errors import RankError, UserError, require
+from lit_dola.janus.vq import to_pillow
+from lit_dola.reports.contact_sheet import write_prompt_grid
+from lit_dola.reports.gallery import write_gallery
+from lit_dola.reports.inspection_plot import write_inspection
+from lit_dola.runs.files import make_folder, write_atomically
+from lit_dola.runs.folder import image_path, prompt_folders
+from lit_dola.runs.image_file import Format, encode_image
+from lit_dola.runs.records import ImageRecord
+from lit_dola.runs.resume import OnMismatch
+from lit_dola.tasks.base import JanusModule
+from lit_dola.tasks.generate import GeneratedImages, LitDoLa
+
+if TYPE_CHECKING:
+    Quality = int
+else:
+    Quality = restricted_number_type("Quality", int, [(">=", 1), ("<=", 100)])
+
+
+class ImageWriter(RunWriter):
+    """Writes ``{index}_{prompt}/img_XX.jpg`` and one line per image to ``metadata.jsonl``.
+
+    Images that an earlier run left in the folder are kept and not made again.
+
+    Args:
+        output_dir: Folder of the run; created if needed.
+        format: jpg, png or webp.
+        quality: Quality of jpg and webp, 1 to 100.
+        save_tokens: Whether to save each image's tokens next to it, ``img_XX.npy``, int32.
+        grid: Whether to save all images of each prompt as one, too, ``grid.jpg``.
+        gallery: Whether to write ``index.html``, a page to look through the images.
+        on_mismatch: What to do if the folder holds images of other settings or prompts: error,
+            new_folder (use ``{output_dir}-2``, or the next one that fits), or overwrite (delete
+            those images).
+    """
+
+    def __init__(
+        self,
+        output_dir: str = "outputs",
+        format: Format = "jpg",
+        quality: Quality = 95,
+        save_tokens: bool = False,
+        grid: bool = False,
+        gallery: bool = True,
+        on_mismatch: OnMismatch = "error",
+    ) -> None:
+        super().__init__(output_dir, on_mismatch)
+        self.format = format
+        self.quality = quality
+        self.save_tokens = save_tokens
+        self.grid = grid
+        self.gallery = gallery
+        self._inspected: set[ImageKey] = set()
+
+    def settings(self) -> dict[str, Any]:
+        """Return the format and, unless the format is lossless, the quality."""
+        quality = None if self.format == "png" else self.quality
+        return {"format": self.format, "quality": quality}
+
+    def check(self, module: JanusModule, plan: RunPlan) -> None:
+        """Check that the images to inspect exist.
+
+        Raises:
+            UserError: If one does not, or matplotlib is missing.
+        """
+        assert isinstance(module, LitDoLa)
+        self._inspected = module.inspect
+        if module.inspect:
+            require("matplotlib", "model.inspect", extra="evaluation")
+        if absent := module.inspect - {request.key for request in plan.requests}:
+            raise UserError(
+                f"model.inspect: {[*min(absent)]} is not an image of this run; expected [index of a"
+                f" prompt in {plan.prompt_file}, index of its image], both from 0"
+            )
+
+    def file_of(self, request: ImageRequest) -> str:
+        """Return the path of a request's image."""
+        return f"{_path(request).as_posix()}.{self.format}"
+
+    def is_complete(self, record: ImageRecord, files: set[str]) -> bool:
+        """Return whether the image, and its tokens and inspection if asked for, are there."""
+        return (
+            record.file in files
+            and (not self.save_tokens or _tokens_of(record.file) in files)
+            and (record.key not in self._inspected or record.inspection is not None)
+        )
+
+    def write_batch(self, results: GeneratedImages) -> Sequence[Failure]:
+        """Submit a batch of images; inspections are written at once."""
+        images = zip(results.requests, results.tokens, results.pixels, strict=True)
+        for place, (request, tokens, pixels) in enumerate(images):
+            image = to_pillow(pixels)
+            plot = None
+            if place in results.inspections:
+                plot = self._write_inspection(request, image, results.inspections[place])
+            self.submit(self._write, request, image, tokens.numpy(), plot)
+        return results.failures
+
+    def _write(
+        self,
+        request: ImageRequest,
+        image: Image.Image,
+        tokens: npt.NDArray[np.int32],
+        plot: Path | None,
+    ) -> None:
+        """Write an image and its tokens, then its record: a record means that both are complete."""
+        record = ImageRecord(
+            self.file_of(request),
+            request.prompt.text,
+            request.prompt.prompt_index,
+            request.image_index,
+            self.record_settings(),
+            request.prompt.metadata,
+            plot.relative_to(self.output_dir).as_posix() if plot else None,
+        )
+        path = self.output_dir / record.file
+        make_folder(path.parent)
+        if self.save_tokens:
+            npy = BytesIO()
+            np.save(npy, tokens)
+            write_atomically(self.output_dir / _tokens_of(record.file), [npy.getvalue()])
+        content = encode_image(image, record.provenance(), self.format, self.quality)
+        write_atomically(path, [content])
+        self.append_record(record)
+
+    def _write_inspection(
+        self, request: ImageRequest, image: Image.Image, inspection: Inspection
+    ) -> Path:
+        """Write a plot and return its path. Runs on the main thread: matplotlib is not thread-safe.
+
+        Raises:
+            UserError: If it cannot be written.
+        """
+        path = self.output_dir / _path(request)
+        try:
+            make_folder(path.parent)
+            return write_inspection(path, inspection, image)
+        except OSError as error:
+            raise RankError(self.cannot_write(error)) from error
+
+    def write_reports(self, trainer: Trainer) -> None:
+        """Write the gallery, and each rank's share of the grids."""
+        if self.gallery and trainer.is_global_zero:
+            write_gallery(self.output_dir, self.num_failures)
+        if self.grid:
+            folders = sorted(prompt_folders(self.output_dir))
+            for prompt_folder in folders[trainer.global_rank :: trainer.world_size]:
+                write_prompt_grid(prompt_folder, self.quality)
+
+
+def _path(request: ImageRequest) -> Path:
+    prompt = request.prompt
+    return image_path(prompt.prompt_index, prompt.text, request.image_index)
+
+
+def _tokens_of(file: str) -> str:
+    return Path(file).with_suffix(".npy").as_posix()

@@ -1,0 +1,1 @@
+"""What is asked for: prompt files, and the images to make from them."""

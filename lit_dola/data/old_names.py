@@ -1,0 +1,125 @@
+"""Settings that were renamed: the old names still work, and old records are still understood."""
+
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
+
+SETTINGS = {"head": "apc"}
+"""Old to new names of the model's settings."""
+VALUES = {"apc": {"seed": "per_branch"}}
+"""Old to new values of the model's settings."""
+EVALUATE = {"settings": "variants", "layout": "export"}
+"""Old to new names of the arguments of ``evaluate``."""
+
+
+def rename_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of the model, or those in an image's record, under their current names.
+
+    Example:
+        >>> rename_settings({"head": "seed", "alpha": 0.1})
+        {'apc': 'per_branch', 'alpha': 0.1}
+    """
+    renamed = {}
+    for name, value in settings.items():
+        name = SETTINGS.get(name, name)
+        renamed[name] = _value(name, value) if isinstance(value, str) else value
+    return renamed
+
+
+def notes(settings: Mapping[str, Any], group: str = "") -> Iterator[str]:
+    """Yield one note for each old name or old value among settings of the model.
+
+    Args:
+        settings: Settings by name.
+        group: What to write before the names, as ``model.``.
+    """
+    for name, value in settings.items():
+        new = SETTINGS.get(name, name)
+        if new != name:
+            yield f"{group}{name} is now called {group}{new}"
+        if isinstance(value, str) and _value(new, value) != value:
+            yield f"{group}{new}: {value} is now called {_value(new, value)}"
+
+
+def rename_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Rename what a configuration file contains, also below the name of a subcommand.
+
+    Returns:
+        The configuration under current names, and a note for each old name.
+    """
+    renamed: dict[str, Any] = {}
+    found = []
+    for name, value in config.items():
+        new = EVALUATE.get(name, name)
+        if new != name:
+            found.append(f"{name} is now called {new}")
+        if isinstance(value, Mapping) and name == "model":
+            found += notes(value, "model.")
+            value = rename_settings(value)
+        elif isinstance(value, Mapping) and name in ("predict", "evaluate"):
+            value, more = rename_config(value)
+            found += more
+        renamed[new] = value
+    return renamed, found
+
+
+def rename_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Rename flags of the command line, as ``--model.head seed`` or ``--model.head=seed``.
+
+    Returns:
+        The arguments under current names, and a note for each old name.
+    """
+    renamed: list[str] = []
+    found = []
+    value_of = ""
+    for argument in arguments:
+        if not argument.startswith("--"):
+            new = _value(value_of, argument)
+            found += [f"model.{value_of}: {argument} is now called {new}"] * (new != argument)
+            renamed.append(new)
+            value_of = ""
+            continue
+        flag, equals, value = argument[2:].partition("=")
+        name = _flag(flag)
+        found += [f"{flag} is now called {name}"] * (name != flag)
+        value_of = name.removeprefix("model.") if name.startswith("model.") else ""
+        new = _value(value_of, value)
+        found += [f"{name}: {value} is now called {new}"] * (new != value)
+        renamed.append(f"--{name}{equals}{new}")
+    return renamed, found
+
+
+def rename_environment(environment: MutableMapping[str, str], prefix: str) -> list[str]:
+    """Rename variables of the environment in place, as ``LIT_DOLA_PREDICT__MODEL__HEAD``.
+
+    Args:
+        environment: The variables.
+        prefix: What their names start with.
+
+    Returns:
+        A note for each old name.
+    """
+    found = []
+    for variable in [name for name in environment if name.startswith(f"{prefix}_")]:
+        subcommand, _, rest = variable.removeprefix(f"{prefix}_").partition("__")
+        if not rest:
+            continue
+        old = rest.lower().replace("__", ".")
+        name, value = _flag(old), environment[variable]
+        new = _value(name.removeprefix("model."), value) if name.startswith("model.") else value
+        target = f"{prefix}_{subcommand}__{name.upper().replace('.', '__')}"
+        if (target, new) != (variable, value):
+            found.append(f"{variable}={value} is now called {target}={new}")
+            del environment[variable]
+            environment[target] = new
+    return found
+
+
+def _flag(name: str) -> str:
+    group, dot, setting = name.partition(".")
+    if group == "model":
+        return f"{group}{dot}{SETTINGS.get(setting, setting)}"
+    return f"{EVALUATE.get(group, group)}{dot}{setting}"
+
+
+def _value(name: str, value: str) -> str:
+    return VALUES.get(name, {}).get(value, value)

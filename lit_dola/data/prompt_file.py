@@ -1,0 +1,186 @@
+"""Reading prompt files: JSON, JSON Lines, plain text or a folder, and reporting what is wrong."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lit_dola.data.requests import Failure, Prompt
+from lit_dola.errors import UserError
+
+PROMPT_KEYS = ("prompt", "text", "caption")
+"""Keys that may hold an object's prompt; the first one found counts."""
+
+
+def read_prompts(path: Path, skipped: list[Failure] | None = None) -> list[Prompt]:
+    """Read a prompt file.
+
+    Args:
+        path: A file in one of the forms that :class:`lit_dola.PromptDataModule` lists, UTF-8 with
+            or without a byte order mark; or a folder of ``.txt`` files, each one prompt whose
+            ``id`` is the file's name without its suffix (DPG-Bench's form).
+        skipped: Receives the entries that are not prompts; if None, the first one is an error.
+
+    Raises:
+        UserError: If the file cannot be read, contains no prompt, or has a bad entry that is not
+            skipped; the message names the file and the entry or line.
+    """
+    files = sorted(path.glob("*.txt")) if path.is_dir() else []
+    text = "" if files else _read_text(path)
+    try:
+        entries = _files(files) if files else _entries(text, path.suffix)
+        return _read_entries(*entries, skipped)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error.__cause__
+
+
+def check_prompts(entries: Iterable[Any]) -> list[Prompt]:
+    """Return prompts from a list of the kind that a prompt file contains.
+
+    Raises:
+        UserError: If an entry is not a prompt; the message names it.
+    """
+    return _read_entries(*_listed(entries), None)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: not readable: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
+    if not text.strip():
+        raise UserError(f"{path}: empty; expected at least one prompt")
+    return text
+
+
+def _files(files: list[Path]) -> tuple[Iterable[tuple[str, Any]], Callable[..., Any]]:
+    """Return one entry per file, and a function that reads it."""
+    entries = ((path.name, path) for path in files)
+    return entries, lambda path, where: {"id": path.stem, "prompt": _read_text(path)}
+
+
+def _entries(text: str, suffix: str) -> tuple[Iterable[tuple[str, Any]], Callable[..., Any]]:
+    """Return the entries, each with its place, and a function that parses one."""
+    if suffix == ".txt":
+        return _lines(text), lambda entry, where: entry
+    if suffix in (".jsonl", ".ndjson"):
+        return _lines(text), _parse_json
+    document = _parse_json(text)
+    if isinstance(document, _Pairs):
+        values: list[Any] = [{"id": key, "prompt": value} for key, value in document.pairs]
+    elif isinstance(document, list):
+        values = document
+    else:
+        raise UserError(f"found {_kind(document)}; expected a list or an object of prompts")
+    return _listed(values)
+
+
+def _listed(values: Iterable[Any]) -> tuple[Iterable[tuple[str, Any]], Callable[..., Any]]:
+    """Return entries by their index in a list."""
+    entries = ((f"entry {index}", value) for index, value in enumerate(values))
+    return entries, lambda entry, where: entry
+
+
+def _read_entries(
+    entries: Iterable[tuple[str, Any]], parse: Callable[..., Any], skipped: list[Failure] | None
+) -> list[Prompt]:
+    prompts: list[Prompt] = []
+    places: dict[str, str] = {}
+    reason = "empty; expected at least one prompt"
+    for index, (where, entry) in enumerate(entries):
+        try:
+            prompt = _prompt(index, parse(entry, where))
+            _check_id(prompt, where, places)
+            prompts.append(prompt)
+        except UserError as error:
+            reason = f"{where}: {error}"
+            if skipped is None:
+                raise UserError(reason) from error.__cause__
+            skipped.append(Failure(index, None, None, reason))
+    if not prompts:
+        raise UserError(reason)
+    return prompts
+
+
+def _lines(text: str) -> Iterable[tuple[str, str]]:
+    """Yield the lines that are not blank, each with its place."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"line {number}", line
+
+
+class _Pairs(dict[str, Any]):
+    """A JSON object that remembers its duplicate keys."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.pairs = pairs
+
+
+def _parse_json(text: str, where: str | None = None) -> Any:
+    """Parse a document, or one line whose place the caller reports."""
+    try:
+        return json.loads(text, object_pairs_hook=_Pairs, parse_constant=_refuse)
+    except json.JSONDecodeError as error:
+        place = f"column {error.colno}" if where else f"line {error.lineno}, column {error.colno}"
+        raise UserError(f"{place}: not JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise UserError("not JSON: nested too deeply") from error
+    except ValueError as error:  # an integer of thousands of digits, or NaN
+        raise UserError(f"not JSON: {error}") from error
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON value")
+
+
+def _prompt(index: int, entry: Any) -> Prompt:
+    if isinstance(entry, str):
+        text, metadata = entry, {}
+    elif isinstance(entry, dict):
+        key = next((key for key in PROMPT_KEYS if key in entry), None)
+        if key is None:
+            raise UserError(f"no prompt; expected one of the keys {', '.join(PROMPT_KEYS)}")
+        text, metadata = entry[key], {name: entry[name] for name in entry if name != key}
+    else:
+        raise UserError(f"found {_kind(entry)}; expected a string or an object")
+    if not isinstance(text, str):
+        raise UserError(f"prompt is {_kind(text)}; expected a string")
+    if not text.strip():
+        raise UserError("prompt is empty; expected a text")
+    _check_writable("prompt", text)
+    _check_writable("metadata", metadata)
+    return Prompt(index, text.strip(), metadata)
+
+
+def _check_writable(what: str, value: Any) -> None:
+    """Check that a value can be written to ``metadata.jsonl`` later."""
+    try:
+        json.dumps([[value]], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{what} has half a surrogate pair, {error.object[error.start]!a}; expected Unicode"
+        ) from error
+    except RecursionError as error:
+        raise UserError(f"{what} is nested too deeply") from error
+
+
+def _check_id(prompt: Prompt, where: str, places: dict[str, str]) -> None:
+    """Check that no earlier entry has this id; ``places`` records those seen so far."""
+    if "id" in prompt.metadata:
+        entry_id = json.dumps(prompt.metadata["id"])
+        if entry_id in places:
+            raise UserError(
+                f"id {entry_id} is already used by {places[entry_id]}; expected unique ids"
+            )
+        places[entry_id] = where
+
+
+def _kind(value: Any) -> str:
+    """Name the type of a JSON value."""
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string"}
+    return names.get(type(value), "a list" if isinstance(value, list) else "an object")

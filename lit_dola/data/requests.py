@@ -1,0 +1,87 @@
+"""The nouns of a run: prompts, the images requested of them, failures, and the plan of it all."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from lit_dola.janus.checkpoint import Checkpoint
+from lit_dola.janus.tokenizer import PromptEncoder
+
+OnError = Literal["stop", "skip"]
+
+
+class ImageKey(NamedTuple):
+    """Identifies an image within a run; also the key of its random stream."""
+
+    prompt_index: int
+    image_index: int
+
+
+class Prompt(NamedTuple):
+    """One entry of a prompt file."""
+
+    prompt_index: int
+    """Index in the file, from 0."""
+    text: str
+    metadata: dict[str, Any]
+    """Everything else in the entry, including its ``id`` if the file has one."""
+
+
+class Failure(NamedTuple):
+    """A prompt or an image that was skipped, and why: one line of ``errors.jsonl``."""
+
+    prompt_index: int
+    image_index: int | None
+    """None: every image of the prompt."""
+    prompt: str | None
+    """None: the entry contains no prompt."""
+    reason: str
+
+
+class ImageRequest(NamedTuple):
+    """One image to make."""
+
+    prompt: Prompt
+    image_index: int
+    """Index among the images of its prompt, from 0."""
+    input_ids: list[int]
+    """Token ids of the prompt, from BOS to begin-of-image."""
+
+    @property
+    def key(self) -> ImageKey:
+        """The key of its random stream."""
+        return ImageKey(self.prompt.prompt_index, self.image_index)
+
+
+@dataclass
+class RunPlan:
+    """What a run is to make, shared by the data module, the model and the callbacks.
+
+    The data module creates it, the writer removes the images that are already done, and the model
+    adds the batch size that its memory allows.
+    """
+
+    prompt_file: Path
+    """For messages."""
+    on_error: OnError
+    """Whether an image that cannot be made ends the run or is skipped."""
+    checkpoint: Checkpoint
+    encoder: PromptEncoder
+    requests: list[ImageRequest]
+    """Images still to make."""
+    failures: list[Failure] = field(default_factory=list)
+    """Entries of the prompt file that were skipped."""
+    num_done: int = 0
+    """Images that an earlier run has made."""
+    images_that_fit: int | None = None
+    """Images per batch that fit into memory; None until the model is loaded."""
+
+    @property
+    def longest_prompt(self) -> int:
+        """Token ids of the longest prompt still to run."""
+        return max(len(request.input_ids) for request in self.requests)
+
+    def keep(self, places: list[int]) -> None:
+        """Keep only the requests at these places: the others are done already."""
+        self.num_done = len(self.requests) - len(places)
+        self.requests = [self.requests[place] for place in places]

@@ -1,0 +1,1 @@
+"""The token loop, for any head: prefill, cached steps, guidance, sampling, inspection."""

@@ -1,0 +1,109 @@
+"""The key-value cache: buffers of a fixed shape, allocated once and written in place.
+
+transformers' attention layers only call a cache's ``update``. A static cache suits
+``torch.compile`` and CUDA graphs, and avoids the full copy that a growing cache makes per step.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+
+
+class KVCache:
+    """Keys and values of every layer, each ``(rows, key_value_heads, slots, head_dim)``.
+
+    Args:
+        config: Config of the language model.
+        rows: Sequences that are decoded together.
+        slots: Tokens that fit into each row.
+        dtype: Dtype of the keys and values.
+        device: Device of the buffers.
+    """
+
+    def __init__(
+        self, config: LlamaConfig, rows: int, slots: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (rows, config.num_key_value_heads, slots, _head_dim(config))
+        # Zeros, because masked slots are still multiplied (by 0) and must not be NaN.
+        buffers = [
+            torch.zeros(shape, dtype=dtype, device=device)
+            for _ in range(2 * config.num_hidden_layers)
+        ]
+        for buffer in buffers:
+            torch._dynamo.mark_static_address(buffer)  # a CUDA graph may write to it
+        self.keys, self.values = buffers[::2], buffers[1::2]
+        self.rows, self.slots = rows, slots
+
+
+def images_that_fit(config: LlamaConfig, slots: int, weight: Tensor) -> int:
+    """Return how many images fit into the free memory of a GPU, at most 64.
+
+    Beyond 64 images a step mostly reads the cache, which grows with them, so larger batches gain
+    little. On other devices the answer is a fixed number.
+
+    Args:
+        config: Config of the language model.
+        slots: Tokens that fit into each of an image's two rows.
+        weight: A weight of the model, on its device and in the dtype of the cache.
+    """
+    if weight.device.type != "cuda":
+        return 16
+    free, _ = torch.cuda.mem_get_info(weight.device)
+    free += torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
+    heads = config.num_hidden_layers * config.num_key_value_heads
+    image = 2 * 2 * slots * heads * _head_dim(config) * weight.element_size()
+    # Leave a tenth and 2 GiB for logits, CUDA graphs and the VQ decoder.
+    fitting = int((0.9 * free - 2 * 2**30) // image)
+    return max(1, min(fitting, 64))
+
+
+def _head_dim(config: LlamaConfig) -> int:
+    return int(config.head_dim or config.hidden_size // config.num_attention_heads)
+
+
+class PrefillView:
+    """Writes the keys and values of whole prompts into every row that starts from them.
+
+    Args:
+        cache: Written from slot 0 on.
+        rows: Row of the prefill that each row of the cache copies, int64 ``(rows,)``.
+    """
+
+    def __init__(self, cache: KVCache, rows: Tensor) -> None:
+        self.cache, self.rows = cache, rows
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, cache_kwargs: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """Store a layer's new keys and values; return those that it attends to."""
+        count, length = len(self.rows), key_states.shape[2]
+        self.cache.keys[layer_idx][:count, :, :length] = key_states[self.rows]
+        self.cache.values[layer_idx][:count, :, :length] = value_states[self.rows]
+        return key_states, value_states
+
+
+class StepView:
+    """Writes one token per row, and returns all slots up to a length.
+
+    Args:
+        cache: The cache.
+        slot: Slot to write, int64 ``(1,)`` on the device.
+        rows: Number of rows in use, counted from the first.
+        length: Number of slots to attend to, counted from the first; those past ``slot`` must be
+            masked.
+    """
+
+    def __init__(self, cache: KVCache, slot: Tensor, rows: int, length: int) -> None:
+        self.cache, self.slot, self.rows, self.length = cache, slot, rows, length
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, cache_kwargs: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """Store a layer's new keys and values; return those that it attends to."""
+        keys = self.cache.keys[layer_idx][: self.rows]
+        values = self.cache.values[layer_idx][: self.rows]
+        keys.index_copy_(2, self.slot, key_states)
+        values.index_copy_(2, self.slot, value_states)
+        return keys[:, :, : self.length], values[:, :, : self.length]

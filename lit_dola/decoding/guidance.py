@@ -1,0 +1,198 @@
+"""Classifier-free guidance (CFG), and how it combines with DoLa's head sets.
+
+Each branch, conditional and unconditional, has its own head set. Masking each branch with a large
+negative number M and then fusing fails for a guidance scale w > 1: a token that is only in the
+conditional head set scores about ``(w - 1) * |M|``, far above every token in both. So the unmasked
+contrasts are fused first, and a policy then decides which tokens may be drawn.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lit_dola.dola import MASK_VALUE, apc_mask, log_contrast
+
+ApcPolicy = Literal["cond", "intersection", "union", "per_branch"]
+"""Which tokens may be drawn when the head sets of the two branches differ.
+
+- ``cond``: tokens in the conditional branch's head set.
+- ``intersection``: tokens in both head sets; if there are none, as ``cond``.
+- ``union``: tokens in either head set.
+- ``per_branch``: mask each branch with a finite M before fusing, as the old script did; kept only
+  to reproduce its runs.
+"""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How logits become scores, and scores a token; :class:`lit_dola.LitDoLa` explains each field.
+
+    Example:
+        >>> Scoring(alpha=0.02, apc="union", cfg_weight=2.0)
+    """
+
+    alpha: float = 0.1
+    mid_norm: bool = False
+    apc: ApcPolicy = "cond"
+    cfg_weight: float = 5.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+
+def classifier_free_guidance(cond: Tensor, uncond: Tensor, cfg_weight: float) -> Tensor:
+    """Return ``uncond + cfg_weight * (cond - uncond)``, as DeepSeek's ``generation_inference.py``.
+
+    Args:
+        cond: Scores of the conditional branch, ``(..., vocab)``.
+        uncond: Scores of the unconditional branch, same shape.
+        cfg_weight: Guidance scale; 1 returns ``cond``, 0 returns ``uncond``.
+
+    Source: Ho and Salimans, "Classifier-Free Diffusion Guidance" (2022), section 3.2.
+    """
+    return uncond + cfg_weight * (cond - uncond)
+
+
+def allowed_tokens(
+    cond_final: Tensor, uncond_final: Tensor, alpha: float, apc: ApcPolicy
+) -> Tensor:
+    """Return which tokens may be drawn: bool mask ``(..., vocab)``, never empty.
+
+    Args:
+        cond_final: Final-layer logits of the conditional branch, ``(..., vocab)``.
+        uncond_final: Final-layer logits of the unconditional branch; unused by ``cond``.
+        alpha: Threshold of the head sets, ``0 < alpha <= 1``.
+        apc: The policy, see :data:`ApcPolicy`.
+
+    Raises:
+        ValueError: If ``alpha`` is not in (0, 1], or ``apc`` is not a policy that masks after
+            fusing.
+    """
+    in_cond = apc_mask(cond_final.float(), alpha)
+    if apc == "cond":
+        return in_cond
+    in_uncond = apc_mask(uncond_final.float(), alpha)
+    if apc == "union":
+        return in_cond | in_uncond
+    if apc == "intersection":
+        both = in_cond & in_uncond
+        return both | (in_cond & ~both.any(dim=-1, keepdim=True))
+    raise ValueError(f"apc is {apc!r}; expected one of {', '.join(get_args(ApcPolicy))}")
+
+
+def guided_dola(
+    cond_final: Tensor,
+    uncond_final: Tensor,
+    cond_mid: Tensor,
+    uncond_mid: Tensor,
+    *,
+    alpha: float,
+    cfg_weight: float,
+    apc: ApcPolicy = "cond",
+) -> Tensor:
+    """Fuse the DoLa contrasts of both branches under a head-set policy.
+
+    Args:
+        cond_final: Final-layer logits of the conditional branch, ``(..., vocab)``.
+        uncond_final: Final-layer logits of the unconditional branch, same shape.
+        cond_mid: Middle-layer logits of the conditional branch, same shape.
+        uncond_mid: Middle-layer logits of the unconditional branch, same shape.
+        alpha: Threshold of the head sets, ``0 < alpha <= 1``.
+        cfg_weight: Guidance scale.
+        apc: Which tokens may be drawn, see :data:`ApcPolicy`.
+
+    Returns:
+        Float32 scores ``(..., vocab)``, at least one of them finite; ``-inf`` for tokens that may
+        not be drawn. No NaN and no +inf, unless the row's logits contain one.
+
+    Raises:
+        ValueError: If ``alpha`` is not in (0, 1] or ``apc`` is unknown.
+    """
+    cond, cond_log_probs = log_contrast(cond_final, cond_mid)
+    uncond, uncond_log_probs = log_contrast(uncond_final, uncond_mid)
+    if apc == "per_branch":
+        cond = cond.masked_fill(~apc_mask(cond_log_probs, alpha), MASK_VALUE)
+        uncond = uncond.masked_fill(~apc_mask(uncond_log_probs, alpha), MASK_VALUE)
+        return classifier_free_guidance(cond, uncond, cfg_weight)
+    allowed = allowed_tokens(cond_log_probs, uncond_log_probs, alpha, apc)
+    scores = classifier_free_guidance(cond, uncond, cfg_weight)
+    return scores.masked_fill(~allowed, float("-inf"))
+
+
+def guided_dola_from_features(
+    final: Tensor,
+    mid: Tensor,
+    linear: nn.Linear,
+    *,
+    alpha: float,
+    cfg_weight: float,
+    apc: ApcPolicy = "cond",
+) -> Tensor:
+    """Compute :func:`guided_dola` before the vocabulary, with half as many rows projected onto it.
+
+    The head's last layer, the contrast and CFG are all linear, so we fuse features first and
+    project one row per image instead of four; one or two more rows determine the head sets. In
+    bfloat16 both orders lose about the same precision.
+
+    Args:
+        final: Input of ``linear`` for the final layer, ``(2, images, features)``: the conditional
+            branches, then the unconditional ones.
+        mid: The same for the middle layer.
+        linear: The head's last linear layer.
+        alpha: Threshold of the head sets, ``0 < alpha <= 1``.
+        cfg_weight: Guidance scale.
+        apc: Which tokens may be drawn, see :data:`ApcPolicy`.
+
+    Returns:
+        Float32 scores ``(images, vocab)``, equal to those of :func:`guided_dola` up to a constant
+        per row, which does not affect sampling.
+
+    Raises:
+        ValueError: As :func:`guided_dola`.
+    """
+    if apc == "per_branch":  # masking before the fusion makes it nonlinear
+        (cond_final, uncond_final), (cond_mid, uncond_mid) = linear(torch.stack([final, mid]))
+        return guided_dola(
+            cond_final, uncond_final, cond_mid, uncond_mid,
+            alpha=alpha, cfg_weight=cfg_weight, apc=apc,
+        )  # fmt: skip
+    contrast = final.float() - mid.float()
+    guided = classifier_free_guidance(contrast[0], contrast[1], cfg_weight)
+    finals = final[:1] if apc == "cond" else final
+    logits = linear(torch.cat([finals, guided[None].to(final.dtype)]))
+    allowed = allowed_tokens(logits[0], logits[-2], alpha, apc)
+    return _mask_scores(logits, allowed, linear.bias)
+
+
+def dola_from_features(final: Tensor, mid: Tensor, linear: nn.Linear, *, alpha: float) -> Tensor:
+    """Compute DoLa-static for one branch before the vocabulary, without guidance.
+
+    Args:
+        final: Input of ``linear`` for the final layer, ``(rows, features)``.
+        mid: The same for the middle layer.
+        linear: The head's last linear layer.
+        alpha: Threshold of the head set, ``0 < alpha <= 1``.
+
+    Returns:
+        Float32 scores ``(rows, vocab)``, ``-inf`` outside the head set.
+
+    Raises:
+        ValueError: If ``alpha`` is not in (0, 1].
+    """
+    contrast = (final.float() - mid.float()).to(final.dtype)
+    logits = linear(torch.stack([final, contrast]))
+    return _mask_scores(logits, apc_mask(logits[0].float(), alpha), linear.bias)
+
+
+def _mask_scores(logits: Tensor, allowed: Tensor, bias: Tensor | None) -> Tensor:
+    """Mask the last entry of ``logits``, a contrast; the others only determined ``allowed``."""
+    scores = logits[-1].float()
+    if bias is not None:
+        scores = scores - bias.float()  # it cancels in a contrast
+    scores = scores.masked_fill(~allowed, float("-inf"))
+    # A NaN in logits that only determine the head sets must not go unnoticed.
+    sound = logits[:-1].amax(dim=-1, keepdim=True).isfinite().all(dim=0)
+    return scores.masked_fill(~sound, float("nan"))

@@ -1,0 +1,135 @@
+"""Where DoLa changed an image: figures for every step of an image that was already generated.
+
+The tokens are read again, all steps in one forward pass, so the token loop does not have to keep
+anything. In low precision the last bit may differ from the loop's.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_dola.decoding.guidance import (
+    Scoring,
+    allowed_tokens,
+    classifier_free_guidance,
+    guided_dola,
+)
+from lit_dola.decoding.loop import StreamKey, cfg_pair
+from lit_dola.decoding.sampling import gumbel_noise, sample, stream_keys
+from lit_dola.dola import apc_mask
+from lit_dola.janus.model import Backbone
+
+_STEPS_AT_ONCE = 64
+
+
+class Inspection(NamedTuple):
+    """Figures for every step, each ``(num_image_tokens,)``, on the CPU."""
+
+    token: Tensor
+    """The token that was drawn, int32."""
+    baseline_token: Tensor
+    """The token that the baseline would have drawn after the same tokens, from the same noise,
+    int32."""
+    head_size: Tensor
+    """Tokens that may be drawn, int32; with ``per_branch``, those of the conditional head set."""
+    divergence: Tensor
+    """Jensen-Shannon divergence of the final and middle distributions, conditional branch, float32
+    nats, at most ln 2: DoLa's own measure of layers (Chuang et al. 2024, section 2.2)."""
+    entropy_before: Tensor
+    """Entropy of the baseline's distribution after guidance and temperature, float32 nats."""
+    entropy_after: Tensor
+    """Entropy of DoLa's distribution, likewise."""
+
+
+@torch.no_grad()
+def inspect_tokens(
+    janus: Backbone,
+    scoring: Scoring,
+    layer: int,
+    input_ids: list[int],
+    tokens: Tensor,
+    key: StreamKey,
+) -> Inspection:
+    """Read an image's tokens again and measure every step.
+
+    Args:
+        janus: The model that drew the tokens.
+        scoring: The settings that they were drawn with.
+        layer: Index of the middle layer in ``hidden_states``.
+        input_ids: Token ids of the prompt, from BOS to begin-of-image.
+        tokens: The image's tokens, ``(num_image_tokens,)``.
+        key: The random stream that they were drawn from.
+    """
+    device = janus.language_model.embed_tokens.weight.device
+    tokens = tokens.to(device, torch.long)
+    states = _hidden_states(janus, scoring, layer, input_ids, tokens)
+    stream = stream_keys(scoring.seed, *(torch.tensor([part], device=device) for part in key))
+    steps = torch.arange(len(tokens), device=device)
+    parts = []
+    for first in range(0, len(steps), _STEPS_AT_ONCE):
+        part = steps[first : first + _STEPS_AT_ONCE]
+        logits = janus.image_head.logits(states[:, :, part]).float()
+        noise = gumbel_noise(stream, part, logits.shape[-1])
+        parts.append(_inspect_logits(logits, noise, scoring))
+    found = [torch.cat(values).cpu() for values in zip(*parts)]
+    return Inspection(tokens.to("cpu", torch.int32), *found)
+
+
+def _hidden_states(
+    janus: Backbone, scoring: Scoring, layer: int, input_ids: list[int], tokens: Tensor
+) -> Tensor:
+    """Return the final and middle states of both branches that each token is drawn from.
+
+    Returns:
+        ``(2 layers, 2 branches, num_image_tokens, hidden)``.
+    """
+    language_model = janus.language_model
+    branches = cfg_pair(input_ids, janus.pad_token_id)
+    text = language_model.embed_tokens(torch.tensor(branches, device=tokens.device))
+    drawn = janus.image_head.embed(tokens[:-1]).expand(2, -1, -1)
+    output = language_model(
+        inputs_embeds=torch.cat([text, drawn.to(text.dtype)], dim=1),
+        use_cache=False,
+        output_hidden_states=True,
+    )
+    mid = output.hidden_states[layer]
+    if scoring.mid_norm:
+        mid = language_model.norm(mid)
+    return torch.stack([output.last_hidden_state, mid])[:, :, -len(tokens) :]
+
+
+def _inspect_logits(logits: Tensor, noise: Tensor, scoring: Scoring) -> tuple[Tensor, ...]:
+    """Measure a few steps, from logits ``(2 layers, 2 branches, steps, vocab)``."""
+    (cond_final, uncond_final), (cond_mid, uncond_mid) = logits
+    final, mid = cond_final.log_softmax(dim=-1), cond_mid.log_softmax(dim=-1)
+    between = torch.logaddexp(final, mid) - math.log(2)
+    both = torch.stack([final, mid])
+    divergence = F.kl_div(between, both, log_target=True, reduction="none").sum(dim=-1).mean(dim=0)
+    if scoring.apc == "per_branch":
+        allowed = apc_mask(final, scoring.alpha)
+    else:
+        allowed = allowed_tokens(cond_final, uncond_final, scoring.alpha, scoring.apc)
+    before = classifier_free_guidance(cond_final, uncond_final, scoring.cfg_weight)
+    after = guided_dola(
+        cond_final, uncond_final, cond_mid, uncond_mid,
+        alpha=scoring.alpha, cfg_weight=scoring.cfg_weight, apc=scoring.apc,
+    )  # fmt: skip
+    drawing = {name: getattr(scoring, name) for name in ("temperature", "top_k", "top_p")}
+    return (
+        sample(before, noise, **drawing).to(torch.int32),
+        allowed.sum(dim=-1, dtype=torch.int32),
+        divergence,
+        _entropy(before, scoring.temperature),
+        _entropy(after, scoring.temperature),
+    )
+
+
+def _entropy(scores: Tensor, temperature: float) -> Tensor:
+    """Entropy in nats of the distribution before top-k and top-p; 0 if decoding is greedy."""
+    if temperature == 0:
+        return torch.zeros_like(scores[..., 0])
+    entropy: Tensor = torch.special.entr((scores / temperature).softmax(dim=-1)).sum(dim=-1)
+    return entropy

@@ -1,0 +1,176 @@
+"""One decoding step: the layers, the head, the scores and the draw.
+
+Every tensor has a fixed shape and nothing waits for the device, so the step can be compiled once
+and replayed as a CUDA graph.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaModel
+
+from lit_dola.decoding.cache import KVCache, PrefillView, StepView
+from lit_dola.decoding.guidance import (
+    Scoring,
+    classifier_free_guidance,
+    dola_from_features,
+    guided_dola_from_features,
+)
+from lit_dola.decoding.sampling import gumbel_noise, sample
+from lit_dola.janus.model import Head
+
+_COMPILE_OPTIONS: dict[str, Any] = {
+    "triton.cudagraphs": True,  # what mode="reduce-overhead" stands for
+    # On the CPU, torch 2.13's vectorized argmax over a sum that contains int64 arithmetic returns
+    # garbage indices; the scalar one is right.
+    "cpp.simdlen": 1,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """What stays the same at every step."""
+
+    language_model: LlamaModel
+    head: Head
+    scoring: Scoring
+    layer: int | None
+    """Index of the middle layer in ``hidden_states``; None turns DoLa off."""
+
+
+Step = Callable[[Decoder, KVCache, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Any]
+"""The type of :func:`decode_step`, compiled or not."""
+
+
+def compile_step(weights: Iterable[Tensor]) -> Step:
+    """Compile :func:`decode_step`, with CUDA graphs on a GPU.
+
+    Args:
+        weights: Every weight of the model; a CUDA graph would copy the others at every step.
+    """
+    for weight in weights:
+        torch._dynamo.mark_static_address(weight, guard=False)
+    return torch.compile(decode_step, fullgraph=True, options=_COMPILE_OPTIONS)
+
+
+def decode_step(
+    decoder: Decoder,
+    cache: KVCache,
+    token: Tensor,
+    streams: Tensor,
+    step: Tensor,
+    slot: Tensor,
+    prompt_lengths: Tensor,
+    attention_mask: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Append the last tokens to the cache and draw the next token of every sequence.
+
+    Args:
+        decoder: Model and settings.
+        cache: Keys and values of all earlier tokens.
+        token: The tokens drawn last, int64 ``(sequences,)``.
+        streams: Random stream of each sequence, int64 ``(sequences,)``.
+        step: Index of the token to draw, int64 ``(1,)``.
+        slot: Slot of the cache that the last token goes to, int64 ``(1,)``.
+        prompt_lengths: Tokens of each row's prompt, int64 ``(rows, 1)``; the rows are
+            ``branches * sequences``, all conditional branches first.
+        attention_mask: 0 for slots to attend to, else -inf, ``(rows, 1, 1, length)``.
+
+    Returns:
+        As :func:`draw`.
+    """
+    branches = len(prompt_lengths) // len(token)
+    states = forward_layers(
+        decoder,
+        decoder.head.embed(token.repeat(branches))[:, None],
+        attention_mask,
+        prompt_lengths + step - 1,
+        StepView(cache, slot, *attention_mask.shape[::3]),
+    )
+    return draw(decoder, states, streams, step)
+
+
+def forward_layers(
+    decoder: Decoder,
+    inputs_embeds: Tensor,
+    attention_mask: Tensor,
+    position_ids: Tensor,
+    past_key_values: PrefillView | StepView,
+) -> Tensor:
+    """Run the layers as ``LlamaModel`` does, keeping only the last position of one or two layers.
+
+    Returns:
+        ``(1, rows, hidden)``: the final hidden state, after the final norm. With DoLa
+        ``(2, rows, hidden)``: the middle layer's state follows it.
+    """
+    language_model = decoder.language_model
+    hidden_states = inputs_embeds
+    position_embeddings = language_model.rotary_emb(hidden_states, position_ids)
+    mid_state: list[Tensor] = []
+    # hidden_states[0] is the embedding, so entry j is the output of the j-th layer.
+    for index, layer in enumerate(language_model.layers, start=1):
+        hidden_states = layer(
+            hidden_states,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            position_embeddings=position_embeddings,
+        )
+        if index == decoder.layer:
+            mid_state.append(hidden_states[:, -1])
+    if decoder.scoring.mid_norm:
+        mid_state = [language_model.norm(state) for state in mid_state]
+    return torch.stack([language_model.norm(hidden_states[:, -1]), *mid_state])
+
+
+def draw(decoder: Decoder, states: Tensor, streams: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw one token per sequence from the hidden states of its rows.
+
+    Args:
+        decoder: Model and settings.
+        states: As :func:`forward_layers` returns them.
+        streams: Random stream of each sequence, int64 ``(sequences,)``.
+        step: Index of the token to draw, int64 ``(1,)``.
+
+    Returns:
+        The tokens, int64 ``(sequences,)``, and whether each one's logits are finite, bool
+        ``(sequences,)``.
+    """
+    scoring = decoder.scoring
+    rows = decoder.head.features(states)
+    # (layers, branches, sequences, features)
+    features = rows.view(len(states), -1, len(streams), rows.shape[-1])
+    scores = _score(decoder, features)
+    token = sample(
+        scores,
+        gumbel_noise(streams, step, scores.shape[-1]),
+        temperature=scoring.temperature,
+        top_k=scoring.top_k,
+        top_p=scoring.top_p,
+    )
+    return token, scores.amax(dim=-1).isfinite()
+
+
+def _score(decoder: Decoder, features: Tensor) -> Tensor:
+    """Scores ``(sequences, vocab)`` of one or two branches, with or without DoLa."""
+    linear, scoring = decoder.head.linear, decoder.scoring
+    guided = features.shape[1] == 2
+    if decoder.layer is None:
+        logits = linear(features[0])
+        if not guided:
+            scores: Tensor = logits[0]
+            return scores
+        return classifier_free_guidance(logits[0], logits[1], scoring.cfg_weight)
+    if not guided:
+        return dola_from_features(features[0, 0], features[1, 0], linear, alpha=scoring.alpha)
+    return guided_dola_from_features(
+        features[0],
+        features[1],
+        linear,
+        alpha=scoring.alpha,
+        cfg_weight=scoring.cfg_weight,
+        apc=scoring.apc,
+    )

@@ -1,0 +1,180 @@
+"""Finding a Janus checkpoint, and reading its layout and config.
+
+Two layouts exist: transformers' (``model_type: janus``) and DeepSeek's original one
+(``model_type: multi_modality``), whose config is translated to transformers' here.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
+
+from lit_dola.errors import UserError
+
+Layout = Literal["janus", "multi_modality"]
+"""``model_type`` of transformers' layout and of DeepSeek's original one."""
+
+
+class Variant(NamedTuple):
+    """The names of a published Janus on the hub. Its sizes come from the checkpoint's config."""
+
+    original: str
+    transformers: str | None
+
+
+VARIANTS = {
+    "Janus-1.3B": Variant("deepseek-ai/Janus-1.3B", None),
+    "Janus-Pro-1B": Variant("deepseek-ai/Janus-Pro-1B", "deepseek-community/Janus-Pro-1B"),
+    "Janus-Pro-7B": Variant("deepseek-ai/Janus-Pro-7B", "deepseek-community/Janus-Pro-7B"),
+}
+"""Short names that ``model.model_path`` accepts; each stands for DeepSeek's own checkpoint."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder and what its ``config.json`` says.
+
+    Example:
+        >>> checkpoint = Checkpoint.open("checkpoints/shapes-janus")
+        >>> checkpoint.layout, checkpoint.num_image_tokens
+        ('janus', 144)
+    """
+
+    name: str
+    """What the user called it: a folder, a hub name or a short name."""
+    folder: Path
+    layout: Layout
+    config: JanusConfig
+
+    @classmethod
+    def open(cls, model_path: str) -> "Checkpoint":
+        """Find a checkpoint, fetching it from the hub if needed, and read its config.
+
+        Args:
+            model_path: A folder, a name on the hub, or one of :data:`VARIANTS`.
+
+        Raises:
+            UserError: If the checkpoint cannot be found or fetched, or its config is unusable.
+        """
+        folder = find_checkpoint(model_path)
+        layout, config = read_config(folder)
+        return cls(model_path, folder, layout, config)
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer layers of the language model; ``hidden_states`` has one entry more."""
+        return int(self.config.text_config.num_hidden_layers)
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens per image."""
+        return int(self.config.vision_config.num_image_tokens)
+
+    @property
+    def context_length(self) -> int:
+        """Positions that the language model was built for."""
+        return int(self.config.text_config.max_position_embeddings)
+
+
+def find_checkpoint(model_path: str) -> Path:
+    """Return the folder of a checkpoint: a local one, or one fetched from the Hugging Face hub.
+
+    Args:
+        model_path: A folder, a name on the hub, or one of :data:`VARIANTS`.
+
+    Raises:
+        UserError: If there is no such folder and the hub cannot provide it.
+    """
+    folder = Path(model_path).expanduser()
+    if folder.is_dir():
+        return folder
+    repo_id = VARIANTS[model_path].original if model_path in VARIANTS else model_path
+    if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
+        raise UserError(
+            f"model.model_path: no folder {model_path!r}; expected the folder of a Janus"
+            f" checkpoint, a name on the hub, or one of {', '.join(VARIANTS)}"
+        )
+    patterns = ["*.json", "*.jinja", "*.safetensors", "pytorch_model*.bin"]
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"model.model_path: {model_path!r} is not a local folder, and it could not be fetched"
+            f" from the hub ({type(error).__name__}: {reason}); expected the folder of a downloaded"
+            " checkpoint, or access to the hub"
+        ) from error
+
+
+def read_config(folder: Path) -> tuple[Layout, JanusConfig]:
+    """Read a checkpoint's ``config.json``.
+
+    Returns:
+        The layout, and the config as transformers' own.
+
+    Raises:
+        UserError: If ``config.json`` is missing, broken, or not that of a Janus.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        model_type = config.get("model_type")
+        if model_type == "janus":
+            return "janus", JanusConfig.from_dict(config)
+        if model_type == "multi_modality":
+            return "multi_modality", _translate_original(config)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; expected the folder of a Janus checkpoint") from None
+    except KeyError as error:
+        raise UserError(f"{path}: setting {error} is missing") from error
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: not readable as a Janus config: {error}") from error
+    ours, original = get_args(Layout)
+    raise UserError(
+        f"{path}: model_type is {model_type!r}; expected {ours!r} (transformers' layout) or"
+        f" {original!r} (DeepSeek's)"
+    )
+
+
+def _translate_original(config: dict[str, Any]) -> JanusConfig:
+    """Translate DeepSeek's config to transformers'; all sizes come from the checkpoint."""
+    language = {
+        key: value
+        for key, value in config["language_config"].items()
+        if not key.startswith("_") and key not in ("torch_dtype", "model_type")
+    }
+    vision = config["vision_config"]["params"]
+    aligner = config["aligner_config"]["params"]
+    codebook = config["gen_vision_config"]["params"]
+    gen_aligner = config["gen_aligner_config"]["params"]
+    head = config["gen_head_config"]["params"]
+    if head["image_token_embed"] != gen_aligner["n_embed"]:
+        raise ValueError(
+            f"gen_head's image_token_embed is {head['image_token_embed']}; expected gen_aligner's"
+            f" n_embed, {gen_aligner['n_embed']}"
+        )
+    patch_size = int(match[1]) if (match := re.search(r"patch(\d+)", vision["model_name"])) else 16
+    image_size = vision["image_size"]
+    return JanusConfig(
+        text_config=LlamaConfig(**language),
+        vision_config=JanusVisionConfig(
+            image_size=image_size,
+            patch_size=patch_size,
+            num_image_tokens=(image_size // patch_size) ** 2,
+            projection_dim=aligner["n_embed"],
+            depth=aligner["depth"],
+        ),
+        vq_config=JanusVQVAEConfig(
+            num_embeddings=codebook["image_token_size"],
+            embed_dim=codebook["n_embed"],
+            projection_dim=gen_aligner["n_embed"],
+            num_hidden_layers=gen_aligner["depth"],
+            image_token_embed_dim=head["n_embed"],
+        ),
+        tie_word_embeddings=False,
+    )

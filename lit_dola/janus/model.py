@@ -1,0 +1,108 @@
+"""Janus as generation sees it: a language model, an image head and a VQ decoder.
+
+The backbone is transformers' own Janus. No class of it is edited, subclassed or patched.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import JanusConfig, JanusForConditionalGeneration
+from transformers.models.llama.modeling_llama import LlamaModel
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """Predicts tokens of one kind from hidden states, and embeds them as the next input.
+
+    The image head (``gen_head``) is one; a text head (``lm_head``, with the identity as its
+    features) is another. The head is split before its last linear layer because that layer, the
+    contrast and classifier-free guidance are all linear, so features can be combined first.
+    """
+
+    features: Callable[[Tensor], Tensor]
+    """Hidden states ``(..., hidden)`` to what ``linear`` takes, ``(..., features)``."""
+    linear: nn.Linear
+    """The head's last layer: ``(..., features)`` to logits ``(..., vocab)``."""
+    embed: Callable[[Tensor], Tensor]
+    """Token ids, int64 ``(...)``, to the language model's inputs, ``(..., hidden)``."""
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """Hidden states ``(..., hidden)`` to logits ``(..., vocab)``."""
+        logits: Tensor = self.linear(self.features(hidden_states))
+        return logits
+
+
+class Backbone(Protocol):
+    """What this package needs of a loaded Janus, whichever package its code comes from."""
+
+    model: nn.Module
+    language_model: LlamaModel
+    gen_head: nn.Module
+    image_head: Head
+    vq_model: nn.Module
+    num_image_tokens: int
+    pad_token_id: int
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Iterate over every weight."""
+
+    def decode_image_tokens(self, tokens: Tensor) -> Tensor:
+        """Decode int64 ``(images, num_image_tokens)`` to pixels ``(images, 3, height, width)``.
+
+        Pixels are in [-1, 1], except where the VQ decoder overshoots.
+        """
+
+    def restore_float32_buffers(self) -> None:
+        """Restore the rotary frequencies to float32 after the whole module was cast.
+
+        transformers keeps them in float32 whatever the model's dtype, because they are multiplied
+        by positions. Lightning's true half precision casts the module as a whole and rounds them.
+        """
+
+
+class TransformersJanus(nn.Module):
+    """transformers' Janus without the parts that image generation never uses.
+
+    Args:
+        config: Config of the model.
+        pad_token_id: Token that replaces the prompt in the unconditional branch.
+
+    The weights are on the meta device until :func:`lit_dola.janus.weights.load_weights` fills them.
+    """
+
+    def __init__(self, config: JanusConfig, pad_token_id: int) -> None:
+        super().__init__()
+        with torch.device("meta"):
+            self.model = JanusForConditionalGeneration(config)
+        del self.model.lm_head, self.model.model.vision_model, self.model.model.aligner
+        del self.model.model.vqmodel.encoder, self.model.model.vqmodel.quant_conv
+        self.language_model = self.model.model.language_model
+        self.gen_head = self.model.model.generation_head
+        self.image_head = Head(
+            features=lambda states: self.gen_head.activation_fn(self.gen_head.proj_out(states)),
+            linear=self.gen_head.vision_head,
+            embed=self.model.prepare_embeddings_for_image_generation,
+        )
+        self.vq_model = self.model.model.vqmodel
+        self.num_image_tokens = int(config.vision_config.num_image_tokens)
+        self.pad_token_id = pad_token_id
+        self.eval().requires_grad_(False)
+
+    def decode_image_tokens(self, tokens: Tensor) -> Tensor:
+        """See :class:`Backbone`."""
+        pixels: Tensor = self.vq_model.decode(tokens)
+        return pixels
+
+    def restore_float32_buffers(self) -> None:
+        """See :class:`Backbone`."""
+        restore_rotary_frequencies(self.language_model)
+
+
+def restore_rotary_frequencies(language_model: LlamaModel) -> None:
+    """Recompute the rotary frequencies of a Llama in float32, on the device of its weights."""
+    rotary = type(language_model.rotary_emb)
+    with language_model.embed_tokens.weight.device:
+        language_model.rotary_emb = rotary(config=language_model.config)

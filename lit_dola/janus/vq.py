@@ -1,0 +1,35 @@
+"""From image tokens to pixels."""
+
+from collections.abc import Iterator
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lit_dola.janus.model import Backbone
+
+
+def decode_pixels(janus: Backbone, tokens: Tensor) -> Iterator[Tensor]:
+    """Decode images one at a time, so that an image's bytes do not depend on its batch.
+
+    The last bit of a convolution depends on the size of its batch.
+
+    Args:
+        janus: The model.
+        tokens: Int64 ``(images, num_image_tokens)``.
+
+    Yields:
+        Uint8 ``(1, 3, height, width)``, on the CPU.
+    """
+    for image in range(len(tokens)):
+        yield to_uint8(janus.decode_image_tokens(tokens[image : image + 1])).cpu()
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Convert pixels in [-1, 1] to uint8, truncating rather than rounding as DeepSeek's script."""
+    return ((pixels.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
+
+
+def to_pillow(pixels: Tensor) -> Image.Image:
+    """Convert uint8 ``(3, height, width)`` to an RGB image."""
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())

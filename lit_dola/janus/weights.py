@@ -1,0 +1,198 @@
+"""Reading the weights of a Janus checkpoint in either layout, shard by shard.
+
+Weights in transformers' layout are read as they are. Weights in DeepSeek's original layout are
+renamed on the way from the file to the model: no copy on disk, no remote code, and never more in
+memory than the model and one tensor.
+"""
+
+import json
+import re
+import zipfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from lit_dola.errors import UserError
+from lit_dola.janus.checkpoint import Checkpoint
+
+NOT_FOR_GENERATION = (
+    "lm_head.",
+    "model.vision_model.",
+    "model.aligner.",
+    "model.vqmodel.encoder.",
+    "model.vqmodel.quant_conv.",
+)
+"""Weights that image generation never uses, by their names in transformers."""
+
+_RENAMES = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        # language model
+        (r"^language_model\.lm_head\.", "lm_head."),
+        (r"^language_model\.model\.", "model.language_model."),
+        # image tokens in and out
+        (r"^gen_embed\.", "model.generation_embeddings."),
+        (r"^gen_head\.output_mlp_projector\.", "model.generation_head.proj_out."),
+        (r"^gen_head\.", "model.generation_head."),
+        (r"^gen_aligner\.", "model.generation_aligner."),
+        (r"^aligner\.", "model.aligner."),
+        # VQ tokenizer
+        (r"^gen_vision_model\.", "model.vqmodel."),
+        (r"^(model\.vqmodel\.encoder)\.conv_blocks\.(\d+)\.res\.", r"\1.down.\2.block."),
+        (r"^(model\.vqmodel\.encoder)\.conv_blocks\.", r"\1.down."),
+        (r"^(model\.vqmodel\.decoder)\.conv_blocks\.(\d+)\.res\.", r"\1.up.\2.block."),
+        (r"^(model\.vqmodel\.decoder)\.conv_blocks\.", r"\1.up."),
+        (r"^(model\.vqmodel\.\w+\.mid)\.0\.", r"\1.block_1."),
+        (r"^(model\.vqmodel\.\w+\.mid)\.1\.", r"\1.attn_1."),
+        (r"^(model\.vqmodel\.\w+\.mid)\.2\.", r"\1.block_2."),
+        # SigLIP tower
+        (r"^vision_model\.vision_tower\.blocks\.", "model.vision_model.encoder.layers."),
+        (r"^vision_model\.vision_tower\.norm\.", "model.vision_model.post_layernorm."),
+        (r"^vision_model\.vision_tower\.", "model.vision_model.embeddings."),
+        (r"^(model\.vision_model\.embeddings)\.patch_embed\.proj\.", r"\1.patch_embedding."),
+        (r"^(model\.vision_model\.embeddings)\.pos_embed$", r"\1.position_embedding.weight"),
+        (r"^(model\.vision_model\..*)\.norm([12])\.", r"\1.layer_norm\2."),
+        (r"^(model\.vision_model\..*)\.attn\.proj\.", r"\1.self_attn.projection_layer."),
+        (r"^(model\.vision_model\..*)\.attn\.qkv\.", r"\1.self_attn.qkv."),
+    ]
+]
+_NO_COUNTERPART = re.compile(
+    r"^vision_model\.vision_tower\.attn_pool\."  # pooling that Janus leaves out
+    r"|^gen_vision_model\.quantize\.codebook_used$"  # a usage statistic of training
+    r"|\.rotary_emb\.inv_freq$"  # computed from the config
+)
+
+
+def rename_original(name: str) -> tuple[str, ...]:
+    """Return transformers' names for a weight of DeepSeek's original layout.
+
+    Usually one name; three names if one tensor holds query, key and value; none for the few
+    tensors that transformers' Janus does not use.
+    """
+    if _NO_COUNTERPART.search(name):
+        return ()
+    for pattern, replacement in _RENAMES:
+        name = pattern.sub(replacement, name)
+    name = re.sub(
+        r"^(model\.(?:generation_)?aligner)\.layers\.(\d+)\.",
+        lambda match: f"{match[1]}.{_aligner_layer(int(match[2]))}.",
+        name,
+    )
+    if ".self_attn.qkv." in name:
+        return tuple(name.replace(".qkv.", f".{part}_proj.") for part in "qkv")
+    return (name,)
+
+
+def _aligner_layer(index: int) -> str:
+    """Name a linear layer of an aligner; odd indices of the original are activations."""
+    return "fc1" if index == 0 else f"hidden_layers.{index // 2 - 1}"
+
+
+def load_weights(
+    model: nn.Module, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Fill a model, built on the meta device, with the weights of a checkpoint.
+
+    Args:
+        model: transformers' Janus without its parts in :data:`NOT_FOR_GENERATION`.
+        checkpoint: The checkpoint.
+        dtype: Floating dtype to load the weights in.
+        device: Device to load the weights onto.
+
+    Raises:
+        UserError: If weights are missing, left over or wrongly shaped, or a file is broken.
+    """
+    folder = checkpoint.folder
+    original = checkpoint.layout == "multi_modality"
+    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    missing, left_over, misshapen = set(expected), [], []
+    for file, names in weight_files(folder).items():
+        weights = {}
+        for source, tensor in _read_file(folder / file, names, original, device):
+            for name in rename_original(source) if original else (source,):
+                if name not in missing:
+                    left_over.append(source)
+                elif tuple(tensor.shape) != expected[name]:
+                    missing.remove(name)
+                    misshapen.append(f"{source} {tuple(tensor.shape)}, expected {expected[name]}")
+                else:
+                    missing.remove(name)
+                    weights[name] = tensor.to(device=device, dtype=dtype)
+        model.load_state_dict(weights, strict=False, assign=True)
+    problems = {
+        "missing": sorted(missing),
+        "left over": sorted(left_over),
+        "wrongly shaped": sorted(misshapen),
+    }
+    found = [f"{kind}: {_shorten(names)}" for kind, names in problems.items() if names]
+    if found:
+        raise UserError(f"{folder}: weights do not fit its config.json; {'; '.join(found)}")
+
+
+def _shorten(names: list[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def weight_files(folder: Path) -> dict[str, Collection[str] | None]:
+    """List the weight files of a checkpoint folder.
+
+    Returns:
+        File name to the names of the weights to read from it; None: all of them.
+
+    Raises:
+        UserError: If there is no weight file, or a file that the index names is missing.
+    """
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{stem}.index.json"
+        if index.is_file():
+            try:
+                weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                files: dict[str, Any] = {file: [] for file in sorted(set(weight_map.values()))}
+                for name, file in weight_map.items():
+                    files[file].append(name)
+            except (KeyError, ValueError, AttributeError, TypeError) as error:
+                raise UserError(f"{index}: not readable as an index of weights: {error}") from error
+            for file in files:
+                if not (folder / file).is_file():
+                    raise UserError(f"{folder / file}: not found, though {index.name} names it")
+            return files
+        if (folder / stem).is_file():
+            return {stem: None}
+    raise UserError(
+        f"{folder}: no weights; expected model.safetensors or pytorch_model.bin, whole or in"
+        " shards with an index"
+    )
+
+
+def _read_file(
+    path: Path, names: Collection[str] | None, original: bool, device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of one file that generation needs, each read lazily."""
+
+    def wanted(name: str) -> bool:
+        targets = rename_original(name) if original else (name,)
+        return bool(targets) and not targets[0].startswith(NOT_FOR_GENERATION)
+
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                for name in names or file.keys():
+                    if wanted(name):
+                        yield name, file.get_tensor(name)
+        else:
+            weights = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+            for name in names or weights:
+                if wanted(name):
+                    yield name, weights[name]
+    except (SafetensorError, UnpicklingError, OSError, EOFError, RuntimeError) as error:
+        raise UserError(f"{path}: not readable as weights: {str(error).splitlines()[0]}") from error
+    except KeyError as error:
+        raise UserError(f"{path}: weight {error} is missing, though the index names it") from error

@@ -1,0 +1,1 @@
+"""Pages, sheets, plots and exports made from runs."""

@@ -1,0 +1,170 @@
+"""``python main.py compare``: a page that shows runs side by side, image by image."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from hashlib import sha256
+from itertools import count, groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lit_dola.data.requests import ImageKey
+from lit_dola.errors import UserError
+from lit_dola.reports.html import write_page
+from lit_dola.runs.folder import image_files
+from lit_dola.runs.records import ImageRecord, common_settings, read_images
+
+_VARIES = "varies"
+
+
+class _Run(NamedTuple):
+    """A run whose records were read."""
+
+    name: str
+    folder: Path
+    records: dict[ImageKey, ImageRecord]
+    settings: dict[str, Any]
+
+
+def compare(
+    runs: Sequence[Path], output: Path, seed: int = 0, copy_images: bool = False
+) -> list[str]:
+    """Write a page that shows runs side by side, ``index.html``; it needs no server.
+
+    Args:
+        runs: Folders of runs, two or more.
+        output: Folder of the page; created if needed.
+        seed: Shuffles the order and sides of the blind comparison; can be changed on the page.
+        copy_images: Copy the images next to the page, so that its folder can be moved or sent;
+            otherwise the page refers to them where they are.
+
+    Returns:
+        One note for each thing that does not match between the runs; the page shows them too.
+
+    Raises:
+        UserError: If a folder is not a run's, no image is in all runs, or the page cannot be
+            written.
+    """
+    runs = [run.expanduser() for run in runs]
+    output = output.expanduser()
+    if len(runs) < 2:
+        raise UserError(f"compare: {len(runs)} run; expected two or more")
+    loaded = [_load(name, folder) for name, folder in zip(_names(runs), runs)]
+    keys = sorted(set.intersection(*(set(run.records) for run in loaded)))
+    keys = [key for key in keys if len({run.records[key].prompt for run in loaded}) == 1]
+    notes = _mismatches(loaded, keys)
+    if not keys:
+        raise UserError(
+            f"compare: no image is in all of {', '.join(map(str, runs))}: {'; '.join(notes)};"
+            " expected runs of the same prompt file"
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        _write(loaded, keys, notes, output, seed, copy_images)
+    except OSError as error:
+        where = error.filename or output
+        raise UserError(f"output: cannot write to {where}: {error.strerror}") from error
+    return notes
+
+
+def _load(name: str, folder: Path) -> _Run:
+    files = image_files(folder) if folder.is_dir() else set()
+    records = [record for record in read_images(folder) if record.file in files]
+    if not records:
+        raise UserError(f"{folder}: no images of a run; expected a folder that predict has written")
+    by_key = {record.key: record for record in records}
+    settings = {name: _VARIES for record in records for name in record.settings}
+    return _Run(name, folder, by_key, {**settings, **common_settings(records)})
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return the folders' own names, or as much of their paths as distinguishes them.
+
+    Raises:
+        UserError: If a folder is given twice.
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    if len(set(parts)) < len(parts):
+        raise UserError("compare: a run is given twice; expected different runs")
+    by_depth = (["/".join(path[-depth:]) for path in parts] for depth in count(1))
+    return next(names for names in by_depth if len(set(names)) == len(names))
+
+
+def _mismatches(runs: list[_Run], keys: list[ImageKey]) -> list[str]:
+    """Describe which images cannot be compared, and what makes the comparison unfair."""
+    notes = []
+    shared = set(keys)
+    texts = [{key[0]: record.prompt for key, record in run.records.items()} for run in runs]
+    for run, prompts in zip(runs[1:], texts[1:]):
+        both = sorted(prompts.keys() & texts[0].keys())
+        if other := [index for index in both if prompts[index] != texts[0][index]]:
+            first = other[0]
+            notes.append(
+                f"{len(other)} prompts differ between {runs[0].name} and {run.name}: prompt {first}"
+                f" is {texts[0][first]!r:.60} and {prompts[first]!r:.60}; left out"
+            )
+    for run in runs:
+        if left := len(run.records.keys() - shared):
+            notes.append(f"{left} of {len(run.records)} images of {run.name} are not in all runs")
+    for name, what in (("seed", "noise"), ("model_path", "model")):
+        values = [run.settings.get(name) for run in runs]
+        if any(value != values[0] for value in values):
+            told = ", ".join(f"{run.name} {run.settings.get(name)}" for run in runs)
+            notes.append(f"{name} differs ({told}): the images are not of the same {what}")
+    return notes
+
+
+def _write(
+    runs: list[_Run],
+    keys: list[ImageKey],
+    notes: list[str],
+    output: Path,
+    seed: int,
+    copy_images: bool,
+) -> None:
+    rows = {
+        key: [_address(run, number, key, output, copy_images) for number, run in enumerate(runs)]
+        for key in keys
+    }
+    prompts = []
+    for index, group in groupby(keys, key=lambda key: key.prompt_index):
+        images = list(group)
+        first = runs[0].records[images[0]]
+        prompts.append(
+            {
+                "index": index,
+                "text": first.prompt,
+                "metadata": first.metadata,
+                "rows": [{"index": key.image_index, "files": rows[key]} for key in images],
+            }
+        )
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    values = {name: [run.settings.get(name) for run in runs] for name in names}
+    shown = [{"name": run.name, "settings": run.settings} for run in runs]
+    identity = json.dumps([shown, [prompt["text"] for prompt in prompts], list(rows.values())])
+    write_page(
+        output / "index.html",
+        "compare.html",
+        title=" / ".join(run.name for run in runs),
+        runs=shown,
+        num_images=len(keys),
+        prompts=prompts,
+        notes=notes,
+        differences={
+            name: value for name, value in values.items() if any(v != value[0] for v in value)
+        },
+        seed=seed,
+        page_id=sha256(identity.encode()).hexdigest()[:16],
+    )
+
+
+def _address(run: _Run, number: int, key: ImageKey, output: Path, copy_images: bool) -> str:
+    """Return an image's address relative to the page: of a copy, or of the image itself."""
+    file = run.records[key].file
+    image = run.folder / file
+    if copy_images:
+        copy = output / "images" / str(number) / file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        image = shutil.copyfile(image, copy)
+    return Path(os.path.relpath(image, output)).as_posix()

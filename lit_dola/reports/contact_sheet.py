@@ -1,0 +1,97 @@
+"""Many images in one: a prompt's images as a grid, or a sheet with one row per variant."""
+
+import math
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from textwrap import wrap
+
+from PIL import Image, ImageDraw, ImageFont
+
+from lit_dola.runs.files import write_atomically, write_png
+from lit_dola.runs.folder import GRID_FILE, images_of_prompt
+
+_GAP = 12
+_FONT_SIZE = 13
+_LINE = 16
+_FRAMES = {True: (40, 160, 60), False: (220, 35, 40)}
+
+
+def tile(images: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Tile images of one size, left to right and top to bottom, without gaps, as RGB."""
+    width, height = images[0].size
+    rows = math.ceil(len(images) / columns)
+    grid = Image.new("RGB", (columns * width, rows * height))
+    for place, image in enumerate(images):
+        grid.paste(image, (place % columns * width, place // columns * height))
+    return grid
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """Read an image file as RGB."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def write_prompt_grid(prompt_folder: Path, quality: int) -> None:
+    """Write all images of a prompt as one, ``grid.jpg``, as square as possible.
+
+    An existing grid that is at least as new as all images is kept.
+
+    Args:
+        prompt_folder: Folder of the prompt's images.
+        quality: Quality of the JPEG, 1 to 100.
+
+    Raises:
+        OSError: If an image cannot be read or the grid cannot be written.
+    """
+    files = images_of_prompt(prompt_folder)
+    path = prompt_folder / GRID_FILE
+    if not files:
+        return
+    newest = max(file.stat().st_mtime for file in files)
+    if path.exists() and path.stat().st_mtime >= newest:
+        return
+    encoded = BytesIO()
+    grid = tile([read_rgb(file) for file in files], columns=math.ceil(math.sqrt(len(files))))
+    grid.save(encoded, "JPEG", quality=quality, subsampling=0)
+    write_atomically(path, [encoded.getvalue()])
+
+
+def write_contact_sheet(
+    path: Path,
+    prompts: list[str],
+    rows: dict[str, list[Path]],
+    right: dict[str, list[bool]] | None = None,
+    size: int = 128,
+) -> None:
+    """Write a sheet of images as PNG, with one row per variant and one column per prompt.
+
+    Args:
+        path: File to write.
+        prompts: Prompts of the columns, written above them.
+        rows: Image files by the row's name, one per prompt; the name is written above its row.
+        right: By the row's name, whether each image is right: a green frame, else a red one.
+        size: Width of an image on the sheet, pixels.
+    """
+    font = ImageFont.load_default(_FONT_SIZE)
+    texts = [wrap(prompt, width=max(10, size // 7)) for prompt in prompts]
+    head = _LINE * max(map(len, texts)) + _GAP
+    step = size + _LINE + _GAP
+    width = _GAP + (size + _GAP) * len(prompts)
+    sheet = Image.new("RGB", (width, head + step * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, lines in enumerate(texts):
+        x = _GAP + (size + _GAP) * column
+        draw.multiline_text((x, _GAP // 2), "\n".join(lines), "black", font)
+    for row, (name, files) in enumerate(rows.items()):
+        y = head + step * row
+        draw.text((_GAP, y), name, "gray", font)
+        for column, file in enumerate(files):
+            x = _GAP + (size + _GAP) * column
+            shown = read_rgb(file).resize((size, size), Image.Resampling.BICUBIC)
+            if right:
+                box = (x - 3, y + _LINE - 3, x + size + 2, y + _LINE + size + 2)
+                draw.rectangle(box, outline=_FRAMES[right[name][column]], width=2)
+            sheet.paste(shown, (x, y + _LINE))
+    write_png(path, sheet, optimize=True)

@@ -1,0 +1,43 @@
+"""HTML pages from the templates next to this file: one file each, no server, no network."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lit_dola import __version__
+from lit_dola.runs.files import write_atomically
+
+
+def write_page(path: Path, template: str, **content: Any) -> None:
+    """Render a template and write it, escaping everything that users wrote.
+
+    Args:
+        path: File to write.
+        template: File name in ``lit_dola/reports/templates``.
+        content: Variables of the template.
+    """
+    stream = _environment().get_template(template).stream(version=__version__, **content)
+    stream.enable_buffering(1000)
+    write_atomically(path, (part.encode() for part in stream))
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("lit_dola.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["plain"] = _plain
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
+    return environment
+
+
+def _plain(value: Any) -> str:
+    """Format a value for people: text as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,100 @@
+"""The folder of a run: where images lie, and which are there."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from lit_dola.errors import UserError
+from lit_dola.runs.files import TEMPORARY_FILE, safe_name
+from lit_dola.runs.records import RecordLog
+
+_PROMPT_FOLDER = re.compile(r"\d{5,}(_.*)?")
+_IMAGE_FILE = re.compile(r"img_(\d{2,})\.(jpg|png|webp|npy)")
+GRID_FILE = "grid.jpg"
+"""All images of a prompt in one."""
+
+
+def image_path(prompt_index: int, prompt: str, image_index: int) -> Path:
+    """Return ``{index}_{prompt}/img_XX``, relative to the run's folder and without a suffix.
+
+    The index separates prompts whose cleaned names are equal, or differ only in case.
+    """
+    folder = f"{prompt_index:05}_{safe_name(prompt)}"
+    return Path(folder.rstrip("_")) / f"img_{image_index:02}"
+
+
+def image_files(folder: Path) -> set[str]:
+    """Return the images and token files in the folder of a run, relative to it, with ``/``.
+
+    Raises:
+        UserError: If the folder of a prompt is a symbolic link.
+    """
+    return {
+        f"{prompt_folder.name}/{match[0]}"
+        for prompt_folder in prompt_folders(folder)
+        for match in _image_names(prompt_folder)
+    }
+
+
+def images_of_prompt(prompt_folder: Path) -> list[Path]:
+    """Return the image files in the folder of a prompt, in the order of their indices."""
+    found = {
+        int(match[1]): prompt_folder / match[0]
+        for match in _image_names(prompt_folder)
+        if match[2] != "npy"
+    }
+    return [found[number] for number in sorted(found)]
+
+
+def _image_names(prompt_folder: Path) -> Iterator[re.Match[str]]:
+    """Yield matches of index and suffix for the images and token files of a prompt."""
+    for entry in os.scandir(prompt_folder):
+        match = _IMAGE_FILE.fullmatch(entry.name)
+        if match and entry.is_file(follow_symlinks=False):
+            yield match
+
+
+def delete_half_written(folder: Path, before: float) -> None:
+    """Delete incomplete files that killed runs left behind.
+
+    Args:
+        folder: Folder of a run.
+        before: Delete only files older than this, in the file system's own time: another run may
+            be writing.
+    """
+    for place in (folder, *prompt_folders(folder)):
+        for entry in os.scandir(place):
+            if TEMPORARY_FILE.fullmatch(entry.name):
+                with suppress(FileNotFoundError):
+                    if entry.stat(follow_symlinks=False).st_mtime < before:
+                        os.unlink(entry.path)
+
+
+def prompt_folders(folder: Path) -> Iterator[Path]:
+    """Yield the folders of prompts in the folder of a run.
+
+    Raises:
+        UserError: If one is a symbolic link.
+    """
+    for entry in os.scandir(folder):
+        if _PROMPT_FOLDER.fullmatch(entry.name):
+            if entry.is_symlink():
+                raise UserError(f"{entry.path}: a symbolic link; expected a folder")
+            if entry.is_dir():
+                yield Path(entry.path)
+
+
+def delete_images(folder: Path) -> None:
+    """Delete the images of a run, everything made from them, and folders that become empty."""
+    for name in ("metadata", "errors"):
+        RecordLog(folder, name).merge(keep=lambda record: False)
+    files = image_files(folder)
+    for name in files:
+        (folder / name).unlink()
+    for parent in {(folder / name).parent for name in files}:
+        for made in (parent / GRID_FILE, *parent.glob("img_*.inspect.*")):
+            made.unlink(missing_ok=True)
+        if not any(parent.iterdir()):
+            parent.rmdir()

@@ -1,0 +1,1 @@
+"""One LightningModule per task, on top of a shared base."""

@@ -1,0 +1,225 @@
+"""What every task on a Janus needs: its checkpoint, middle layer, loading, sharding and memory."""
+
+from collections.abc import Callable
+from logging import getLogger
+from typing import Any, Literal, TypeVar
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+
+from lit_dola.data.datamodule import plan_of, shards_the_model
+from lit_dola.data.requests import RunPlan
+from lit_dola.decoding.cache import images_that_fit
+from lit_dola.decoding.loop import TokenGenerator
+from lit_dola.dola import pick_static_layer_index
+from lit_dola.errors import RankError, UserError
+from lit_dola.janus.checkpoint import Checkpoint
+from lit_dola.janus.loading import Backend, load_janus, quantize_int8
+from lit_dola.janus.model import Backbone
+
+_log = getLogger(__name__)
+_NOT_RECORDED = {"parallel_size", "images_per_batch", "compile", "inspect"}
+"""Settings that do not change any single result."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class JanusModule(LightningModule):
+    """Loads a Janus, and runs batches that may be larger than the memory.
+
+    A task subclasses this, makes its token loop in :meth:`make_generator`, and calls
+    :meth:`run_in_parts` in its ``predict_step``.
+
+    Args:
+        model_path: As the setting ``model.model_path``.
+        dola: As the setting ``model.dola``.
+        layer_ratio: As the setting ``model.layer_ratio``.
+        layer: As the setting ``model.layer``.
+        backend: As the setting ``model.backend``.
+        compile: As the setting ``model.compile``.
+        quantize: As the setting ``model.quantize``.
+    """
+
+    janus: Backbone
+    """The model, once it is loaded."""
+    generator: TokenGenerator
+    """The token loop, once prediction starts."""
+
+    def __init__(
+        self,
+        model_path: str,
+        *,
+        dola: bool,
+        layer_ratio: float,
+        layer: int | None,
+        backend: Backend,
+        compile: bool | Literal["auto"],
+        quantize: Literal["int8wo"] | None,
+    ) -> None:
+        super().__init__()
+        self.model_path = model_path
+        self.dola = dola
+        self.layer_ratio = layer_ratio
+        self.layer = layer
+        self.backend = backend
+        self.compile_step = compile
+        self.quantize = quantize
+        self.on_step: list[Callable[[int], None]] = []
+        """Called after each decoding step with the number of tokens drawn per sequence."""
+        self._max_items: int | None = None
+        """Items per part, once a batch has run out of memory."""
+
+    @property
+    def plan(self) -> RunPlan:
+        """The plan of the trainer's run."""
+        return plan_of(self.trainer)
+
+    def middle_layer(self, checkpoint: Checkpoint) -> int | None:
+        """Return the index of the middle layer in ``hidden_states``, or None with DoLa off.
+
+        Raises:
+            UserError: If the model has no such layer.
+        """
+        if not self.dola:
+            return None
+        num_layers = checkpoint.num_layers
+        if self.layer is None:
+            return pick_static_layer_index(num_layers + 1, True, self.layer_ratio)
+        if self.layer < num_layers:
+            return self.layer
+        raise UserError(
+            f"model.layer: {self.layer} is not a middle layer of {self.model_path}; expected 1 to"
+            f" {num_layers - 1}, its final layer is {num_layers}"
+        )
+
+    def configure_model(self) -> None:
+        """Load the model, in the trainer's precision and directly onto its device.
+
+        Raises:
+            UserError: If it cannot be found or loaded, or does not fit into the device's memory.
+        """
+        plan = self.plan
+        if not plan.requests:
+            return
+        if not hasattr(self, "janus"):
+            self._load(plan)
+            if shards_the_model(self.trainer):
+                self.shard_layers()
+        language_model = self.janus.language_model
+        slots = plan.longest_prompt + self.max_new_tokens
+        plan.images_that_fit = images_that_fit(
+            language_model.config, slots, language_model.embed_tokens.weight
+        )
+
+    def _load(self, plan: RunPlan) -> None:
+        try:
+            self.janus = load_janus(
+                plan.checkpoint,
+                pad_token_id=plan.encoder.pad_token_id,
+                dtype=torch.get_default_dtype(),
+                device=torch.get_default_device(),
+                backend=self.backend,
+            )
+        except RuntimeError as error:
+            if not is_oom_error(error):
+                raise
+            raise RankError(self._out_of_memory("the weights")) from error
+
+    def shard_layers(self) -> None:
+        """Leave each rank a part of every layer; a layer is whole only while it runs."""
+        from torch.distributed.fsdp import fully_shard
+
+        if self.quantize:
+            raise UserError("model.quantize: int8 weights cannot be sharded; expected null")
+        for layer in self.janus.language_model.layers:
+            fully_shard(layer, reshard_after_forward=True)
+
+    def on_predict_start(self) -> None:
+        """Prepare the token loop."""
+        # By now the precision plugin has cast the whole module, see the called method.
+        self.janus.restore_float32_buffers()
+        if self.quantize:
+            quantize_int8(self.janus)
+        self.generator = self.make_generator()
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens that the task draws per sequence, at most."""
+        raise NotImplementedError
+
+    def make_generator(self) -> TokenGenerator:
+        """Return the task's token loop, with an empty cache."""
+        raise NotImplementedError
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the decoding step is compiled."""
+        if self.compile_step == "auto":
+            return self.device.type == "cuda" and not shards_the_model(self.trainer)
+        return self.compile_step
+
+    def run_in_parts(self, batch: list[Item], run: Callable[[list[Item]], Result]) -> list[Result]:
+        """Run a batch as a whole, or in smaller parts if it does not fit into memory.
+
+        Raises:
+            UserError: If a single item does not fit.
+        """
+        results: list[Result] = []
+        rest, halved = batch, False
+        while rest:
+            count = min(self._max_items or len(rest), len(rest))
+            result = self._run_if_it_fits(rest[:count], run)
+            if result is None:
+                self._max_items, halved = count // 2, True
+                continue
+            if halved:
+                _log.warning("out of memory: continuing with at most %d images at once", count)
+                halved = False
+            results.append(result)
+            rest = rest[count:]
+        return results
+
+    def _run_if_it_fits(
+        self, part: list[Item], run: Callable[[list[Item]], Result]
+    ) -> Result | None:
+        """Return None if the part does not fit into memory."""
+        try:
+            return run(part)
+        except RuntimeError as error:
+            if not is_oom_error(error):
+                raise
+            if len(part) == 1 or shards_the_model(self.trainer):  # ranks must stay in step
+                raise RankError(self._out_of_memory(f"{len(part)} image(s)")) from error
+        # After the handler, because the error keeps the tensors of its frames alive.
+        del self.generator
+        torch.compiler.reset()  # frees the memory of CUDA graphs
+        garbage_collection_cuda()
+        self.generator = self.make_generator()
+        return None
+
+    def call_on_step(self, tokens: int) -> None:
+        """Report progress: tokens drawn per sequence."""
+        for call in self.on_step:
+            call(tokens)
+
+    def _out_of_memory(self, what: str) -> str:
+        return (
+            f"out of memory at {what} of {self.model_path} in {self.trainer.precision}; expected a"
+            " device with more free memory, --trainer.precision bf16-true, --model.quantize int8wo,"
+            " --trainer.strategy fsdp2 on several GPUs, a smaller --model.images_per_batch or model"
+        )
+
+    def record_settings(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Return every setting that shapes a result, with the middle layer resolved.
+
+        Raises:
+            UserError: If the model has no such layer.
+        """
+        settings = {
+            name: value
+            for name, value in self.hparams.items()
+            if name not in _NOT_RECORDED and not name.startswith("_")
+        }
+        return {**settings, "layer": self.middle_layer(checkpoint)}

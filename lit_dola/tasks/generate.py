@@ -1,0 +1,254 @@
+"""Text-to-image generation with Janus and DoLa-static, one batch of images at a time."""
+
+from collections.abc import Mapping
+from itertools import chain
+from logging import getLogger
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    restricted_number_type,
+)
+from torch import Tensor
+
+from lit_dola.data.datamodule import shards_the_model
+from lit_dola.data.old_names import notes, rename_settings
+from lit_dola.data.requests import Failure, ImageKey, ImageRequest
+from lit_dola.decoding.guidance import ApcPolicy, Scoring
+from lit_dola.decoding.inspection import Inspection, inspect_tokens
+from lit_dola.decoding.loop import NotFiniteError, TokenGenerator, cfg_pair
+from lit_dola.errors import UserError, suggestion
+from lit_dola.janus.loading import Backend
+from lit_dola.janus.tokenizer import Roles
+from lit_dola.janus.vq import decode_pixels
+from lit_dola.tasks.base import JanusModule
+
+if TYPE_CHECKING:
+    Fraction = float
+    Seed = int
+else:
+    Fraction = restricted_number_type("Fraction", float, [(">", 0), ("<=", 1)])
+    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
+
+
+_log = getLogger(__name__)
+
+
+class GeneratedImages(NamedTuple):
+    """The result of one predict step, on the CPU."""
+
+    requests: list[ImageRequest]
+    """The requests that succeeded."""
+    tokens: Tensor
+    """Int32 ``(images, num_image_tokens)``."""
+    pixels: Tensor
+    """Uint8 ``(images, 3, height, width)``."""
+    failures: list[Failure]
+    """The requests that failed."""
+    inspections: Mapping[int, Inspection] = MappingProxyType({})
+    """Inspections of selected images, by index in ``requests``."""
+
+
+class LitDoLa(JanusModule):
+    """Generates images with Janus, its token distribution sharpened by DoLa-static.
+
+    Args:
+        model_path: Checkpoint: a local folder, a name on the Hugging Face hub, or one of
+            Janus-1.3B, Janus-Pro-1B, Janus-Pro-7B. DeepSeek's layout and transformers' both load.
+        dola: Whether to use DoLa; without it every step is exactly Janus' own.
+        alpha: Threshold of the head set (DoLa's relative top): tokens with at least ``alpha`` times
+            the probability of the most probable token may be drawn.
+        layer_ratio: Relative depth of the middle layer (DoLa's premature layer) that the final
+            layer is contrasted with.
+        layer: Index of the middle layer in ``hidden_states`` (0 is the embedding); overrides
+            ``layer_ratio``.
+        mid_norm: Whether to apply the model's final norm to the middle layer first, as a logit lens
+            does; DoLa itself does not.
+        apc: Which tokens may be drawn when the head sets of the conditional and unconditional
+            branch differ: cond, intersection, union, or per_branch (the old script's masking).
+        cfg_weight: Guidance scale of classifier-free guidance; 1 is no guidance.
+        temperature: Divides the scores before a token is drawn; 0 is greedy.
+        top_k: Draw from the k most probable tokens only.
+        top_p: Draw from the smallest set of most probable tokens with at least this mass.
+        parallel_size: Images per prompt.
+        images_per_batch: Images per batch, of any prompts; each uses two rows of the language
+            model. auto: as many as the GPU's memory allows, at most 64; 16 on a CPU.
+        seed: An image depends only on the seed, its prompt's index in the file and its own index;
+            not on its batch, the number of devices or the order.
+        roles: Role names in the prompt's conversation: pro (<|User|>), base (User), or auto: from
+            the checkpoint's chat template, else from the checkpoint's name.
+        backend: Package whose code runs the model: transformers, or deepseek (its janus package).
+        compile: Whether to compile the decoding step, with CUDA graphs on a GPU; auto: on a GPU.
+        quantize: int8wo stores the language model's weights as int8 with one scale per output
+            channel, using torchao: fewer bytes to read per step, and different images.
+        inspect: Images to inspect step by step, as ``[[prompt, image], ...]``: the size of the head
+            set, how far the final and middle layers diverge, the entropy before and after DoLa.
+    """
+
+    def __init__(
+        self,
+        model_path: str = "deepseek-ai/Janus-Pro-7B",
+        dola: bool = True,
+        alpha: Fraction = 0.1,
+        layer_ratio: ClosedUnitInterval = 0.8,
+        layer: PositiveInt | None = None,
+        mid_norm: bool = False,
+        apc: ApcPolicy = "cond",
+        cfg_weight: NonNegativeFloat = 5.0,
+        temperature: NonNegativeFloat = 1.0,
+        top_k: PositiveInt | None = None,
+        top_p: Fraction | None = None,
+        parallel_size: PositiveInt = 8,
+        images_per_batch: PositiveInt | Literal["auto"] = "auto",
+        seed: Seed = 0,
+        roles: Roles = "auto",
+        backend: Backend = "transformers",
+        compile: bool | Literal["auto"] = "auto",
+        quantize: Literal["int8wo"] | None = None,
+        inspect: list[tuple[NonNegativeInt, NonNegativeInt]] | None = None,
+    ) -> None:
+        super().__init__(
+            model_path,
+            dola=dola,
+            layer_ratio=layer_ratio,
+            layer=layer,
+            backend=backend,
+            compile=compile,
+            quantize=quantize,
+        )
+        self.save_hyperparameters()
+        self.roles = roles
+        self.parallel_size = parallel_size
+        self.images_per_batch = images_per_batch
+        self.inspect = {ImageKey(*key) for key in inspect or ()}
+        self.scoring = Scoring(
+            alpha=alpha,
+            mid_norm=mid_norm,
+            apc=apc,
+            cfg_weight=cfg_weight,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )
+
+    @classmethod
+    def checked(cls, settings: Mapping[str, Any]) -> "LitDoLa":
+        """Create a model from settings by name, each checked as on the command line.
+
+        Raises:
+            UserError: If a setting is unknown or out of range.
+        """
+        for note in notes(settings):
+            _log.warning(note)
+        settings = rename_settings(settings)
+        parser = ArgumentParser(exit_on_error=False)
+        known = parser.add_class_arguments(cls)
+        for name in settings.keys() - set(known):
+            raise UserError(f"{name}: not a setting of the model{suggestion(name, known)}")
+        try:
+            return cls(**parser.parse_object(settings).as_dict())
+        except ArgumentError as error:
+            raise UserError(" ".join(str(error).split())) from error
+
+    def setup(self, stage: str) -> None:
+        """Check the settings against the checkpoint.
+
+        Raises:
+            UserError: If the model has no such middle layer, or there is nothing to inspect.
+        """
+        if self.inspect and not self.dola:
+            raise UserError("model.inspect: DoLa is off; expected model.dola true")
+        self.middle_layer(self.plan.checkpoint)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens per image."""
+        return self.janus.num_image_tokens
+
+    def shard_layers(self) -> None:
+        """Shard the layers over all ranks.
+
+        Raises:
+            UserError: If images are to be inspected, which needs the whole model.
+        """
+        if self.inspect:
+            raise UserError("model.inspect: a sharded model cannot be inspected; expected null")
+        super().shard_layers()
+
+    def make_generator(self) -> TokenGenerator:
+        """Return the token loop of the image head."""
+        return TokenGenerator(
+            self.janus,
+            self.janus.image_head,
+            self.scoring,
+            layer=self.middle_layer(self.plan.checkpoint),
+            max_new_tokens=self.max_new_tokens,
+            max_prompt_length=self.plan.longest_prompt,
+            compile=self.compiles,
+        )
+
+    def predict_step(self, batch: list[ImageRequest], batch_idx: int) -> GeneratedImages:
+        """Generate a batch of images, as many at once as fit into memory.
+
+        Raises:
+            UserError: If a single image does not fit.
+        """
+        parts = self.run_in_parts(batch, self._generate)
+        images = GeneratedImages(
+            [*chain(*(part.requests for part in parts))],
+            torch.cat([part.tokens for part in parts]),
+            torch.cat([part.pixels for part in parts]),
+            [*chain(*(part.failures for part in parts))],
+        )
+        return images._replace(inspections=self._inspect(images))
+
+    def _generate(self, requests: list[ImageRequest]) -> GeneratedImages:
+        """Generate a few images; those whose logits are not finite become failures."""
+        failures: list[Failure] = []
+        pad_token_id = self.janus.pad_token_id
+        prompts = [cfg_pair(request.input_ids, pad_token_id) for request in requests]
+        keys = [request.key for request in requests]
+        # Inference mode would break the parameters that FSDP keeps of a layer.
+        mode = torch.is_inference_mode_enabled() and not shards_the_model(self.trainer)
+        try:
+            with torch.inference_mode(mode):
+                tokens = self.generator(prompts, keys, self.call_on_step)
+        except NotFiniteError as error:
+            failures = [_not_finite(requests[image], step) for image, step in error.steps.items()]
+            sound = [image for image in range(len(requests)) if image not in error.steps]
+            tokens, requests = error.tokens[sound], [requests[image] for image in sound]
+        pixels = [torch.empty(0, dtype=torch.uint8)]
+        for one in decode_pixels(self.janus, tokens):
+            pixels.append(one)
+            self.call_on_step(self.max_new_tokens)
+        return GeneratedImages(requests, tokens.to("cpu", torch.int32), torch.cat(pixels), failures)
+
+    def _inspect(self, images: GeneratedImages) -> dict[int, Inspection]:
+        """Inspect the selected images."""
+        layer = self.middle_layer(self.plan.checkpoint)
+        return {
+            place: inspect_tokens(
+                self.janus, self.scoring, layer, request.input_ids, images.tokens[place], key
+            )
+            for place, request in enumerate(images.requests)
+            if (key := request.key) in self.inspect and layer is not None
+        }
+
+
+def _not_finite(request: ImageRequest, step: int) -> Failure:
+    prompt = request.prompt
+    return Failure(
+        prompt.prompt_index,
+        request.image_index,
+        prompt.text,
+        f"entry {prompt.prompt_index}: image {request.image_index}: the model's logits are NaN or"
+        f" infinite at step {step}; expected finite ones, for which --trainer.precision bf16-true"
+        " or 32-true has more range than 16-true",
+    )
