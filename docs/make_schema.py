@@ -1,4 +1,4 @@
-"""JSON Schema of a configuration, for editors: ``python -m docs.make_schema > configs/schema.json``.
+"""JSON Schema of a configuration: ``python -m docs.make_schema > configs/schema.json``.
 
 jsonargparse writes it from signatures and docstrings. Settings of the trainer that name a class, of
 Lightning or another package, are left open: listing every class would take megabytes, and depend on

@@ -8,20 +8,20 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are too small to share out
 
 import torch
-from lit_dola.prompt import PromptEncoder
-from lit_dola.tiny import make_tiny_janus
 from transformers import JanusForConditionalGeneration
 
 from lit_dola.cli import main
-from lit_dola.janus import load_janus
-from tests import reference
+from lit_dola.janus.tokenizer import PromptEncoder
+from recipes.small_janus import make_random_janus
+from tests.support import reference
+from tests.support.images import load_folder
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
     """The embedded Janus in transformers' layout, with images of 4 x 4 tokens."""
     folder = tmp_path_factory.mktemp("tiny-janus")
-    make_tiny_janus(folder, image_size=64)
+    make_random_janus(folder, image_size=64)
     return folder
 
 
@@ -35,7 +35,7 @@ def load(tiny_checkpoint, encoder):
     """Load the embedded Janus as the module does, in a given dtype."""
 
     def load_in(dtype):
-        return load_janus(tiny_checkpoint, pad_token_id=encoder.pad_token_id, dtype=dtype)
+        return load_folder(tiny_checkpoint, pad_token_id=encoder.pad_token_id, dtype=dtype)
 
     return load_in
 

@@ -10,21 +10,18 @@ import subprocess
 import sys
 import termios
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from lit_dola.prompt import PromptEncoder
 from PIL import Image
 
+from lit_dola.janus.tokenizer import PromptEncoder
 from recipes.shapes.scorer import ShapesScorer
-from tests import forked, original, reference
-from tests.plain_janus import PlainJanus
-
-ROOT = Path(__file__).parents[1]
-CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=32-true"]
+from tests.support import forked, original, reference
+from tests.support.commands import CPU, ROOT, files, one_line, records, succeed
+from tests.support.plain_janus import PlainJanus
 
 
 @pytest.fixture
@@ -76,24 +73,6 @@ def small(tiny_checkpoint, folder):
         *CPU, f"--model.model_path={tiny_checkpoint}", "--model.parallel_size=2",
         "--model.images_per_batch=3", "--data.prompt_json=two.json", "--writer.save_tokens=true",
     ]  # fmt: skip
-
-
-def succeed(done):
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def records(folder):
-    return [json.loads(line) for line in (folder / "metadata.jsonl").open(encoding="utf-8")]
-
-
-def files(folder):
-    """Every file of a run by its name, but for what tells the time or place of it."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 def test_demo(python, folder):
@@ -168,7 +147,7 @@ def test_defaults_are_those_of_the_old_script(parse):
     config = yaml.safe_load(succeed(parse("predict", "--print_config")).stdout)
     expected = {
         "parallel_size": 8, "cfg_weight": 5.0, "alpha": 0.1, "layer_ratio": 0.8,
-        "temperature": 1.0, "dola": True, "head": "cond", "mid_norm": False,
+        "temperature": 1.0, "dola": True, "apc": "cond", "mid_norm": False,
     }  # fmt: skip
     assert {name: config["model"][name] for name in expected} == expected
     assert config["writer"]["quality"] == 95
@@ -263,7 +242,7 @@ ERRORS = {
     "broken YAML": ("model: [", 2, "bad.yaml"),
     "missing config": (["--config=nowhere.yaml"], 2, "nowhere.yaml"),
     "wrong value": (["--model.alpha=2"], 2, "model.alpha"),
-    "wrong choice": (["--model.head=both"], 2, "model.head"),
+    "wrong choice": (["--model.apc=both"], 2, "model.apc"),
     "wrong type": (["--model.parallel_size=many"], 2, "model.parallel_size"),
     "missing prompt file": (["--data.prompt_json=no.json"], 1, "no.json: not readable: No such"),
     "missing checkpoint": (
@@ -284,14 +263,6 @@ ERRORS = {
         "writer.output_dir: cannot write to prompt.json/x",
     ),
 }
-
-
-def one_line(done, code, message):
-    assert done.returncode == code
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr + done.stdout
 
 
 @pytest.mark.parametrize("case", ERRORS)
@@ -326,7 +297,7 @@ def test_gpu_config_without_a_gpu(predict):
 )
 def test_hub_name_without_network(python, folder, small, network):
     done = python(*small, "--model.model_path=Janus-Pro-7B", HF_HOME=str(folder), **network)
-    one_line(done, 1, "give the folder of a downloaded checkpoint")
+    one_line(done, 1, "expected the folder of a downloaded checkpoint")
 
 
 def test_only_predict_is_offered(parse):

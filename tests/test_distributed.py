@@ -2,18 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
-from lit_dola.module import LitDoLa
 
-from tests import forked
-from tests.test_cli import CPU, files, one_line, records
-
-MAIN = Path(__file__).parents[1] / "main.py"
+from lit_dola import LitDoLa
+from tests.support import forked
+from tests.support.commands import CPU, MAIN, ddp, files, one_line, records, run
 
 
 @pytest.fixture
@@ -66,16 +61,6 @@ def srun(arguments, tmp_path):
         return [forked.finish(*rank) for rank in ranks]
 
     return run
-
-
-def ddp(count, strategy="ddp"):
-    return [f"--trainer.devices={count}", f"--trainer.strategy={strategy}"]
-
-
-def run(*command, cwd):
-    return subprocess.run(
-        [sys.executable, *command], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
 
 
 def test_two_ranks_that_lightning_starts(arguments, one, tmp_path):

@@ -3,19 +3,19 @@
 import re
 import shlex
 import subprocess
-from pathlib import Path
+import tomllib
 
 import pytest
 import yaml
-from lit_dola.schema import GROUPS
 
 from docs.make_reference import main as make_reference
-from tests import forked
+from docs.make_schema import GROUPS
+from tests.support import forked
+from tests.support.commands import ROOT
 
-ROOT = Path(__file__).parents[1]
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 }
 README, TUTORIAL, HOW_TO, REFERENCE = (
     PAGES[name] for name in ("README.md", "docs/tutorial.md", "docs/how-to.md", "docs/reference.md")
@@ -138,7 +138,54 @@ def test_links_lead_somewhere(page):
             assert heading in map(anchor, headings), target
 
 
-def test_every_module_has_its_place_in_the_readme():
-    tree = README.split("## Where things are")[1]
-    modules = {path.name for path in (ROOT / "lit_dola").glob("*.py")} - {"__init__.py"}
-    assert modules == set(re.findall(r"`(\w+\.py)`", tree)) - {"main.py"}
+ARCHITECTURE = PAGES["docs/architecture.md"]
+
+
+def modules():
+    """Every module of the package, relative to it."""
+    package = ROOT / "lit_dola"
+    paths = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    return {path for path in paths if not path.endswith("/__init__.py")}
+
+
+def described():
+    """The modules that the tables of rooms describe."""
+    rooms = ARCHITECTURE.split("## Rooms")[1].split("Three objects")[0]
+    found = set()
+    for table in re.findall(r"(?:^\|.*\n)+", rooms, re.M):
+        room = re.match(r"\| `(\w+/)` \|", table)
+        for row in table.splitlines()[2:]:
+            first = row.split("|")[1]
+            found |= {
+                (room[1] if room else "") + name for name in re.findall(r"`(\w+\.py)`", first)
+            }
+    return found
+
+
+def test_the_architecture_describes_every_module():
+    assert described() == modules()
+
+
+def test_the_architecture_shows_the_layers_that_are_enforced():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (layers,) = (
+        contract["layers"]
+        for contract in project["tool"]["importlinter"]["contracts"]
+        if contract["type"] == "layers"
+    )
+    shown = [layer.replace("lit_dola.", "") for layer in layers]
+    assert "\n".join(f"    {layer}" for layer in shown) in ARCHITECTURE
+
+
+def test_ten_changes_touch_at_most_three_files():
+    table = ARCHITECTURE.split("## Ten changes, and")[1]
+    changes, change = {}, ""
+    for row in table.splitlines():
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        if len(cells) == 3 and cells[0] not in ("change", "---"):
+            change = cells[0] or change
+            changes.setdefault(change, []).extend(re.findall(r"`([\w/]+(?:\.py|/))`", cells[1]))
+    assert len(changes) == 10
+    for change, files in changes.items():
+        assert all((ROOT / "lit_dola" / file).exists() for file in files)
+        assert len(files) <= 3 or change == "a new task"

@@ -10,14 +10,14 @@ from torch import nn
 
 from lit_dola.dola import (
     MASK_VALUE,
-    apc_head,
+    apc_mask,
     contrast_with_apc_from_logits,
     dola_static_from_hidden,
     log_contrast,
     pick_static_layer_index,
 )
-from tests import reference
-from tests.strategies import alphas, logits
+from tests.support import reference
+from tests.support.strategies import alphas, logits
 
 
 @given(logits(largest=50.0), alphas)
@@ -60,14 +60,14 @@ def test_a_shift_of_either_logits_changes_nothing(pair, alpha, shift_final, shif
     torch.testing.assert_close(shifted, contrast, atol=1e-3, rtol=0)
     margin = log_probs - log_probs.amax(dim=-1, keepdim=True) - math.log(alpha)
     clear = margin.abs() > 1e-3
-    assert torch.equal(apc_head(shifted_log_probs, alpha)[clear], apc_head(log_probs, alpha)[clear])
+    assert torch.equal(apc_mask(shifted_log_probs, alpha)[clear], apc_mask(log_probs, alpha)[clear])
 
 
 @given(logits(count=1), alphas, alphas)
 def test_a_larger_alpha_never_lets_more_in(made, one, other):
     log_probs = made[0].float().log_softmax(dim=-1)
     small, large = sorted((one, other))
-    assert (apc_head(log_probs, large) <= apc_head(log_probs, small)).all()
+    assert (apc_mask(log_probs, large) <= apc_mask(log_probs, small)).all()
 
 
 def test_alpha_one_leaves_the_most_probable_tokens_alone():
@@ -108,7 +108,7 @@ def test_approaches_a_flat_head_as_the_middle_layer_approaches_the_final_one():
     generator = torch.Generator().manual_seed(0)
     final, other = torch.randn(2, 1000, generator=generator) * 3
     for alpha in (0.1, 1e-3):
-        flat = torch.zeros(1000).masked_fill(~apc_head(final.log_softmax(-1), alpha), float("-inf"))
+        flat = torch.zeros(1000).masked_fill(~apc_mask(final.log_softmax(-1), alpha), float("-inf"))
         distances = [
             total_variation(
                 contrast_with_apc_from_logits(final, final.lerp(other, far), alpha), flat

@@ -9,14 +9,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.test_distributed import MAIN, ddp, run
+from tests.support.commands import MAIN, ddp, run
 
 PROMPTS = [
     {"tag": "colors", "include": [{"class": "apple", "count": 1}], "prompt": "a red apple"},
     {"tag": "colors", "include": [{"class": "bird", "count": 1}], "prompt": "a blue bird"},
     {"tag": "counting", "include": [{"class": "bird", "count": 2}], "prompt": "two birds"},
 ]
-SETTINGS = {"baseline": {"dola": False}, "dola": {}, "sharp": {"alpha": 0.5, "layer": 3}}
+VARIANTS = {"baseline": {"dola": False}, "dola": {}, "sharp": {"alpha": 0.5, "layer": 3}}
 
 
 class Redness:
@@ -35,7 +35,7 @@ def folder(tmp_path, tiny_checkpoint):
         "model": {"model_path": str(tiny_checkpoint), "parallel_size": 2, "images_per_batch": 6},
         "data": {"prompt_json": "prompts.jsonl"},
         "writer": {"output_dir": "out", "format": "png"},
-        "settings": SETTINGS,
+        "variants": VARIANTS,
         "scorer": {"class_path": "tests.test_evaluation.Redness"},
     }
     (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(config))
@@ -60,10 +60,10 @@ def test_the_report_says_what_the_images_show(folder, evaluate):
     done = evaluate()
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     report = json.loads((folder / "out/report.json").read_text())
-    assert report["settings"] == SETTINGS
+    assert report["variants"] == VARIANTS
     assert report["reference"] == "baseline"
     baseline = redness(folder, "baseline")
-    for name in SETTINGS:
+    for name in VARIANTS:
         found = redness(folder, name)
         colors, counting = fmean(found[0] + found[1]), fmean(found[2])
         rates = {skill: rate["mean"] for skill, rate in report["rates"][name].items()}
@@ -79,7 +79,7 @@ def test_the_report_says_what_the_images_show(folder, evaluate):
     assert (folder / "out/report.svg").exists()
 
 
-def test_a_setting_is_a_run_of_predict(folder, evaluate, main_here):
+def test_a_variant_is_a_run_of_predict(folder, evaluate, main_here):
     assert evaluate().returncode == 0
     config = yaml.safe_load((folder / "evaluate.yaml").read_text())
     config = {key: config[key] for key in ("trainer", "model", "data", "writer")}
@@ -109,21 +109,19 @@ def test_it_goes_on_where_it_was(folder, evaluate):
 
 
 def test_the_weights_are_loaded_once(evaluate, monkeypatch):
-    import lit_dola.module
+    from lit_dola.tasks import base
 
     loads = []
-    load = lit_dola.module.load_janus
-    monkeypatch.setattr(
-        lit_dola.module, "load_janus", lambda *a, **k: loads.append(1) or load(*a, **k)
-    )
+    load = base.load_janus
+    monkeypatch.setattr(base, "load_janus", lambda *a, **k: loads.append(1) or load(*a, **k))
     assert evaluate().returncode == 0
     assert loads == [1]
 
 
-def test_layouts(folder, evaluate):
-    done = evaluate("--layout=geneval", "--scorer=null")
+def test_export(folder, evaluate):
+    done = evaluate("--export=geneval", "--scorer=null")
     assert done.returncode == 0, done.stderr
-    for name in SETTINGS:
+    for name in VARIANTS:
         for prompt_index, prompt in enumerate(PROMPTS):
             subfolder = folder / f"out/geneval/{name}/{prompt_index:05}"
             assert json.loads((subfolder / "metadata.jsonl").read_text()) == prompt
@@ -136,7 +134,7 @@ def test_dpg_benchs_folder_of_prompts(folder, evaluate):
     for name in ("b10", "a9"):
         (folder / f"dpg/{name}.txt").write_text(f"the prompt of {name}\n")
     flags = ["--data.prompt_json=dpg", "--model.parallel_size=4", "--scorer=null"]
-    done = evaluate(*flags, "--layout=dpg")
+    done = evaluate(*flags, "--export=dpg")
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (folder / "out/dpg/dola").iterdir()) == [
         "a9.png",
@@ -152,22 +150,25 @@ def test_dpg_benchs_folder_of_prompts(folder, evaluate):
 
 ERRORS = {
     "an unknown setting": (
-        ["--settings={x: {alhpa: 0.1}}"],
-        "settings.x: .*alhpa",
+        ["--variants={x: {alhpa: 0.1}}"],
+        "variants.x: .*alhpa",
     ),
-    "a wrong value": (["--settings={x: {alpha: 2}}"], "settings.x: .*alpha"),
+    "a wrong value": (["--variants={x: {alpha: 2}}"], "variants.x: .*alpha"),
     "one for all settings": (
-        ["--settings={x: {seed: 3}}"],
-        "settings.x: seed is for all settings; expected it in model",
+        ["--variants={x: {seed: 3}}"],
+        "variants.x: seed applies to all variants; expected it in model",
     ),
-    "no setting": (["--settings={}"], "settings: empty; expected at least one"),
-    "a name that is a path": (["--settings={../x: {}}"], "settings: '../x' is not a safe name"),
+    "no setting": (["--variants={}"], "variants: empty; expected at least one"),
+    "a name that is a path": (
+        ["--variants={../x: {}}"],
+        "variants: '../x' is not a safe folder name",
+    ),
     "another reference": (
         ["--reference=nothing"],
-        "reference: 'nothing' is not a setting; expected one of baseline, dola, sharp",
+        "reference: 'nothing' is not a variant; expected one of baseline, dola, sharp",
     ),
     "a layer that is not there": (
-        ["--settings={x: {layer: 8}}"],
+        ["--variants={x: {layer: 8}}"],
         "model.layer: 8 is not a middle layer",
     ),
     "no such scorer": (["--scorer=tests.test_evaluation.Blueness"], "scorer"),

@@ -20,11 +20,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from lit_dola.interrupt import requeue_slurm_job
 
-from lit_dola import run_folder
-from tests.forked import finish, run, start
-from tests.test_cli import files
+from lit_dola.callbacks.signals import requeue_slurm_job
+from lit_dola.runs import files as run_files
+from tests.support.commands import MAIN, files
+from tests.support.forked import finish, run, start
 
 
 @pytest.fixture
@@ -120,8 +120,8 @@ def break_call(number, how):
         return wrapped
 
     # Others use os as well, which is not to be counted.
-    run_folder.os = types.ModuleType("os")
-    vars(run_folder.os).update(vars(os), write=counted(os.write), fsync=counted(os.fsync))
+    run_files.os = types.ModuleType("os")
+    vars(run_files.os).update(vars(os), write=counted(os.write), fsync=counted(os.fsync))
     for call in (Path.mkdir, Path.open, Path.replace, Path.unlink):
         setattr(Path, call.__name__, counted(call))
 
@@ -190,7 +190,6 @@ def test_two_runs_at_once_in_one_folder(command, undisturbed, tmp_path):
     assert [process.exitcode for process in both] == [0, 0]
 
 
-MAIN = Path(__file__).parents[1] / "main.py"
 TWO_RANKS = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 
@@ -270,7 +269,7 @@ def test_a_signal_ends_the_run_in_order(signum, code, ranks, command, undisturbe
     done = end()
     name = signal.Signals(signum).name
     assert done.returncode == code
-    assert done.stderr == f"stopped by {name}; the same command goes on from there\n"
+    assert done.stderr == f"stopped by {name}; the same command continues from there\n"
     found = check_whole(tmp_path / "out", expected)
     images = {name for name in found if name.endswith(".jpg")}
     lines = [line for name in found if name.endswith(".jsonl") for line in found[name].splitlines()]

@@ -3,14 +3,13 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from lit_dola.decoding import DecodingConfig, ImageKey, ImageTokenGenerator
-from lit_dola.janus import load_janus
-from tests.test_decoding import BATCH, PROMPTS, expected
+from lit_dola.data.requests import ImageKey
+from tests.support.commands import ROOT
+from tests.support.images import BATCH, PROMPTS, ImageGenerator, expected, load_folder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -20,14 +19,12 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 def test_same_tokens_as_the_reference_in_float64(
     layer, compile, tiny_checkpoint, reference_model, encoder
 ):
-    janus = load_janus(
+    janus = load_folder(
         tiny_checkpoint, pad_token_id=encoder.pad_token_id, dtype=torch.float64, device="cuda"
     )
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    generate = ImageTokenGenerator(
-        janus, DecodingConfig(layer=layer), max_prompt_length=120, compile=compile
-    )
+    generate = ImageGenerator(janus, layer=layer, max_prompt_length=120, compile=compile)
     input_ids = [encoder.encode(PROMPTS[prompt]) for prompt, _ in BATCH]
     keys = [ImageKey(*key) for key in BATCH]
     made = [generate(input_ids, keys).tolist() for _ in range(3)]  # warm-up, recording, replay
@@ -38,10 +35,10 @@ def test_same_tokens_as_the_reference_in_float64(
 def test_the_command_line(tiny_checkpoint, tmp_path):
     """With automatic batch size, bfloat16 and the compiled step: as configs/dola.yaml has it."""
     command = [
-        sys.executable, str(Path(__file__).parents[1] / "main.py"), "predict",
-        "--config", str(Path(__file__).parents[1] / "configs/dola.yaml"), "--trainer.devices=1",
+        sys.executable, str(ROOT / "main.py"), "predict",
+        "--config", str(ROOT / "configs/dola.yaml"), "--trainer.devices=1",
         f"--model.model_path={tiny_checkpoint}", f"--writer.output_dir={tmp_path}",
-        f"--data.prompt_json={Path(__file__).parents[1] / 'prompt.json'}",
+        f"--data.prompt_json={ROOT / 'prompt.json'}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -64,7 +61,7 @@ def test_out_of_memory_splits_the_batch(tiny_checkpoint, tmp_path):
     whole, split = (
         subprocess.run(
             [sys.executable, "-c", SCRIPT, mebibytes, *command, f"--writer.output_dir={folder}"],
-            capture_output=True, text=True, timeout=600, cwd=Path(__file__).parents[1],
+            capture_output=True, text=True, timeout=600, cwd=ROOT,
         )
         for mebibytes, folder in [("0", tmp_path / "whole"), ("300", tmp_path / "split")]
     )  # fmt: skip

@@ -13,8 +13,8 @@ from PIL import Image
 import lit_dola
 from lit_dola import JanusPipeline
 from lit_dola.errors import UserError
-from tests import forked
-from tests.test_cli import CPU
+from tests.support import forked
+from tests.support.commands import CPU
 
 PROMPTS = ["two blue birds on a branch in the morning", "a red apple"]
 
@@ -64,7 +64,7 @@ def test_tokens_decode_to_the_same_images(pipeline):
     ("prompts", "settings", "message"),
     [
         ("a", {"alpha": 2}, "alpha.*v>0 and v<=1"),
-        ("a", {"alhpa": 0.2}, "alhpa: no setting of the model; did you mean alpha"),
+        ("a", {"alhpa": 0.2}, "alhpa: not a setting of the model; did you mean alpha"),
         ("a", {"quantize": "int8wo"}, "quantize: not a setting of generate"),
         ([], {}, "prompts: empty"),
         (["a", " "], {}, "prompts: entry 1: prompt is empty"),
@@ -81,7 +81,7 @@ def test_a_checkpoint_that_is_not_there():
     with pytest.raises(UserError, match=r"no folder '\./nowhere'"):
         JanusPipeline.from_pretrained("./nowhere")
     with pytest.raises(UserError, match=r"dtype: torch.int8; expected one of torch.float32"):
-        JanusPipeline.from_pretrained("tiny-janus", dtype=torch.int8)
+        JanusPipeline.from_pretrained("checkpoints/shapes-janus", dtype=torch.int8)
 
 
 def test_bfloat16(tiny_checkpoint):

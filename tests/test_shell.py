@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
-from lit_dola.schema import config_schema
 
-ROOT = Path(__file__).parents[1]
+from docs.make_schema import config_schema
+from tests.support.commands import ROOT
+
 SCRIPT = Path(sys.executable).with_name("lit-dola")
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 SCHEMA = json.loads((ROOT / "configs/schema.json").read_text())
@@ -86,7 +87,7 @@ def test_every_setting_in_a_config_is_told_of(path):
     """The first that a reader meets has a comment; those that repeat it say where to look."""
     text = path.read_text()
     comments = [line.partition("#")[2].strip() for line in text.splitlines() if "#" in line]
-    command = "evaluate" if "settings:" in text else "predict"
+    command = "evaluate" if "variants:" in text else "predict"
     assert f"python main.py {command} --config configs/{path.name}" in comments
 
 

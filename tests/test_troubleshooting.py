@@ -6,18 +6,18 @@ import os
 import re
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
-from lit_dola.image_file import encode_image
-from lit_dola.writer import ImageWriter
 from safetensors.torch import load_file, save_file
 
-from lit_dola import writer
-from lit_dola.decoding import ImageTokenGenerator
+from lit_dola import ImageWriter
+from lit_dola.callbacks import writer
+from lit_dola.decoding.loop import TokenGenerator
+from lit_dola.runs.image_file import encode_image
+from tests.support.commands import ROOT
 
-PAGE = Path(__file__).parents[1] / "docs/troubleshooting.md"
+PAGE = ROOT / "docs/troubleshooting.md"
 MESSAGES = re.findall(r"^\| `(.+?)` \|", PAGE.read_text(encoding="utf-8"), re.M)
 
 
@@ -57,7 +57,7 @@ def no_space(*_):
 
 def out_of_memory(images):
     """A token loop whose memory is enough for so many images."""
-    call = ImageTokenGenerator.__call__
+    call = TokenGenerator.__call__
 
     def limited(self, prompts, keys, on_step=None):
         if len(prompts) > images:
@@ -117,7 +117,7 @@ def mismatch(predict, **_):
     return predict("--model.alpha=0.2"), 1
 
 
-@case("no record of an image")
+@case("not the record of an image")
 def foreign_folder(predict, tmp_path, **_):
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "metadata.jsonl").write_text('{"file_name": "x.png"}\n')
@@ -142,7 +142,7 @@ def no_folder(predict, **_):
     return predict("--model.model_path=./nowhere"), 1
 
 
-@case("neither a local folder nor to be had from the hub")
+@case("is not a local folder, and it could not be fetched")
 def no_network(predict, **_):
     return predict("--model.model_path=deepseek-ai/Janus-Pro-7B"), 1
 
@@ -166,14 +166,14 @@ def wrong_layer(predict, **_):
 
 @case("torchao is not installed")
 def no_torchao(predict, monkeypatch, **_):
-    monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
+    monkeypatch.setattr("lit_dola.errors.find_spec", lambda name: None)
     return predict("--model.quantize=int8wo"), 1
 
 
 def evaluate(tmp_path, predict, *args):
     """The same with ``evaluate``, under two settings."""
     (tmp_path / "evaluate.yaml").write_text(
-        "settings: {baseline: {dola: false}, sharp: {alpha: 0.3}}\n"
+        "variants: {baseline: {dola: false}, sharp: {alpha: 0.3}}\n"
         "scorer: {class_path: tests.test_evaluation.Redness}\n"
     )
     return predict("--config=evaluate.yaml", *args, subcommand="evaluate")
@@ -185,26 +185,26 @@ def no_matplotlib(predict, tmp_path, monkeypatch, **_):
     return evaluate(tmp_path, predict), 1
 
 
-@case("is for all settings")
+@case("applies to all variants")
 def seed_of_a_setting(predict, tmp_path, **_):
-    return evaluate(tmp_path, predict, "--settings={sharp: {seed: 3}}"), 1
+    return evaluate(tmp_path, predict, "--variants={sharp: {seed: 3}}"), 1
 
 
-@case("is not a setting")
+@case("is not a variant")
 def other_reference(predict, tmp_path, **_):
     return evaluate(tmp_path, predict, "--reference=nothing"), 1
 
 
 @case("has no id")
 def no_id(predict, tmp_path, **_):
-    return evaluate(tmp_path, predict, "--layout=dpg", "--scorer=null"), 1
+    return evaluate(tmp_path, predict, "--export=dpg", "--scorer=null"), 1
 
 
 @case("2 images of prompt")
 def two_images(predict, tmp_path, **_):
     (tmp_path / "dpg").mkdir()
     (tmp_path / "dpg" / "a.txt").write_text("a cat")
-    flags = ["--layout=dpg", "--scorer=null", "--data.prompt_json=dpg"]
+    flags = ["--export=dpg", "--scorer=null", "--data.prompt_json=dpg"]
     return evaluate(tmp_path, predict, *flags), 1
 
 
@@ -213,7 +213,7 @@ def nothing_to_inspect(predict, **_):
     return predict("--model.dola=false", "--model.inspect=[[0, 0]]"), 1
 
 
-@case("is no image of this run")
+@case("is not an image of this run")
 def no_such_image(predict, **_):
     return predict("--model.inspect=[[0, 9]]"), 1
 
@@ -248,21 +248,26 @@ def misspelt(predict, **_):
     return predict("--model.alhpa=0.2"), 2
 
 
+@case("is now called model.apc")
+def old_name(predict, **_):
+    return predict("--model.head=cond"), 0
+
+
 @case("DeepSeek's janus is not installed")
 def no_janus(predict, monkeypatch, **_):
-    monkeypatch.setattr("lit_dola.deepseek.find_spec", lambda name: None)
+    monkeypatch.setattr("lit_dola.janus.deepseek.find_spec", lambda name: None)
     return predict("--model.backend=deepseek"), 1
 
 
 @case("at most 1 images at once")
 def too_many(predict, monkeypatch, **_):
-    monkeypatch.setattr(ImageTokenGenerator, "__call__", out_of_memory(1))
+    monkeypatch.setattr(TokenGenerator, "__call__", out_of_memory(1))
     return predict(), 0
 
 
 @case("out of memory at 1 image")
 def too_large(predict, monkeypatch, **_):
-    monkeypatch.setattr(ImageTokenGenerator, "__call__", out_of_memory(0))
+    monkeypatch.setattr(TokenGenerator, "__call__", out_of_memory(0))
     return predict("--model.images_per_batch=1"), 1
 
 

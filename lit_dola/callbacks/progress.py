@@ -73,7 +73,10 @@ class GenerationProgressBar(ProgressBar):
             leave=False,
             position=1,
         )
-        pl_module.on_step.append(lambda tokens: self._tokens.update(tokens - self._tokens.n))
+        pl_module.on_step.append(self._show_tokens)
+
+    def _show_tokens(self, tokens: int) -> None:
+        self._tokens.update(tokens - self._tokens.n)
 
     def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Reset the bar of tokens."""

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lit_dola.decoding.sampling import sample
 from lit_dola.dola import MASK_VALUE, apc_mask, log_contrast
 
 ApcPolicy = Literal["cond", "intersection", "union", "per_branch"]
@@ -41,6 +42,12 @@ class Scoring:
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
+
+    def draw(self, scores: Tensor, noise: Tensor) -> Tensor:
+        """Draw one token per row, see :func:`lit_dola.decoding.sampling.sample`."""
+        return sample(
+            scores, noise, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
+        )
 
 
 def classifier_free_guidance(cond: Tensor, uncond: Tensor, cfg_weight: float) -> Tensor:
@@ -185,6 +192,73 @@ def dola_from_features(final: Tensor, mid: Tensor, linear: nn.Linear, *, alpha: 
     contrast = (final.float() - mid.float()).to(final.dtype)
     logits = linear(torch.stack([final, contrast]))
     return _mask_scores(logits, apc_mask(logits[0].float(), alpha), linear.bias)
+
+
+def score_features(features: Tensor, linear: nn.Linear, scoring: Scoring) -> Tensor:
+    """Score the next token of every sequence, before the vocabulary: the form that decoding uses.
+
+    Args:
+        features: Input of ``linear``, ``(layers, branches, sequences, features)``: the final layer,
+            with DoLa also the middle one; the conditional branch, with guidance also the
+            unconditional one.
+        linear: The head's last linear layer.
+        scoring: The settings.
+
+    Returns:
+        Scores ``(sequences, vocab)``, float32 with DoLa.
+    """
+    dola, guided = len(features) == 2, features.shape[1] == 2
+    if dola and guided:
+        return guided_dola_from_features(
+            features[0],
+            features[1],
+            linear,
+            alpha=scoring.alpha,
+            cfg_weight=scoring.cfg_weight,
+            apc=scoring.apc,
+        )
+    if dola:
+        return dola_from_features(features[0, 0], features[1, 0], linear, alpha=scoring.alpha)
+    logits: Tensor = linear(features[0])
+    if guided:
+        return classifier_free_guidance(logits[0], logits[1], scoring.cfg_weight)
+    return logits[0]
+
+
+def score_logits(logits: Tensor, scoring: Scoring) -> Tensor:
+    """Score tokens from logits of both branches: the form that inspection uses.
+
+    Args:
+        logits: ``(layers, 2, ..., vocab)``: the final layer, with DoLa also the middle one; the
+            conditional branch, then the unconditional one.
+        scoring: The settings.
+
+    Returns:
+        Scores ``(..., vocab)``.
+    """
+    cond_final, uncond_final = logits[0]
+    if len(logits) == 1:
+        return classifier_free_guidance(cond_final, uncond_final, scoring.cfg_weight)
+    cond_mid, uncond_mid = logits[1]
+    return guided_dola(
+        cond_final,
+        uncond_final,
+        cond_mid,
+        uncond_mid,
+        alpha=scoring.alpha,
+        cfg_weight=scoring.cfg_weight,
+        apc=scoring.apc,
+    )
+
+
+def drawable_tokens(logits: Tensor, scoring: Scoring) -> Tensor:
+    """Return which tokens DoLa may draw, from final-layer logits ``(2, ..., vocab)``, as bool.
+
+    With ``per_branch``, which excludes no token for good, these are the tokens of the conditional
+    head set.
+    """
+    apc = "cond" if scoring.apc == "per_branch" else scoring.apc
+    return allowed_tokens(logits[0], logits[1], scoring.alpha, apc)
 
 
 def _mask_scores(logits: Tensor, allowed: Tensor, bias: Tensor | None) -> Tensor:

@@ -11,15 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_dola.decoding.guidance import (
-    Scoring,
-    allowed_tokens,
-    classifier_free_guidance,
-    guided_dola,
-)
+from lit_dola.decoding.guidance import Scoring, drawable_tokens, score_logits
 from lit_dola.decoding.loop import StreamKey, cfg_pair
-from lit_dola.decoding.sampling import gumbel_noise, sample, stream_keys
-from lit_dola.dola import apc_mask
+from lit_dola.decoding.sampling import gumbel_noise, stream_keys
 from lit_dola.janus.model import Backbone
 
 _STEPS_AT_ONCE = 64
@@ -103,24 +97,14 @@ def _hidden_states(
 
 def _inspect_logits(logits: Tensor, noise: Tensor, scoring: Scoring) -> tuple[Tensor, ...]:
     """Measure a few steps, from logits ``(2 layers, 2 branches, steps, vocab)``."""
-    (cond_final, uncond_final), (cond_mid, uncond_mid) = logits
-    final, mid = cond_final.log_softmax(dim=-1), cond_mid.log_softmax(dim=-1)
+    final, mid = logits[:, 0].log_softmax(dim=-1)  # of the conditional branch
     between = torch.logaddexp(final, mid) - math.log(2)
     both = torch.stack([final, mid])
     divergence = F.kl_div(between, both, log_target=True, reduction="none").sum(dim=-1).mean(dim=0)
-    if scoring.apc == "per_branch":
-        allowed = apc_mask(final, scoring.alpha)
-    else:
-        allowed = allowed_tokens(cond_final, uncond_final, scoring.alpha, scoring.apc)
-    before = classifier_free_guidance(cond_final, uncond_final, scoring.cfg_weight)
-    after = guided_dola(
-        cond_final, uncond_final, cond_mid, uncond_mid,
-        alpha=scoring.alpha, cfg_weight=scoring.cfg_weight, apc=scoring.apc,
-    )  # fmt: skip
-    drawing = {name: getattr(scoring, name) for name in ("temperature", "top_k", "top_p")}
+    before, after = score_logits(logits[:1], scoring), score_logits(logits, scoring)
     return (
-        sample(before, noise, **drawing).to(torch.int32),
-        allowed.sum(dim=-1, dtype=torch.int32),
+        scoring.draw(before, noise).to(torch.int32),
+        drawable_tokens(logits[0], scoring).sum(dim=-1, dtype=torch.int32),
         divergence,
         _entropy(before, scoring.temperature),
         _entropy(after, scoring.temperature),

@@ -13,13 +13,8 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from lit_dola.decoding.cache import KVCache, PrefillView, StepView
-from lit_dola.decoding.guidance import (
-    Scoring,
-    classifier_free_guidance,
-    dola_from_features,
-    guided_dola_from_features,
-)
-from lit_dola.decoding.sampling import gumbel_noise, sample
+from lit_dola.decoding.guidance import Scoring, score_features
+from lit_dola.decoding.sampling import gumbel_noise
 from lit_dola.janus.model import Head
 
 _COMPILE_OPTIONS: dict[str, Any] = {
@@ -139,38 +134,9 @@ def draw(decoder: Decoder, states: Tensor, streams: Tensor, step: Tensor) -> tup
         The tokens, int64 ``(sequences,)``, and whether each one's logits are finite, bool
         ``(sequences,)``.
     """
-    scoring = decoder.scoring
     rows = decoder.head.features(states)
     # (layers, branches, sequences, features)
     features = rows.view(len(states), -1, len(streams), rows.shape[-1])
-    scores = _score(decoder, features)
-    token = sample(
-        scores,
-        gumbel_noise(streams, step, scores.shape[-1]),
-        temperature=scoring.temperature,
-        top_k=scoring.top_k,
-        top_p=scoring.top_p,
-    )
+    scores = score_features(features, decoder.head.linear, decoder.scoring)
+    token = decoder.scoring.draw(scores, gumbel_noise(streams, step, scores.shape[-1]))
     return token, scores.amax(dim=-1).isfinite()
-
-
-def _score(decoder: Decoder, features: Tensor) -> Tensor:
-    """Scores ``(sequences, vocab)`` of one or two branches, with or without DoLa."""
-    linear, scoring = decoder.head.linear, decoder.scoring
-    guided = features.shape[1] == 2
-    if decoder.layer is None:
-        logits = linear(features[0])
-        if not guided:
-            scores: Tensor = logits[0]
-            return scores
-        return classifier_free_guidance(logits[0], logits[1], scoring.cfg_weight)
-    if not guided:
-        return dola_from_features(features[0, 0], features[1, 0], linear, alpha=scoring.alpha)
-    return guided_dola_from_features(
-        features[0],
-        features[1],
-        linear,
-        alpha=scoring.alpha,
-        cfg_weight=scoring.cfg_weight,
-        apc=scoring.apc,
-    )

@@ -1,4 +1,4 @@
-"""How much the VQ tokenizer loses: ``python -m recipes.shapes.round_trip checkpoints/shapes-janus``."""
+"""VQ round trips: ``python -m recipes.shapes.round_trip checkpoints/shapes-janus``."""
 
 import random
 import sys

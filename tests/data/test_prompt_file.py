@@ -1,0 +1,221 @@
+"""Prompt files in every form, and everything that can be wrong with one."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_dola.data.prompt_file import read_prompts
+from lit_dola.errors import UserError
+from lit_dola.runs.files import append_line
+
+FORMS = {
+    "list of strings": ('["a cat", " a dog "]', "p.json", [{}, {}]),
+    "list of objects": (
+        '[{"prompt": "a cat", "tag": "x"}, {"prompt": "a dog", "n": 2}]',
+        "p.json",
+        [{"tag": "x"}, {"n": 2}],
+    ),
+    "text and caption": ('[{"text": "a cat"}, {"caption": "a dog"}]', "p.json", [{}, {}]),
+    "strings and objects": ('["a cat", {"text": "a dog", "id": 7}]', "p.json", [{}, {"id": 7}]),
+    "id to prompt": ('{"x": "a cat", "y": "a dog"}', "p.json", [{"id": "x"}, {"id": "y"}]),
+    "prompt before text": (
+        '[{"text": "t", "prompt": "a cat"}, {"caption": "c", "text": "a dog"}]',
+        "p.json",
+        [{"text": "t"}, {"caption": "c"}],
+    ),
+    "JSON Lines": (
+        '{"tag": "single_object", "prompt": "a cat"}\n\n{"prompt": "a dog"}\n',
+        "p.jsonl",
+        [{"tag": "single_object"}, {}],
+    ),
+    "JSON Lines of strings": ('"a cat"\r\n"a dog"\r\n', "p.jsonl", [{}, {}]),
+    "plain text": ("a cat\n\n  a dog\r\n", "p.txt", [{}, {}]),
+}
+
+
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"], ids=["", "BOM"])
+@pytest.mark.parametrize("form", FORMS)
+def test_forms(prompt_file, form, bom):
+    content, name, metadata = FORMS[form]
+    prompts = read_prompts(prompt_file(bom + content.encode(), name))
+    assert [prompt.text for prompt in prompts] == ["a cat", "a dog"]
+    assert [prompt.prompt_index for prompt in prompts] == [0, 1]
+    assert [prompt.metadata for prompt in prompts] == metadata
+
+
+ERRORS = {
+    "empty file": ("", "p.json", "empty; expected at least one prompt"),
+    "white space only": (" \n ", "p.txt", "empty; expected at least one prompt"),
+    "empty list": ("[]", "p.json", "empty; expected at least one prompt"),
+    "empty object": ("{}", "p.json", "empty; expected at least one prompt"),
+    "bad JSON": ('["a",\n  "b"\n  "c"]', "p.json", "line 3, column 3: not JSON"),
+    "bad JSON line": ('"a"\n{"prompt": }\n', "p.jsonl", "line 2: column 12: not JSON"),
+    "deep nesting": ("[" * 100_000, "p.json", "not JSON"),
+    "huge integer": ("[" + "9" * 10_000 + "]", "p.json", "not JSON"),
+    "a number": ("3", "p.json", "found a number; expected a list or an object of prompts"),
+    "a string": ('"a cat"', "p.json", "found a string; expected a list or an object of prompts"),
+    "null": ("null", "p.json", "found null; expected a list or an object of prompts"),
+    "entry of a wrong type": ('["a", 3]', "p.json", "entry 1: found a number; expected a string"),
+    "entry is a list": ('["a", ["b"]]', "p.json", "entry 1: found a list; expected a string"),
+    "line of a wrong type": ('"a"\ntrue', "p.jsonl", "line 2: found a boolean"),
+    "prompt of a wrong type": ('[{"prompt": null}]', "p.json", "entry 0: prompt is null; expected"),
+    "nested object": ('{"a": {"b": "c"}}', "p.json", "entry 0: prompt is an object; expected"),
+    "no prompt": ('[{"title": "x"}]', "p.json", "no prompt; expected one of the keys prompt, text"),
+    "empty prompt": ('["a", " "]', "p.json", "entry 1: prompt is empty"),
+    "duplicate ids": (
+        '[{"id": 1, "prompt": "a"}, {"id": 2, "prompt": "b"}, {"id": 1, "prompt": "c"}]',
+        "p.json",
+        "entry 2: id 1 is already used by entry 0",
+    ),
+    "duplicate keys": (
+        '{"a": "x", "a": "y"}',
+        "p.json",
+        'entry 1: id "a" is already used by entry 0',
+    ),
+    "not UTF-8": (b'["caf\xe9"]', "p.json", "not UTF-8: invalid continuation byte at byte 5"),
+    "UTF-16": ('["a"]'.encode("utf-16"), "p.json", "not UTF-8"),
+    "half a surrogate pair": (r'["\ud83d"]', "p.json", "entry 0: prompt has half a surrogate pair"),
+    "half a pair in metadata": (
+        r'[{"prompt": "a", "tags": ["\ud83d"]}]',
+        "p.json",
+        "entry 0: metadata has half a surrogate pair",
+    ),
+    "NaN": ('[{"prompt": "a", "weight": NaN}]', "p.json", "not JSON: NaN is no JSON value"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_name_the_file_and_the_entry(prompt_file, case):
+    content, name, message = ERRORS[case]
+    path = prompt_file(content, name)
+    with pytest.raises(UserError) as caught:
+        read_prompts(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unreadable_paths(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.json: not readable: No such file"):
+        read_prompts(tmp_path / "nowhere.json")
+    with pytest.raises(UserError, match="not readable: Is a directory"):
+        read_prompts(tmp_path)
+
+
+def test_a_folder_holds_a_prompt_a_file(tmp_path):
+    for name, text in (("b10.txt", "a dog\n"), ("a9.txt", "a cat"), ("notes.md", "not a prompt")):
+        (tmp_path / name).write_text(text)
+    prompts = read_prompts(tmp_path)
+    assert [(p.prompt_index, p.text, p.metadata) for p in prompts] == [
+        (0, "a cat", {"id": "a9"}),
+        (1, "a dog", {"id": "b10"}),
+    ]
+    (tmp_path / "c.txt").write_text(" ")
+    with pytest.raises(UserError, match=r"c\.txt: empty; expected at least one prompt"):
+        read_prompts(tmp_path)
+
+
+def test_bad_entries_are_set_aside_where_asked(prompt_file):
+    skipped = []
+    path = prompt_file(
+        '"a"\n{"prompt": }\n\n3\n{"prompt": "d", "id": 1}\n{"prompt": "e", "id": 1}', "p.jsonl"
+    )
+    assert [(prompt.prompt_index, prompt.text) for prompt in read_prompts(path, skipped)] == [
+        (0, "a"),
+        (3, "d"),
+    ]
+    assert [(failure.prompt_index, failure.reason[:25]) for failure in skipped] == [
+        (1, "line 2: column 12: not JS"),
+        (2, "line 4: found a number; e"),
+        (4, "line 6: id 1 is already u"),
+    ]
+    with pytest.raises(UserError, match=r"entry 1: found a number"):
+        read_prompts(prompt_file("[2, 3]"), [])  # nothing is left
+
+
+def check_any(path):
+    """It loads, and can be written into the metadata, or is one line of error; never another."""
+    for skipped in (None, []):
+        try:
+            prompts = read_prompts(path, skipped)
+        except UserError as error:
+            prompts, message = None, str(error)
+        if prompts is None:
+            assert message.startswith(f"{path}: ")
+            assert len(message.splitlines()) == 1
+            continue
+        places = [entry.prompt_index for entry in [*prompts, *(skipped or [])]]
+        assert sorted(places) == list(range(len(places)))
+        assert all(prompt.text.strip() for prompt in prompts)
+        for prompt in prompts:
+            append_line(path.with_name("metadata.0.jsonl"), prompt._asdict())
+
+
+text = st.text(st.characters(codec=None)) | st.sampled_from(["\ud83d", "x" * 100_000, " ", "id"])
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | text,
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(text | st.sampled_from(["prompt", "text", "id"]), inner)
+    ),
+    max_leaves=20,
+)
+suffixes = st.sampled_from([".json", ".jsonl", ".txt"])
+thousands = settings(max_examples=1500, deadline=None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("any")
+
+
+@thousands
+@given(json_values, suffixes)
+def test_any_json_loads_or_is_one_line_of_error(folder, document, suffix):
+    path = folder / f"prompt{suffix}"
+    if suffix == ".jsonl" and isinstance(document, list):
+        path.write_text("\n".join(map(json.dumps, document)))
+    else:
+        path.write_text(json.dumps(document))
+    check_any(path)
+
+
+@thousands
+@given(
+    st.binary()
+    | st.lists(
+        st.sampled_from(
+            [
+                b"[",
+                b"{",
+                b'"',
+                b":",
+                b",",
+                b"a",
+                b"\xff",
+                b"\\",
+                b"\n",
+                b"1e999",
+                b'"prompt"',
+                b"]",
+                b"}",
+                b"\xef\xbb\xbf",
+            ]
+        )
+    ).map(b"".join),
+    suffixes,
+)
+def test_any_bytes_load_or_are_one_line_of_error(folder, content, suffix):
+    path = folder / f"prompt{suffix}"
+    path.write_bytes(content)
+    check_any(path)
+
+
+@pytest.mark.parametrize("depth", [*range(900, 1010, 7), 5000, 100_000])
+def test_any_nesting_loads_or_is_one_line_of_error(folder, depth):
+    """Near the limit it can be read and not written: that shows at once, not at the end."""
+    nested = "[" * depth + "]" * depth
+    path = folder / "prompt.json"
+    path.write_text(f'[{{"prompt": "a", "metadata": {nested}}}]')
+    check_any(path)

@@ -1,0 +1,175 @@
+"""The token loop against the plain reference, and against transformers' own generate."""
+
+import pytest
+import torch
+from transformers import JanusForConditionalGeneration
+
+from lit_dola.data.requests import ImageKey
+from lit_dola.decoding.loop import NotFiniteError
+from tests.support.images import BATCH, PROMPTS, ImageGenerator, expected
+
+
+@pytest.fixture(scope="module")
+def janus64(load):
+    return load(torch.float64)
+
+
+def run(janus, encoder, settings, batch=BATCH):
+    return ImageGenerator(janus, **settings)(
+        [encoder.encode(PROMPTS[prompt]) for prompt, _ in batch],
+        [ImageKey(prompt, image) for prompt, image in batch],
+    ).tolist()
+
+
+SETTINGS = [
+    {"layer": None},
+    {"layer": None, "temperature": 0.0},
+    {"layer": None, "cfg_weight": 1.0, "seed": 7},
+    {"layer": 6},
+    {"layer": 6, "seed": 1},
+    {"layer": 6, "seed": 2**62 + 5},
+    {"layer": 6, "cfg_weight": 1.0, "seed": 2},
+    {"layer": 6, "temperature": 0.0},
+    {"layer": 6, "mid_norm": True},
+    {"layer": 1, "alpha": 0.02},
+    {"layer": 7, "alpha": 0.5, "temperature": 0.7},
+    {"layer": 3, "alpha": 1.0},
+    {"layer": 6, "apc": "intersection"},
+    {"layer": 6, "apc": "union"},
+    {"layer": 6, "apc": "union", "mid_norm": True, "cfg_weight": 0.0},
+    {"layer": 6, "apc": "intersection", "cfg_weight": 1.0},
+    # w < 1 and wide heads: else scores of this policy differ by less than float32 can tell.
+    {"layer": 6, "apc": "per_branch", "cfg_weight": 0.5, "alpha": 1e-4},
+    {"layer": 5, "cfg_weight": 2.5, "top_k": 5},
+    {"layer": 5, "top_p": 0.8, "temperature": 1.5},
+    {"layer": None, "top_k": 50, "top_p": 0.9, "temperature": 3.0},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_same_tokens_as_the_plain_reference(settings, janus64, reference_model, encoder):
+    assert run(janus64, encoder, settings) == expected(reference_model, encoder, **settings)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("layer", [None, 6])
+def test_same_tokens_in_float32(seed, layer, load, reference_model, encoder):
+    batch = [(1, 0), (0, 1)]
+    settings = {"layer": layer, "seed": seed, "cfg_weight": 1.0 + seed}
+    assert run(load(torch.float32), encoder, settings, batch) == expected(
+        reference_model, encoder, batch, **settings
+    )
+
+
+def test_last_hidden_state_is_normed_and_the_middle_ones_are_not(reference_model, encoder):
+    """What the design says of ``hidden_states``, which reference and engine both build on."""
+    language_model = reference_model.language_model
+    raw = {}
+    for index, layer in enumerate(language_model.layers):
+        layer.register_forward_hook(lambda _m, _a, out, index=index: raw.__setitem__(index, out))
+    output = language_model(
+        input_ids=torch.tensor([encoder.encode("a cat")]), output_hidden_states=True
+    )
+    for layer in language_model.layers:
+        layer._forward_hooks.clear()
+    assert len(output.hidden_states) == len(raw) + 1
+    assert torch.equal(output.hidden_states[-1], language_model.norm(raw[len(raw) - 1]))
+    for index in range(1, len(raw)):
+        assert torch.equal(output.hidden_states[index], raw[index - 1])
+
+
+def test_the_middle_layer_is_the_one_asked_for(janus64, encoder):
+    one, other = (run(janus64, encoder, {"layer": layer}) for layer in (6, 7))
+    assert one != other
+
+
+def test_an_image_does_not_depend_on_its_batch(load, encoder):
+    janus, config = load(torch.float32), {"layer": 6, "seed": 3}
+    batch = [(1, 0), (0, 0), (2, 0), (1, 1), (2, 5), (0, 1), (1, 9)]
+    together = run(janus, encoder, config, batch)
+    alone = [run(janus, encoder, config, [key])[0] for key in batch]
+    backwards = run(janus, encoder, config, batch[::-1])[::-1]
+    assert together == alone == backwards
+
+
+def test_images_and_seeds_differ(janus64, encoder):
+    config = {"layer": 6, "cfg_weight": 1.0}
+    images = run(janus64, encoder, config, [(0, i) for i in range(4)])
+    images += run(janus64, encoder, {**config, "seed": 1}, [(0, 0)])
+    assert len(set(map(tuple, images))) == 5
+
+
+def test_greedy_baseline_equals_transformers_generate(tiny_checkpoint, load, encoder):
+    """Tokens and pixels; a prompt at a time, since ``generate`` pads its unconditional rows."""
+    model = JanusForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    janus = load(torch.float32)
+    for prompt in PROMPTS:
+        input_ids = torch.tensor([encoder.encode(prompt)])
+        theirs = model.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            generation_mode="image",
+            do_sample=False,
+            guidance_scale=5.0,
+        )
+        config = {"layer": None, "cfg_weight": 5.0, "temperature": 0.0}
+        ours = ImageGenerator(janus, **config)(input_ids.tolist(), [ImageKey(0, 0)])
+        assert torch.equal(ours, theirs)
+        with torch.no_grad():
+            pixels = model.decode_image_tokens(theirs).permute(0, 3, 1, 2)
+            assert torch.equal(janus.decode_image_tokens(ours), pixels)
+
+
+def test_on_step_counts_the_tokens(janus64, encoder):
+    seen = []
+    generate = ImageGenerator(janus64, layer=None)
+    generate([encoder.encode("a")], [ImageKey(0, 0)], seen.append)
+    assert seen == list(range(1, 17))
+
+
+def test_half_precision_keeps_positions_exact(load):
+    """A cast of the whole module rounds the rotary frequencies; they are restored."""
+    janus, exact = load(torch.float32), load(torch.float32).language_model.rotary_emb.inv_freq
+    janus.to(torch.bfloat16)
+    assert not torch.equal(janus.language_model.rotary_emb.inv_freq.float(), exact)
+    janus.restore_float32_buffers()
+    assert janus.language_model.rotary_emb.inv_freq.dtype == torch.float32
+    assert torch.equal(janus.language_model.rotary_emb.inv_freq, exact)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("branch", ["cond", "uncond"])
+@pytest.mark.parametrize("layer", [None, 6])
+def test_logits_that_are_not_finite_are_named(layer, branch, temperature, value, load, encoder):
+    """The image and the step; what the other images of the batch drew is kept."""
+    janus = load(torch.float32)
+    config = {"layer": layer, "temperature": temperature}
+    sound = run(janus, encoder, config)
+    calls = []
+
+    def poison(_module, _args, hidden_states):
+        calls.append(len(hidden_states))
+        if len(calls) == 5:  # the prefill was the first
+            row = 3 if branch == "cond" else len(BATCH) + 3
+            hidden_states[row] = float(value)
+        return hidden_states
+
+    janus.language_model.layers[-1].register_forward_hook(poison)
+    with pytest.raises(NotFiniteError) as caught:
+        run(janus, encoder, config)
+    assert caught.value.steps == {3: 4}
+    tokens = caught.value.tokens.tolist()
+    assert tokens[:3] + tokens[4:] == sound[:3] + sound[4:]
+    assert tokens[3][:4] == sound[3][:4]
+
+
+def test_prompts_whose_first_logits_are_not_finite(load, encoder):
+    janus = load(torch.float32)
+    janus.image_head.linear.weight.data[77, 5] = float(
+        "nan"
+    )  # one weight of one token of the vocabulary
+    for config in ({"layer": None}, {"layer": 6}):
+        with pytest.raises(NotFiniteError) as caught:
+            run(janus, encoder, config)
+        assert caught.value.steps == dict.fromkeys(range(len(BATCH)), 0)

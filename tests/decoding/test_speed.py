@@ -1,0 +1,155 @@
+"""What makes the loop fast, without a clock: shapes, calls, compilations, waits for the device."""
+
+import shutil
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lit_dola.data.requests import ImageKey
+from lit_dola.decoding.cache import KVCache, images_that_fit
+from tests.support.images import BATCH, PROMPTS, ImageGenerator
+
+
+@pytest.fixture
+def janus(load):
+    return load(torch.float32)
+
+
+@pytest.fixture
+def generate(encoder):
+    def run(generator, batch=BATCH, prompts=PROMPTS):
+        input_ids = [encoder.encode(prompts[prompt]) for prompt, _ in batch]
+        return generator(input_ids, [ImageKey(*key) for key in batch]).tolist()
+
+    return run
+
+
+def record_inputs(module):
+    """Shapes of everything that a module is called with."""
+    shapes = []
+    module.register_forward_pre_hook(lambda _module, args: shapes.append(tuple(args[0].shape)))
+    return shapes
+
+
+@pytest.mark.parametrize(("layer", "states"), [(None, 1), (6, 2)])
+def test_a_prompt_runs_once_and_the_head_once_a_step(layer, states, janus, generate):
+    """Prefill: both rows of 3 prompts; steps: both rows of 5 images; with DoLa off no middle."""
+    layers = record_inputs(janus.language_model.layers[0])
+    features, head = record_inputs(janus.gen_head.proj_out), record_inputs(janus.image_head.linear)
+    generate(ImageGenerator(janus, layer=layer))
+    length = layers[0][1]
+    assert layers == [(6, length, 128)] + [(10, 1, 128)] * 15
+    assert features == [(states, 10, 128)] * 16
+    assert head == [(2, 5, 128)] * 16  # onto the vocabulary no more rows than without DoLa
+
+
+def test_the_cache_is_allocated_once(janus, generate):
+    generator = ImageGenerator(janus, layer=6, max_prompt_length=40)
+    generate(generator)
+    cache, pointers = generator._cache, [keys.data_ptr() for keys in generator._cache.keys]
+    generate(generator, BATCH[:2])
+    generate(generator, BATCH[::-1])
+    assert generator._cache is cache
+    assert [keys.data_ptr() for keys in cache.keys] == pointers
+    assert (cache.rows, cache.slots) == (10, 64)  # 40 and 16, to a multiple of 64
+    generate(generator, [*BATCH, (2, 9)])
+    assert generator._cache.rows == 12
+
+
+def test_what_an_earlier_batch_left_in_the_cache_does_not_matter(janus, generate):
+    generator = ImageGenerator(janus, layer=6, max_prompt_length=100)
+    expected = generate(generator, [(2, 0), (1, 0)])
+    for _ in range(2):
+        with torch.inference_mode():
+            for keys in generator._cache.keys:
+                keys.fill_(1e6)
+        assert generate(generator, [(2, 0), (1, 0)]) == expected
+
+
+class Waits(TorchDispatchMode):
+    """Notes every operation that on a GPU would make the host wait for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select"):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layer": None},
+        {"layer": 6, "apc": "cond"},
+        {"layer": 6, "apc": "intersection", "top_k": 9, "mid_norm": True},
+        {"layer": 6, "apc": "union", "top_p": 0.9},
+        {"layer": 6, "apc": "per_branch", "temperature": 0.0},
+    ],
+    ids=str,
+)
+def test_the_loop_never_waits_for_the_device(settings, janus, generate):
+    generator = ImageGenerator(janus, **settings)
+    prompts = [janus.pad_token_id] * 5
+    with Waits() as waits:
+        generator(
+            [prompts, prompts[:3]],
+            [ImageKey(0, 0), ImageKey(1, 0)],
+            lambda step: waits.seen.append(step),
+        )
+    assert waits.seen[:-1] == [*range(1, 17)]  # and after the loop, once: were all logits sound?
+    assert waits.seen[-1] in ("is_nonzero", "_local_scalar_dense")
+    with Waits() as waits:  # that it would be noticed
+        torch.ones(1).item()
+    assert waits.seen == ["_local_scalar_dense"]
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Trace in place of compiling, which is quicker; counts the graphs that were made."""
+    compile = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda step, **_: compile(step, backend="eager", fullgraph=True)
+    )
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    return lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize("layer", [None, 6])
+def test_one_graph_serves_prompts_of_every_length(layer, graphs, janus, generate):
+    prompts = ["a " * n for n in range(1, 51)]
+    generator = ImageGenerator(janus, layer=layer, max_prompt_length=120, compile=True)
+    plain = ImageGenerator(janus, layer=layer, max_prompt_length=120)
+    for first in range(0, 50, 4):  # the last batch is smaller
+        batch = [(prompt, 0) for prompt in range(first, min(first + 4, 50))]
+        assert generate(generator, batch, prompts) == generate(plain, batch, prompts)
+    assert graphs() == 1
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs g++")
+def test_a_compiled_step_draws_the_same_tokens(janus, generate):
+    torch._dynamo.reset()
+    plain = generate(ImageGenerator(janus, layer=6))
+    generator = ImageGenerator(janus, layer=6, compile=True)
+    assert generate(generator) == plain
+    assert generate(generator, BATCH[:2]) == plain[:2]
+
+
+def test_images_that_fit_in_the_memory_of_a_gpu(janus, monkeypatch):
+    config = janus.language_model.config
+    weight = janus.language_model.embed_tokens.weight
+    assert images_that_fit(config, 100, weight) == 16  # on a CPU
+    cache = KVCache(config, 2, 100, weight.dtype, weight.device)
+    image = sum(buffer.nbytes for buffer in [*cache.keys, *cache.values])
+    for images, expected in [(7, 7), (64, 64), (1000, 64), (0.1, 1)]:
+        free = int((images + 0.5) * image / 0.9) + int(2 * 2**30 / 0.9)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device, free=free: (free, 0))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 5)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 5)
+        on_gpu = type("Weight", (), {"device": torch.device("cuda"), "element_size": lambda _: 4})
+        assert images_that_fit(config, 100, on_gpu()) == expected

@@ -1,0 +1,128 @@
+"""Token ids of a prompt: the templates, and where a checkpoint keeps them."""
+
+import json
+import shutil
+
+import pytest
+from tokenizers import Tokenizer
+from transformers import JanusProcessor
+
+from lit_dola.errors import UserError
+from lit_dola.janus.tokenizer import PromptEncoder
+from tests.support import original
+
+PROMPTS = ["a red apple", "  two blue birds,\tat night \n", "猫が海を見る", "<b>quotes \"'</b> 🙂"]
+PRO = "<|User|>: {}\n\n<|Assistant|>:"
+BASE = "User: {}\n\nAssistant:"
+
+
+@pytest.fixture(scope="module")
+def original_layout(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints") / "Janus-Pro-7B"
+    original.write_config(folder, original.published_config("Janus-Pro-7B"))
+    return folder
+
+
+@pytest.fixture
+def broken(original_layout, tmp_path):
+    return shutil.copytree(original_layout, tmp_path / "broken")
+
+
+def ids_of(folder, text):
+    """Bytes-level BPE of the file itself, BOS before and begin of image behind."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    bos = tokenizer.token_to_id("<｜begin▁of▁sentence｜>")
+    boi = tokenizer.token_to_id("<begin_of_image>")
+    return [bos, *tokenizer.encode(text, add_special_tokens=False).ids, boi]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize(("roles", "template"), [("auto", PRO), ("pro", PRO), ("base", BASE)])
+def test_original_layout_is_deepseeks_template(original_layout, roles, template, prompt):
+    expected = ids_of(original_layout, template.format(prompt.strip()))
+    assert PromptEncoder(original_layout, roles).encode(prompt) == expected
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_transformers_layout_equals_its_own_processor(tiny_checkpoint, prompt):
+    processor = JanusProcessor.from_pretrained(tiny_checkpoint)
+    message = {"role": "user", "content": [{"type": "text", "text": prompt.strip()}]}
+    text = processor.apply_chat_template([message], add_generation_prompt=True)
+    theirs = processor(text=text, generation_mode="image", return_tensors="pt")
+    assert PromptEncoder(tiny_checkpoint).encode(prompt) == theirs.input_ids[0].tolist()
+
+
+def test_roles_are_special_tokens_of_one_id(original_layout):
+    ids = PromptEncoder(original_layout).encode("x")
+    tokenizer = Tokenizer.from_file(str(original_layout / "tokenizer.json"))
+    assert ids[1] == tokenizer.token_to_id("<|User|>")
+    assert tokenizer.token_to_id("<|Assistant|>") in ids
+
+
+@pytest.mark.parametrize(
+    ("name", "template"),
+    [
+        ("deepseek-ai/Janus-1.3B", BASE),
+        ("/models/Janus-1.3B/", BASE),
+        ("deepseek-ai/Janus-Pro-1B", PRO),
+        ("my-finetune", PRO),
+    ],
+)
+def test_auto_without_a_chat_template_goes_by_the_name(original_layout, name, template):
+    assert PromptEncoder(original_layout, "auto", name).text("cat") == template.format("cat")
+
+
+@pytest.mark.parametrize(
+    "place", ["jinja", "chat_template", "processor_config", "tokenizer_config"]
+)
+def test_auto_takes_the_chat_template_from_wherever_it_is(broken, place):
+    template = "{% for m in messages %}Q {{ m.content[0].text }}{% endfor %} A"
+    if place == "jinja":
+        (broken / "chat_template.jinja").write_text(template)
+    else:
+        (broken / f"{place}.json").write_text(json.dumps({"chat_template": template}))
+    assert PromptEncoder(broken).text(" cat ") == "Q cat A"
+    assert PromptEncoder(broken, "pro").text("cat") == PRO.format("cat")
+
+
+def test_pad_token_is_the_one_that_deepseek_pads_with(original_layout):
+    encoder = PromptEncoder(original_layout)
+    tokenizer = Tokenizer.from_file(str(original_layout / "tokenizer.json"))
+    assert encoder.pad_token_id == tokenizer.token_to_id("<｜▁pad▁｜>")
+
+
+def test_special_tokens_by_other_names_are_taken_from_the_config(broken):
+    config = {"pad_token": {"content": "<｜end▁of▁sentence｜>"}}
+    (broken / "tokenizer_config.json").write_text(json.dumps(config))
+    assert PromptEncoder(broken).pad_token_id == 1
+
+
+def error_of(folder):
+    with pytest.raises(UserError) as caught:
+        PromptEncoder(folder)
+    return str(caught.value)
+
+
+def test_no_tokenizer(broken):
+    (broken / "tokenizer.json").unlink()
+    assert "tokenizer.json: not found" in error_of(broken)
+
+
+def test_broken_tokenizer(broken):
+    (broken / "tokenizer.json").write_text("{}")
+    assert "tokenizer.json: not a tokenizer" in error_of(broken)
+
+
+def test_special_token_that_is_not_in_the_vocabulary(broken):
+    (broken / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    assert "bos_token '<s>' is not in the vocabulary" in error_of(broken)
+
+
+def test_unknown_conversation_template(broken):
+    (broken / "processor_config.json").write_text('{"sft_format": "llama-2"}')
+    assert "sft_format is 'llama-2'; expected 'deepseek'" in error_of(broken)
+
+
+def test_broken_json(broken):
+    (broken / "tokenizer_config.json").write_text("{")
+    assert "tokenizer_config.json: not readable as JSON" in error_of(broken)

@@ -1,0 +1,93 @@
+"""The gallery as a file: what it says, and what of a prompt could break out of it."""
+
+import json
+import re
+
+import pytest
+
+from lit_dola.reports import gallery
+from lit_dola.reports.gallery import write_gallery
+from tests.support.pages import NASTY, Page, write_run
+
+
+@pytest.fixture
+def page(tmp_path):
+    def of(prompts, **how):
+        write_run(tmp_path, prompts, **how)
+        write_gallery(tmp_path)
+        return Page((tmp_path / "index.html").read_text("utf-8"))
+
+    return of
+
+
+def test_every_image_is_there_and_is_loaded_lazily(page):
+    of = page(["one", "two"])
+    files = [f"0000{i}_p/img_0{k}.png" for i in range(2) for k in range(2)]
+    assert [src for src in of.attributes("img", "src") if src] == files
+    assert of.attributes("a", "href")[1:] == files
+    assert of.attributes("img", "loading") == ["lazy"] * 4
+    assert all(of.attributes("img", "alt")[:4])
+
+
+def test_what_a_prompt_says_is_text(page):
+    of = page(NASTY)
+    assert [text for text in of.texts if text in NASTY] == NASTY
+    assert of.attributes("section", "data-text") == [
+        f'{i} {prompt} {{"tag": "tag-{i}"}}' for i, prompt in enumerate(NASTY)
+    ]
+    assert len([tag for tag, _ in of.tags if tag == "script"]) == 2  # settings, and the page's own
+    assert not any(name.startswith("on") for _, attrs in of.tags for name in attrs)
+
+
+def test_settings_of_a_prompt_cannot_end_the_script(page):
+    of = page(["a"], note="</script><script>alert(1)</script>")
+    assert len([tag for tag, _ in of.tags if tag == "script"]) == 2
+
+
+def test_names_of_files_are_addresses(tmp_path):
+    write_run(tmp_path, ["a"], images=1, file="00000_a#1_100%_猫/img_00.png")
+    write_gallery(tmp_path)
+    of = Page((tmp_path / "index.html").read_text("utf-8"))
+    assert "00000_a%231_100%25_%E7%8C%AB/img_00.png" in of.attributes("img", "src")
+
+
+def test_common_settings_stand_once_and_others_with_their_image(tmp_path):
+    write_run(tmp_path, ["a", "b"], images=1)
+    lines = (tmp_path / "metadata.jsonl").read_text().splitlines()
+    lines[1] = json.dumps({**json.loads(lines[1]), "alpha": 0.2})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    write_gallery(tmp_path)
+    text = (tmp_path / "index.html").read_text()
+    settings = re.search(r'id="settings">(.*?)</script>', text)[1]
+    assert json.loads(settings) == {"seed": 3}
+    assert [json.loads(own) for own in Page(text).attributes("a", "data-own")] == [
+        {"alpha": 0.1}, {"alpha": 0.2},
+    ]  # fmt: skip
+
+
+def test_a_large_run_goes_on_on_another_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery, "IMAGES_PER_PAGE", 4)
+    write_run(tmp_path, list("abcde"), images=2)
+    (tmp_path / "index-9.html").touch()  # of a run that was longer
+    write_gallery(tmp_path)
+    pages = {path.name: Page(path.read_text()) for path in tmp_path.glob("index*.html")}
+    assert sorted(pages) == ["index-2.html", "index-3.html", "index.html"]
+    shown = [src for of in (pages["index.html"], pages["index-2.html"], pages["index-3.html"])
+             for src in of.attributes("img", "src") if src]  # fmt: skip
+    assert shown == [f"0000{i}_p/img_0{k}.png" for i in range(5) for k in range(2)]
+    assert "index-3.html" in pages["index.html"].attributes("a", "href")
+
+
+def test_a_run_without_images_has_a_page(tmp_path):
+    write_gallery(tmp_path, num_failures=2)
+    text = (tmp_path / "index.html").read_text()
+    assert "no images yet" in text
+    assert "2 skipped" in text
+
+
+def test_nothing_is_asked_of_the_network(page):
+    of = page(["a"])
+    addresses = of.attributes("img", "src") + of.attributes("a", "href")
+    assert not any("//" in address for address in addresses)
+    assert not of.attributes("script", "src")
+    assert of.attributes("link", "href") == ["data:,"]

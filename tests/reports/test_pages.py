@@ -1,0 +1,280 @@
+"""The pages in a real browser, opened from their files as a user does."""
+
+import json
+import time
+from io import BytesIO
+
+import pytest
+from PIL import Image
+from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
+
+from lit_dola.reports.compare import compare
+from lit_dola.reports.gallery import write_gallery
+from tests.support.browser import chromium, look, requests
+from tests.support.pages import NASTY, write_images, write_run
+
+COLOURS = {"baseline": (200, 30, 30), "dola": (30, 30, 200), "again": (200, 30, 30)}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with chromium(tmp_path_factory.mktemp("downloads")) as page:
+        yield page
+
+
+@pytest.fixture
+def visit(browser):
+    """Open a page; at the end there is no error, and nothing was asked for but its own files."""
+
+    def open_page(path, width=1280, dark=False):
+        requests(browser)
+        look(browser, width, dark)
+        browser.get(path.as_uri())
+        return browser
+
+    yield open_page
+    assert browser.get_log("browser") == []
+    asked = requests(browser)
+    assert asked
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs of the same prompts: one red, one blue, and one red again."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, colour in COLOURS.items():
+        write_run(folder / name, NASTY, images=2, dola=name == "dola")
+        write_images(folder / name, colour)
+        write_gallery(folder / name)
+    compare([folder / name for name in COLOURS], folder / "page", seed=5)
+    return folder
+
+
+def find(page, selector):
+    return page.find_element(By.CSS_SELECTOR, selector)
+
+
+def find_all(page, selector):
+    return page.find_elements(By.CSS_SELECTOR, selector)
+
+
+def shown_prompts(page):
+    return [text.text for text in find_all(page, ".prompt h2 [dir]") if text.is_displayed()]
+
+
+def fits_the_window(page):
+    return page.execute_script(
+        "return document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+    )
+
+
+def background(page):
+    return page.execute_script("return getComputedStyle(document.body).backgroundColor")
+
+
+def test_prompts_are_shown_as_text(visit, runs):
+    page = visit(runs / "dola/index.html")
+    assert shown_prompts(page) == NASTY
+    directions = page.execute_script(
+        "return [...document.querySelectorAll('h2 [dir]')].map(e => e.matches(':dir(rtl)'))"
+    )
+    assert directions == [False] * 5 + [True]
+
+
+def test_images_load(visit, runs):
+    page = visit(runs / "dola/index.html")
+    image = find(page, ".images img")
+    assert page.execute_script("return arguments[0].naturalWidth", image) == 48
+
+
+def test_search(visit, runs):
+    page = visit(runs / "dola/index.html")
+    find(page, "body").send_keys("/")  # the key that leads to the search
+    page.switch_to.active_element.send_keys("猫 100%")
+    assert shown_prompts(page) == [NASTY[4]]
+    assert find(page, "#found").text == "1 of 6 prompts"
+    box = find(page, "#search")
+    box.send_keys(" nothing")  # every word counts
+    assert shown_prompts(page) == []
+    box.clear()
+    box.send_keys("TAG-1")  # metadata of a prompt is searched as well
+    assert shown_prompts(page) == [NASTY[1]]
+
+
+def test_viewer_with_the_keyboard_alone(visit, runs):
+    page = visit(runs / "dola/index.html")
+    first = find(page, ".images a")
+    page.execute_script("arguments[0].focus()", first)
+    first.send_keys(Keys.ENTER)
+    assert find(page, "#viewer").is_displayed()
+    metadata = find(page, "#viewer-metadata").text.splitlines()
+    rows = dict(zip(metadata[::2], metadata[1::2]))
+    assert rows["image_index"] == "0"
+    assert rows["tag"] == "tag-0"
+    assert rows["dola"] == "true"
+    page.switch_to.active_element.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    assert find(page, "#viewer-prompt").text == NASTY[1]
+    page.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
+    assert find(page, "#viewer-prompt").text == NASTY[0]
+    page.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert not find(page, "#viewer").is_displayed()
+    focused = page.switch_to.active_element.get_attribute("href")
+    assert focused.endswith("00000_p/img_01.png")  # where the viewer was
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_pages_fit_and_follow_the_colour_scheme(visit, runs, width):
+    for path in ("dola/index.html", "page/index.html"):
+        colours = set()
+        for dark in (False, True):
+            page = visit(runs / path, width, dark)
+            assert fits_the_window(page), path
+            colours.add(background(page))
+        assert len(colours) == 2
+
+
+def test_everything_that_is_to_be_used_has_a_name(visit, runs):
+    for path in ("dola/index.html", "page/index.html"):
+        page = visit(runs / path)
+        named = page.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+        roles = {"button", "link", "searchbox", "slider", "combobox", "image", "spinbutton"}
+        nodes = [node for node in named if node.get("role", {}).get("value") in roles]
+        assert len(nodes) > 10
+        assert all(node["name"]["value"] for node in nodes)
+
+
+def test_ten_thousand_images(visit, tmp_path):
+    write_run(tmp_path, [f"prompt number {i}" for i in range(2500)], images=4)
+    Image.new("RGB", (48, 48)).save(tmp_path / "img.png")
+    for line in (tmp_path / "metadata.jsonl").read_text().splitlines():
+        file = tmp_path / json.loads(line)["file"]
+        file.parent.mkdir(exist_ok=True)
+        file.hardlink_to(tmp_path / "img.png")
+    write_gallery(tmp_path)
+    page = visit(tmp_path / "index.html")
+    images = "[...document.images].filter(image => image.src)"
+    assert page.execute_script(f"return {images}.length") == 10_000
+    # Only those near the window are loaded.
+    assert 0 < page.execute_script(f"return {images}.filter(i => i.complete).length") < 500
+    find(page, "#search").send_keys("2499")
+    assert find(page, "#found").text == "1 of 2500 prompts"
+    assert find(page, ".prompt:not([hidden]) h2 [dir]").text == "prompt number 2499"
+
+
+def choose(page, view):
+    Select(find(page, "#view")).select_by_value(view)
+
+
+def test_side_by_side(visit, runs):
+    page = visit(runs / "page/index.html")
+    left, right = find_all(page, ".row figure")[:2]
+    assert left.text == "baseline"
+    assert right.text == "dola"
+    assert left.rect["y"] == right.rect["y"]
+    assert shown_prompts(page) == NASTY
+
+
+def pixel(page, image, share=0.5):
+    """RGB of what is seen on an image, so far from its left edge."""
+    box = image.rect
+    x, y = box["x"] + share * box["width"], box["y"] + box["height"] / 2
+    with Image.open(BytesIO(page.get_screenshot_as_png())) as shot:
+        return shot.convert("RGB").getpixel((int(x), int(y)))
+
+
+def colour_at(page, image, share):
+    """What is seen at a place of an image: red or blue."""
+    red, _, blue = pixel(page, image, share)
+    return "red" if red > blue else "blue"
+
+
+def test_slider(visit, runs):
+    page = visit(runs / "page/index.html")
+    choose(page, "slider")
+    image = find(page, ".row img")
+    assert [colour_at(page, image, share) for share in (0.25, 0.75)] == ["red", "blue"]
+    find(page, "#split").send_keys(Keys.HOME)
+    assert colour_at(page, image, 0.25) == "blue"
+    find(page, "#split").send_keys(Keys.END)
+    assert colour_at(page, image, 0.75) == "red"
+    box = image.rect
+    ActionChains(page).move_to_element_with_offset(image, int(0.3 * box["width"]), 0).perform()
+    assert [colour_at(page, image, share) for share in (0.7, 0.95)] == ["red", "blue"]
+
+
+def test_difference(visit, runs):
+    page = visit(runs / "page/index.html")
+    choose(page, "difference")
+    image = find(page, ".row img")
+    find(page, "#gain").send_keys(Keys.HOME)
+    assert pixel(page, image) == (170, 0, 170)
+    Select(find(page, "#b")).select_by_visible_text("again")
+    assert pixel(page, image) == (0, 0, 0)
+    Select(find(page, "#a")).select_by_visible_text("again")  # not with itself: they change places
+    assert Select(find(page, "#b")).first_selected_option.text == "baseline"
+
+
+def cast(page, better):
+    """Vote for the image of a colour, blindly; gives where it was."""
+    for side in ("left", "right"):
+        if better in find(page, f"#{side} img").get_attribute("src"):
+            find(page, f"#{side}").click()
+            return side
+    raise AssertionError(better)
+
+
+def test_blind_votes(visit, runs):
+    page = visit(runs / "page/index.html")
+    choose(page, "blind")
+    assert not find(page, "main").is_displayed()
+    assert "dola" not in find(page, "#blind").text
+    sides = {cast(page, "/dola/") for _ in range(8)}
+    assert sides == {"left", "right"}
+    cast(page, "/baseline/")
+    ActionChains(page).send_keys(Keys.ARROW_DOWN, Keys.ARROW_LEFT, "u").perform()  # a tie
+    assert find(page, "#progress").text == "10 of 12 votes cast"
+
+    page.refresh()  # votes are kept
+    choose(page, "blind")
+    assert find(page, "#progress").text == "10 of 12 votes cast"
+    find(page, "#result summary").click()
+    # Wilson's interval of 8 in 9, from a table: 0.565 to 0.980
+    assert "88.9 % of those decided, 95 % interval 56.5 % to 98.0 %" in find(page, "#result").text
+
+    find(page, "#export").click()
+    exported = page.downloads / "votes.json"
+    for _ in range(100):
+        if exported.exists():
+            break
+        time.sleep(0.05)
+    votes = json.loads(exported.read_text("utf-8"))
+    assert [run["name"] for run in votes["runs"]] == ["baseline", "dola"]
+    assert votes["runs"][1]["settings"]["dola"] is True
+    assert votes["seed"] == 5
+    assert votes["pairs"] == 12
+    assert [vote["winner"] for vote in votes["votes"]] == ["dola"] * 8 + ["baseline", None]
+    assert all(vote["prompt"] == NASTY[vote["prompt_index"]] for vote in votes["votes"])
+    summary = votes["summary"]
+    assert (summary["wins_a"], summary["wins_b"], summary["ties"]) == (1, 8, 1)
+    assert summary["low"] == pytest.approx(0.565, abs=5e-4)
+
+    seed = find(page, "#seed")
+    seed.clear()
+    seed.send_keys("6", Keys.TAB)  # another shuffle, with votes of its own
+    assert find(page, "#progress").text == "0 of 12 votes cast"
+
+
+def test_a_browser_that_keeps_nothing_still_counts_votes_and_says_so(visit, runs, browser):
+    refuse = "Storage.prototype.setItem = () => { throw new DOMException('no') }"
+    script = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": refuse})
+    page = visit(runs / "page/index.html")
+    browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
+    choose(page, "blind")
+    seed = find(page, "#seed")
+    seed.clear()
+    seed.send_keys("9", Keys.TAB)
+    find(page, "#left").click()
+    assert find(page, "#progress").text.startswith("1 of 12 votes cast. This browser does not keep")

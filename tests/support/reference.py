@@ -1,0 +1,143 @@
+"""A plain reference: one image at a time, no cache, float64, the formulas line by line.
+
+Written from the description of the method alone; it shares no code with the package.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+MASK = (1 << 64) - 1
+
+
+def splitmix64(state: int) -> int:
+    """The published algorithm on Python's integers."""
+    state = (state + 0x9E3779B97F4A7C15) & MASK
+    z = state
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return z ^ (z >> 31)
+
+
+def gumbel(seed: int, prompt_index: int, image_index: int, step: int, vocab_size: int):
+    key = splitmix64(seed)
+    key = splitmix64((key + prompt_index) & MASK)
+    key = splitmix64((key + image_index) & MASK)
+    key = splitmix64((key + step) & MASK)
+    noise = []
+    for token in range(vocab_size):
+        bits = splitmix64((key + token * 0x9E3779B97F4A7C15) & MASK)
+        uniform = min(((bits >> 33) + 0.5) / 2**31, 1 - 2.0**-24)
+        noise.append(-math.log(-math.log1p(-uniform)))
+    return np.array(noise)
+
+
+def log_softmax(x):
+    x = x - x.max()
+    return x - np.log(np.exp(x).sum())
+
+
+def contrast(final, mid):
+    return log_softmax(final) - log_softmax(mid)
+
+
+def head_set(final, alpha):
+    q = np.exp(log_softmax(final))
+    return q >= alpha * q.max() * (1 - 1e-12)
+
+
+def fuse(logits, *, alpha, cfg_weight, apc):
+    """Scores from (cond final, uncond final) or from those and (cond mid, uncond mid)."""
+    if len(logits) == 2:
+        cond, uncond = logits
+        return uncond + cfg_weight * (cond - uncond)
+    cond_final, uncond_final, cond_mid, uncond_mid = logits
+    cond, uncond = contrast(cond_final, cond_mid), contrast(uncond_final, uncond_mid)
+    in_cond, in_uncond = head_set(cond_final, alpha), head_set(uncond_final, alpha)
+    if apc == "per_branch":
+        cond, uncond = np.where(in_cond, cond, -1e9), np.where(in_uncond, uncond, -1e9)
+        return uncond + cfg_weight * (cond - uncond)
+    allowed = {
+        "cond": in_cond,
+        "union": in_cond | in_uncond,
+        "intersection": in_cond & in_uncond if (in_cond & in_uncond).any() else in_cond,
+    }[apc]
+    return np.where(allowed, uncond + cfg_weight * (cond - uncond), -np.inf)
+
+
+def draw(scores, noise, *, temperature, top_k, top_p):
+    if temperature == 0:
+        return int(np.argmax(scores))
+    logits = scores / temperature
+    order = np.argsort(-logits, kind="stable")
+    keep = np.ones(len(logits), dtype=bool)
+    if top_k is not None:
+        keep &= logits >= logits[order[min(top_k, len(logits)) - 1]]
+    if top_p is not None:
+        probs = np.exp(log_softmax(np.where(keep, logits, -np.inf)))
+        mass, nucleus = 0.0, set()
+        for token in np.argsort(-np.where(keep, logits, -np.inf), kind="stable"):
+            if mass >= top_p:
+                break
+            nucleus.add(token)
+            mass += probs[token]
+        keep &= np.isin(np.arange(len(logits)), list(nucleus))
+    return int(np.argmax(np.where(keep, logits + noise, -np.inf)))
+
+
+class TransformersJanus:
+    """transformers' Janus in the terms that :func:`generate` needs."""
+
+    def __init__(self, model):
+        self.model, self.language_model = model, model.model.language_model
+        self.norm, self.gen_head = self.language_model.norm, model.model.generation_head
+        self.num_image_tokens = model.config.vision_config.num_image_tokens
+
+    def embed(self, input_ids):
+        return self.language_model.embed_tokens(input_ids)
+
+    def embed_image(self, tokens):
+        return self.model.prepare_embeddings_for_image_generation(tokens)
+
+    def hidden_states(self, inputs):
+        return self.language_model(
+            inputs_embeds=inputs, output_hidden_states=True, use_cache=False
+        ).hidden_states
+
+
+@torch.no_grad()
+def generate(
+    janus,
+    input_ids,
+    pad_token_id,
+    *,
+    layer=None,
+    alpha=0.1,
+    mid_norm=False,
+    apc="cond",
+    cfg_weight=5.0,
+    temperature=1.0,
+    top_k=None,
+    top_p=None,
+    seed=0,
+    prompt_index=0,
+    image_index=0,
+):
+    """Tokens of one image, from a Janus in float64."""
+    uncond_ids = [input_ids[0]] + [pad_token_id] * (len(input_ids) - 2) + [input_ids[-1]]
+    inputs = janus.embed(torch.tensor([input_ids, uncond_ids]))
+    tokens = []
+    for step in range(janus.num_image_tokens):
+        hidden_states = janus.hidden_states(inputs)
+        states = [hidden_states[-1][:, -1]]
+        if layer is not None:
+            mid = hidden_states[layer][:, -1]
+            states.append(janus.norm(mid) if mid_norm else mid)
+        logits = [row.numpy() for state in states for row in janus.gen_head(state)]
+        scores = fuse(logits, alpha=alpha, cfg_weight=cfg_weight, apc=apc)
+        noise = gumbel(seed, prompt_index, image_index, step, len(scores))
+        token = draw(scores, noise, temperature=temperature, top_k=top_k, top_p=top_p)
+        tokens.append(token)
+        inputs = torch.cat([inputs, janus.embed_image(torch.tensor([[token], [token]]))], dim=1)
+    return tokens

@@ -1,0 +1,203 @@
+"""The LightningModule in a trainer: precision, device, layer, and what it hands to the writer."""
+
+import json
+import weakref
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.memory import garbage_collection_cuda
+
+from lit_dola import LitDoLa, PromptDataModule
+from lit_dola.data.requests import ImageKey
+from lit_dola.decoding.loop import TokenGenerator
+from lit_dola.errors import UserError
+from lit_dola.tasks import base
+from tests.support.images import ImageGenerator
+
+
+@pytest.fixture
+def predict(tiny_checkpoint, tmp_path):
+    """Generate through Lightning; gives the module and its batches."""
+
+    def run(precision="32-true", images_per_batch=3, spoil=None, **settings):
+        path = tmp_path / "prompt.json"
+        path.write_text(json.dumps(["a red apple", "two blue birds on a branch"]))
+        model = LitDoLa(str(tiny_checkpoint), parallel_size=2, **settings)
+        data = PromptDataModule(str(path), str(tiny_checkpoint), "auto", 2, images_per_batch)
+        trainer = Trainer(
+            accelerator="cpu", devices=1, precision=precision, logger=False,
+            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        )  # fmt: skip
+        if spoil:
+            spoil(model)
+        return model, trainer.predict(model, data)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("32-true", torch.float32), ("64-true", torch.float64), ("bf16-true", torch.bfloat16)],
+)
+def test_the_model_is_in_the_trainers_precision_and_its_positions_are_not(
+    precision, dtype, predict, load, encoder
+):
+    model, batches = predict(precision)
+    weights = model.janus.model.state_dict().values()
+    assert {weight.dtype for weight in weights} == {dtype}
+    assert model.janus.language_model.rotary_emb.inv_freq.dtype == torch.float32
+    requests = [request for batch in batches for request in batch.requests]
+    tokens = torch.cat([batch.tokens for batch in batches])
+    expected = ImageGenerator(load(dtype), layer=6)(
+        [request.input_ids for request in requests[:3]],
+        [ImageKey(request.prompt.prompt_index, request.image_index) for request in requests[:3]],
+    )
+    assert torch.equal(tokens[:3].long(), expected)
+
+
+def test_batches_hold_requests_tokens_and_pixels(predict):
+    _, batches = predict()
+    assert [len(batch.requests) for batch in batches] == [3, 1]
+    for requests, tokens, pixels, failures, inspections in batches:
+        assert (failures, inspections) == ([], {})
+        assert (tokens.dtype, tokens.shape) == (torch.int32, (len(requests), 16))
+        assert (pixels.dtype, pixels.shape) == (torch.uint8, (len(requests), 3, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("settings", "layer"),
+    [({}, 6), ({"layer_ratio": 0.4}, 3), ({"layer": 2}, 2), ({"dola": False, "layer": 2}, None)],
+)
+def test_the_layer_is_resolved_and_recorded(settings, layer, predict):
+    model, _ = predict(**settings)
+    assert model.record_settings(model.plan.checkpoint)["layer"] == layer
+    assert model.record_settings(model.plan.checkpoint).keys() >= settings.keys()
+
+
+def gather(batches):
+    """Tokens and pixels of each image by its prompt and number."""
+    return {
+        (request.prompt.prompt_index, request.image_index): (tokens.tolist(), pixels.tolist())
+        for batch in batches
+        for request, tokens, pixels in zip(*batch[:3])
+    }
+
+
+def enough_for(images, sizes, message="CUDA out of memory. Tried to allocate 20.00 MiB."):
+    """A token loop whose memory is enough for so many images; notes how many it was given."""
+
+    def spoil(model):
+        make = model.make_generator
+
+        def make_small():
+            generate = make()
+
+            def small(prompts, keys, on_step):
+                sizes.append(len(prompts))
+                if len(prompts) > images:
+                    raise torch.OutOfMemoryError(message)
+                return generate(prompts, keys, on_step)
+
+            return small
+
+        model.make_generator = make_small
+
+    return spoil
+
+
+def warned(caplog):
+    return [
+        record.getMessage() for record in caplog.records if record.name == "lit_dola.tasks.base"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [(4, [4]), (3, [4, 2, 2]), (2, [4, 2, 2]), (1, [4, 2, 1, 1, 1, 1])],
+)
+def test_a_batch_too_large_for_the_memory_is_split(images, expected, predict, caplog):
+    sizes = []
+    _, whole = predict(images_per_batch=4)
+    _, split = predict(images_per_batch=4, spoil=enough_for(images, sizes))
+    assert sizes == expected
+    assert gather(split) == gather(whole)
+    told = [f"out of memory: continuing with at most {expected[-1]} images at once"]  # once
+    assert warned(caplog) == (told if len(expected) > 1 else [])
+
+
+def test_the_smaller_size_is_remembered(predict, caplog):
+    sizes = []
+    predict(images_per_batch=3, spoil=enough_for(1, sizes))
+    assert sizes == [3, 1, 1, 1, 1]
+    assert warned(caplog) == ["out of memory: continuing with at most 1 images at once"]
+
+
+def test_memory_too_small_for_one_image(predict):
+    with pytest.raises(UserError, match=r"out of memory at 1 image.*--model\.quantize int8wo"):
+        predict(spoil=enough_for(0, []))
+
+
+def test_memory_too_small_for_the_weights(predict, monkeypatch):
+    def load(*_args, **_settings):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(base, "load_janus", load)
+    with pytest.raises(UserError, match="out of memory at the weights"):
+        predict()
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(predict):
+    with pytest.raises(RuntimeError, match="something else"):
+        predict(spoil=enough_for(2, [], "something else"))
+
+
+def test_the_memory_is_given_back_before_the_next_try(predict, monkeypatch):
+    """No frame of the error may hold the cache that was too large."""
+    caches = []
+    allocate = TokenGenerator._cache_for
+
+    def allocate_little(generator, batch):
+        caches.append(weakref.ref(allocate(generator, batch)))
+        if caches[-1]().rows > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return caches[-1]()
+
+    def collect():
+        garbage_collection_cuda()
+        assert all(cache() is None for cache in caches)
+
+    monkeypatch.setattr(TokenGenerator, "_cache_for", allocate_little)
+    monkeypatch.setattr(base, "garbage_collection_cuda", collect)
+    predict(images_per_batch=4)
+    assert len(caches) == 3
+
+
+def test_images_whose_logits_are_not_finite_are_set_aside(predict):
+    """The others of the batch are made, the same as ever."""
+
+    def poison(model):
+        def configure():
+            type(model).configure_model(model)
+            steps = []
+
+            def spoil_one(_layer, _args, hidden_states):
+                steps.append(None)
+                if len(steps) == 3:
+                    hidden_states[1] = float("nan")
+
+            model.janus.language_model.layers[-1].register_forward_hook(spoil_one)
+
+        model.configure_model = configure
+
+    _, whole = predict(images_per_batch=4)
+    _, batches = predict(images_per_batch=4, spoil=poison)
+    (failure,) = batches[0].failures
+    key = failure.prompt_index, failure.image_index
+    assert failure.prompt == "a red apple"
+    assert failure.reason.startswith(
+        f"entry {key[0]}: image {key[1]}: the model's logits are NaN or infinite at step 2;"
+    )
+    expected = gather(whole)
+    del expected[key]
+    assert gather(batches) == expected

@@ -1,0 +1,131 @@
+"""A run that version 0.1.0 made, in ``tests/recorded``: made again, continued, and compared."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.commands import CPU, MAIN, ROOT, ddp, records, run, succeed
+
+RECORDED = ROOT / "tests" / "recorded"
+RUN = RECORDED / "run"
+MODEL = {"cfg_weight": 2, "alpha": 0.02, "layer_ratio": 0.5, "mid_norm": "true", "parallel_size": 2}
+ARGUMENTS = [
+    *CPU[:2], "--model.model_path=checkpoints/shapes-janus", "--writer.format=png",
+    f"--data.prompt_json={RECORDED / 'prompts.jsonl'}",
+    *(f"--model.{name}={value}" for name, value in MODEL.items()),
+]  # fmt: skip
+PREDICT = ["predict", *ARGUMENTS, "--model.apc=union", "--writer.save_tokens=true"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    return tmp_path
+
+
+def renamed(lines):
+    """The records of 0.1.0 under today's names, without the version."""
+    for line in lines:
+        line = {{"head": "apc"}.get(name, name): value for name, value in line.items()}
+        yield {**line, "versions": {**line["versions"], "lit_dola": None}}
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+def check_same(made):
+    """Tokens and records are equal; pixels too, except for the last bit on another processor."""
+    mine, theirs = (list(renamed(records(folder))) for folder in (made, RUN))
+    assert [list(line.items()) for line in mine] == [list(line.items()) for line in theirs]
+    assert len(mine) == 4
+    for record in mine:
+        tokens = (np.load((folder / record["file"]).with_suffix(".npy")) for folder in (made, RUN))
+        np.testing.assert_array_equal(*tokens)
+        assert np.abs(pixels(made / record["file"]) - pixels(RUN / record["file"])).max() <= 1
+
+
+def test_the_same_images_and_records(folder, main_here):
+    done = main_here(folder, *PREDICT, "--writer.output_dir=out")
+    assert (done.returncode, done.stderr) == (0, "")
+    check_same(folder / "out")
+    with Image.open(folder / "out" / records(RUN)[0]["file"]) as image:
+        assert json.loads(image.text["parameters"])["apc"] == "union"
+
+
+@pytest.mark.distributed
+def test_the_same_on_two_ranks(folder):
+    arguments = [argument for argument in PREDICT if "devices" not in argument]
+    succeed(run(MAIN, *arguments, *ddp(2), "--writer.output_dir=out", cwd=folder))
+    check_same(folder / "out")
+
+
+def test_the_old_name_of_a_setting(folder, main_here):
+    arguments = ["--model.head=union" if "apc" in argument else argument for argument in PREDICT]
+    done = main_here(folder, *arguments, "--writer.output_dir=out")
+    note = "WARNING: model.head is now called model.apc\n"
+    assert (done.returncode, done.stderr) == (0, note)
+    check_same(folder / "out")
+
+
+def test_an_old_run_is_continued(folder, main_here):
+    """Nothing is made again; images that are missing are added."""
+    shutil.copytree(RUN, folder / "out")
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("out/*/*")}
+    succeed(main_here(folder, *PREDICT, "--writer.output_dir=out"))
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("out/*/*")} == before
+    check_same(folder / "out")
+    succeed(main_here(folder, *PREDICT, "--writer.output_dir=out", "--model.parallel_size=3"))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(list(folder.glob("out/*/*.png"))) == 6
+    assert "apc" in (folder / "out/index.html").read_text()
+    assert "head" not in json.dumps(records(folder / "out")[2])
+
+
+def test_another_policy_is_still_a_mismatch(folder, main_here):
+    shutil.copytree(RUN, folder / "out")
+    arguments = [*PREDICT, "--model.apc=cond", "--writer.output_dir=out"]
+    done = main_here(folder, *arguments)
+    assert done.returncode == 1
+    assert 'holds images of another run: apc was "union", is "cond";' in done.stderr
+
+
+def test_an_old_value_is_understood(folder, main_here):
+    """A run under head: seed is one under apc: per_branch."""
+    shutil.copytree(RUN, folder / "out")
+    log = folder / "out" / "metadata.jsonl"
+    log.write_text(log.read_text().replace('"head": "union"', '"head": "seed"'))
+    arguments = [*PREDICT, "--model.apc=per_branch", "--writer.output_dir=out"]
+    succeed(main_here(folder, *arguments))
+    assert log.read_text().count('"head": "seed"') == 4
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_the_same_report(old, folder, main_here, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    key, policy = ("settings", "head") if old else ("variants", "apc")
+    variants = f"--{key}={{baseline: {{dola: false}}, union: {{{policy}: union}}}}"
+    scorer = "--scorer=recipes.shapes.scorer.ShapesScorer"
+    done = main_here(folder, "evaluate", *ARGUMENTS, variants, scorer, "--writer.output_dir=out")
+    notes = ["WARNING: settings is now called variants", "WARNING: head is now called apc"]
+    assert (done.returncode, done.stderr.splitlines()) == (0, notes if old else [])
+    report = json.loads((folder / "out/report.json").read_text())
+    recorded = json.loads((RECORDED / "evaluate/report.json").read_text())
+    assert {name: report[name] for name in ("rates", "differences", "reference")} == {
+        name: recorded[name] for name in ("rates", "differences", "reference")
+    }
+
+
+def test_compare_finds_no_difference_between_the_versions(folder, main_here):
+    succeed(main_here(folder, *PREDICT, "--writer.output_dir=out"))
+    done = main_here(folder, "compare", "out", str(RUN), "--output=page")
+    assert (done.returncode, done.stderr) == (0, "")
+    page = (folder / "page/index.html").read_text()
+    differing = page.split("<table>")[1].split("</table>")[0]
+    assert "versions" in differing
+    assert "alpha" not in differing
+    assert "apc" not in differing
