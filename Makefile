@@ -4,7 +4,13 @@ VENV ?= .venv
 COMPAT ?= .venv-compat
 PYTEST = -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test lint test-compat shapes-janus study clean
+FAST = -m "not slow and not distributed and not browser and not gpu"
+# Tests in which transformers has no part.
+OTHER = faults.py distributed.py shell.py packaging.py
+OTHER_FILES = $(OTHER:%=tests/test_%) tests/runs tests/reports tests/data/test_prompt_file.py \
+	tests/data/test_old_names.py tests/callbacks/test_image_logger.py
+
+.PHONY: demo test test-fast lint test-compat shapes-janus study clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python main.py predict --config configs/demo.yaml
@@ -13,25 +19,29 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(VENV)/bin/python $(PYTEST)
 
+# Under a minute on 2 idle cores.
+test-fast: $(VENV)/installed
+	$(VENV)/bin/python $(PYTEST) $(FAST)
+
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
 	$(VENV)/bin/mypy
 
-# Train the small Janus that ships, anew: under an hour on 2 cores. Stopped, it goes on.
+# Train the small Janus of this repository again: under an hour on 2 cores. Run it again to continue.
 shapes-janus: $(VENV)/installed
 	$(VENV)/bin/python -m recipes.shapes.train fit --config recipes/shapes/vq.yaml
 	$(VENV)/bin/python -m recipes.shapes.train fit --config recipes/shapes/language.yaml
 	@echo "Checkpoint: outputs/shapes/janus"
 
-# What docs/study.md tells of: about 40 minutes on 2 cores. Stopped, it goes on.
+# The figures of docs/study.md: about 40 minutes on 2 cores. Run it again to continue.
 study: $(VENV)/installed
 	PYTHON=$(VENV)/bin/python recipes/shapes/study.sh
 
-# The same tests on the oldest transformers that is supported, but for those where it has no part.
+# The same tests on the oldest supported transformers.
 test-compat: $(COMPAT)/installed
-	$(COMPAT)/bin/python $(PYTEST) $(foreach part, faults distributed image_logger gallery compare \
-		pages shell, --ignore tests/test_$(part).py)
+	$(COMPAT)/bin/python $(PYTEST) $(OTHER_FILES:%=--ignore %)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,4 +56,4 @@ $(COMPAT)/installed: pyproject.toml constraints-compat.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(COMPAT) checkpoints/tiny-janus outputs build *.egg-info
+	rm -rf $(VENV) $(COMPAT) outputs build *.egg-info

@@ -24,6 +24,8 @@ from lit_dola.decoding.cache import KVCache
 from lit_dola.janus.model import TransformersJanus
 
 RATIOS = (("d", "c"), ("b", "d"), ("a", "c"), ("a_batch", "c"))
+_COPIED_NUMBERS = 2**28
+"""Float32 numbers: 1 GiB, far more than any cache of a processor holds."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -131,7 +133,7 @@ def _roofline(
     janus: TransformersJanus, times: dict[str, list[float]], images: int, device: torch.device
 ) -> dict[str, Any]:
     """Return how long a step's reads take at the bandwidth of a large copy on this machine."""
-    buffer = torch.ones(2**28, device=device)  # 1 GiB, far more than any cache of a processor
+    buffer = torch.ones(_COPIED_NUMBERS, device=device)
     target = torch.empty_like(buffer)
     seconds = median(timed(lambda: target.copy_(buffer), device) for _ in range(7))
     bandwidth = 2 * buffer.nbytes / seconds

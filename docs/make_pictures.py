@@ -1,4 +1,4 @@
-"""The pictures of pages and plots in the documents: ``python -m docs.make_pictures``."""
+"""Screenshots and plots of the documentation: ``python -m docs.make_pictures``."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
-    """Run the demo with DoLa off and on, compare, and take pictures of what comes of it."""
+    """Run the demo with DoLa off and on, compare, and take screenshots of the results."""
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         demo = ("predict", "--config", "configs/demo.yaml", "--writer.output_dir")

@@ -1,4 +1,4 @@
-"""The reference, from the docstrings: ``python -m docs.make_reference > docs/reference.md``."""
+"""Makes the reference from docstrings: ``python -m docs.make_reference > docs/reference.md``."""
 
 import inspect
 import re
@@ -55,7 +55,7 @@ FUNCTIONS: dict[str, list[Any]] = {
 
 
 def main() -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [
         "# Reference",
         "Made from the docstrings by `python -m docs.make_reference > docs/reference.md`.",
@@ -83,7 +83,7 @@ def main() -> str:
 
 
 def _settings(owner: Callable[..., Any], prefix: str, skip: set[str]) -> str:
-    """A table of the parameters of a class or function."""
+    """Return a table of the parameters of a class or function."""
     described = {param.arg_name: param.description for param in _docstring(owner).params}
     rows = ["| setting | default | what it does |", "| --- | --- | --- |"]
     for name, parameter in inspect.signature(owner).parameters.items():
@@ -100,7 +100,7 @@ def _default(parameter: inspect.Parameter) -> str:
 
 
 def _function(function: Callable[..., Any]) -> str:
-    """A signature and what the docstring says."""
+    """Return a function's signature and its docstring as Markdown."""
     docstring = _docstring(function)
     name = function.__qualname__.removesuffix(".__call__")
     parameters = [
@@ -124,7 +124,7 @@ def _docstring(owner: Callable[..., Any]) -> Docstring:
 
 
 def _inline(text: str | None) -> str:
-    """What a docstring says, on one line of Markdown."""
+    """Return a docstring as one line of Markdown."""
     text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"`\1`", text or "")
     return " ".join(text.replace("``", "`").split())
 

@@ -1,1 +1,1 @@
-"""How the small models that ship with lit-dola were trained."""
+"""How the small models of this repository were made."""

@@ -1,3 +1,5 @@
+"""Fixtures that several rooms share. Imports are inside them: xdist's controller needs none."""
+
 import os
 import sys
 from types import SimpleNamespace
@@ -5,34 +7,30 @@ from types import SimpleNamespace
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
-os.environ["OMP_NUM_THREADS"] = "1"  # the models are too small to share out
-
-import torch
-from transformers import JanusForConditionalGeneration
-
-from lit_dola.cli import main
-from lit_dola.janus.tokenizer import PromptEncoder
-from recipes.small_janus import make_random_janus
-from tests.support import reference
-from tests.support.images import load_folder
+os.environ["OMP_NUM_THREADS"] = "1"  # the models are too small for several threads
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
-    """The embedded Janus in transformers' layout, with images of 4 x 4 tokens."""
-    folder = tmp_path_factory.mktemp("tiny-janus")
+    """A random Janus in transformers' layout, with images of 4 x 4 tokens."""
+    from recipes.small_janus import make_random_janus
+
+    folder = tmp_path_factory.mktemp("random-janus")
     make_random_janus(folder, image_size=64)
     return folder
 
 
 @pytest.fixture(scope="session")
 def encoder(tiny_checkpoint):
+    from lit_dola.janus.tokenizer import PromptEncoder
+
     return PromptEncoder(tiny_checkpoint)
 
 
 @pytest.fixture(scope="session")
 def load(tiny_checkpoint, encoder):
-    """Load the embedded Janus as the module does, in a given dtype."""
+    """Load the random Janus as LitDoLa does, in a given dtype."""
+    from tests.support.images import load_folder
 
     def load_in(dtype):
         return load_folder(tiny_checkpoint, pad_token_id=encoder.pad_token_id, dtype=dtype)
@@ -43,6 +41,11 @@ def load(tiny_checkpoint, encoder):
 @pytest.fixture(scope="session")
 def reference_model(tiny_checkpoint):
     """transformers' own Janus in float64, in the terms of the plain reference."""
+    import torch
+    from transformers import JanusForConditionalGeneration
+
+    from tests.support import reference
+
     return reference.TransformersJanus(
         JanusForConditionalGeneration.from_pretrained(
             tiny_checkpoint, dtype=torch.float64, attn_implementation="eager"
@@ -65,6 +68,7 @@ def prompt_file(tmp_path):
 @pytest.fixture
 def main_here(monkeypatch, capsys):
     """Run the command line in this process and a given folder."""
+    from lit_dola.cli import main
 
     def run(folder, *args):
         monkeypatch.chdir(folder)

@@ -1,4 +1,4 @@
-"""The benchmark measures what it says: every method draws all images, in turns, from one model."""
+"""The benchmark: every method draws all images, in turns, from one model."""
 
 import json
 
@@ -29,6 +29,7 @@ def test_prompts_are_of_one_length_so_that_transformers_can_batch_them():
     assert all(ids[0] == BOS and ids[-1] == BOI for ids in prompts)
 
 
+@pytest.mark.slow
 def test_presets_have_the_sizes_that_they_are_called_by():
     assert SIZES["7b"] == original.LLAMA["Janus-Pro-7B"]
     assert SIZES["1b"] == original.LLAMA["Janus-Pro-1B"]
@@ -36,8 +37,10 @@ def test_presets_have_the_sizes_that_they_are_called_by():
     assert 90e6 < decode._decoded_weights(small).numel < 110e6
 
 
+@pytest.mark.slow
 def test_result(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(decode, "_peak_memory_ratio", lambda *_: 1.0)  # it takes two processes
+    monkeypatch.setattr(decode, "_COPIED_NUMBERS", 2**16)
     decode.main("tiny", prompts=2, images=1, tokens=3, repeats=2, output=tmp_path)
     result = json.loads((tmp_path / "decode.json").read_text())
     assert set(result["methods"]) == {"a", "a_batch", "b", "c", "d"}

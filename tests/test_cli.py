@@ -1,4 +1,4 @@
-"""The command line as its users run it: a process of its own, in a folder of its own."""
+"""The command line as users run it: in its own process and its own folder."""
 
 import fcntl
 import json
@@ -26,7 +26,7 @@ from tests.support.plain_janus import PlainJanus
 
 @pytest.fixture
 def folder(tmp_path):
-    """What a user has after a clone, but for the package, which is installed."""
+    """The files that a user has after cloning, without the installed package."""
     shutil.copy(ROOT / "main.py", tmp_path)
     shutil.copy(ROOT / "prompt.json", tmp_path)
     for part in ("configs", "recipes", "checkpoints/shapes-janus"):
@@ -37,7 +37,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def predict(folder):
-    """Run ``python main.py predict ...`` in the folder, but for the time that imports take."""
+    """Run ``python main.py predict ...`` in the folder, forked to save the time of imports."""
     return lambda *args, **environment: forked.run(folder, ["predict", *args], **environment)
 
 
@@ -61,7 +61,7 @@ def python(folder):
 
 @pytest.fixture
 def parse(folder, main_here):
-    """The same in this process, which is faster: for what ends before anything is generated."""
+    """The same in this process, which is faster, for runs that end before generating anything."""
     return partial(main_here, folder)
 
 
@@ -75,8 +75,9 @@ def small(tiny_checkpoint, folder):
     ]  # fmt: skip
 
 
-def test_demo(python, folder):
-    done = succeed(python("--config", "configs/demo.yaml"))
+@pytest.mark.slow
+def test_demo(predict, folder):
+    done = succeed(predict("--config", "configs/demo.yaml"))
     assert done.stdout == done.stderr == ""  # not a terminal: no progress, no noise
     images = sorted((folder / "outputs/demo").glob("*/*.png"))
     entries = [json.loads(line) for line in (ROOT / "recipes/shapes/demo.jsonl").open()]
@@ -95,6 +96,7 @@ def test_demo(python, folder):
     assert np.mean(right) > 0.3  # it draws what the prompts say
 
 
+@pytest.mark.slow
 def test_dola_and_baseline(predict, folder, small):
     for config in ("dola", "baseline"):
         succeed(predict("--config", f"configs/{config}.yaml", *small))
@@ -118,8 +120,9 @@ def test_baseline_differs_from_dola_in_one_setting_and_the_output_folder():
     assert dola["trainer"] == {"accelerator": "gpu", "devices": "auto", "precision": "bf16-true"}
 
 
+@pytest.mark.slow
 def test_settings_by_flag_yaml_and_environment(predict, folder, small):
-    """A flag goes before the file, and the file before the environment."""
+    """Flags override files, and files override the environment."""
     (folder / "own.yaml").write_text("model:\n  alpha: 0.3\n  cfg_weight: 3.0\n")
     succeed(
         predict(
@@ -133,6 +136,7 @@ def test_settings_by_flag_yaml_and_environment(predict, folder, small):
         assert record["file"].endswith(".png")
 
 
+@pytest.mark.slow
 def test_print_config_is_a_config(predict, folder, small):
     printed = succeed(predict(*small, "--model.alpha=0.2", "--print_config")).stdout
     config = yaml.safe_load(printed)
@@ -153,6 +157,7 @@ def test_defaults_are_those_of_the_old_script(parse):
     assert config["writer"]["quality"] == 95
 
 
+@pytest.mark.slow
 def test_help_tells_every_setting(predict, parse):
     text = succeed(predict("--help")).stdout
     config = yaml.safe_load(succeed(parse("predict", "--print_config")).stdout)
@@ -162,6 +167,7 @@ def test_help_tells_every_setting(predict, parse):
     assert "Threshold of the head set" in text
 
 
+@pytest.mark.slow
 def test_a_run_that_is_done_does_not_load_the_model(predict, folder, small, tiny_checkpoint):
     checkpoint = shutil.copytree(tiny_checkpoint, folder / "checkpoint")
     args = [*small, f"--model.model_path={checkpoint}"]
@@ -172,6 +178,7 @@ def test_a_run_that_is_done_does_not_load_the_model(predict, folder, small, tiny
     assert files(folder / "outputs") == made
 
 
+@pytest.mark.slow
 def test_original_layout_gives_the_tokens_of_the_plain_reference(predict, folder, small):
     config = original.make_config(64, 128, 4, 4, vocab_size=512, image_size=64)
     weights = original.small_weights(config)
@@ -199,13 +206,15 @@ def test_original_layout_gives_the_tokens_of_the_plain_reference(predict, folder
         assert encoder.text("x") == "User: x\n\nAssistant:"
 
 
+@pytest.mark.slow
 def test_bf16_true(predict, folder, small):
     succeed(predict(*small, "--trainer.precision=bf16-true"))
     assert len(records(folder / "outputs")) == 4
 
 
+@pytest.mark.slow
 def test_progress_on_a_terminal(folder, small):
-    """Images done of all and tokens of the batch, with a rate and the time left."""
+    """Images done and tokens of the batch, each with a rate and the remaining time."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))  # rows, columns
     process = subprocess.Popen(
@@ -221,7 +230,7 @@ def test_progress_on_a_terminal(folder, small):
         while block := os.read(ours, 4096):
             shown += block
     except OSError:
-        pass  # how a terminal says that its other end is closed
+        pass  # a terminal reports this way that its other end is closed
     os.close(ours)
     assert process.wait(timeout=60) == 0
     text = shown.decode()
@@ -271,23 +280,24 @@ def test_errors_are_one_line_that_says_what_to_do(case, parse, folder, small):
     if isinstance(args, str):
         args = [config_file(folder, args)]
     one_line(parse("predict", *small, *args), code, message)
-    assert not list(folder.glob("outputs/*"))  # not even a file that is begun
+    assert not list(folder.glob("outputs/*"))  # not even a temporary file
 
 
 @pytest.mark.parametrize("case", ["misspelt flag", "missing checkpoint"])
+@pytest.mark.slow
 def test_errors_in_a_process_of_its_own(case, python, small):
     args, code, message = ERRORS[case]
     one_line(python(*small, *args), code, message)
 
 
-def test_bad_prompt_file(predict, folder, small):
+def test_bad_prompt_file(parse, folder, small):
     (folder / "two.json").write_text('["a",\n  ]')
-    one_line(predict(*small), 1, "two.json: line 2, column 3: not JSON")
+    one_line(parse("predict", *small), 1, "two.json: line 2, column 3: not JSON")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_gpu_config_without_a_gpu(predict):
-    done = predict("--config", "configs/dola.yaml")
+def test_gpu_config_without_a_gpu(parse):
+    done = parse("predict", "--config", "configs/dola.yaml")
     one_line(done, 1, "on a machine without a GPU add --trainer.accelerator cpu")
 
 
@@ -295,6 +305,7 @@ def test_gpu_config_without_a_gpu(predict):
     "network",
     [{"HF_HUB_OFFLINE": "1"}, {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}],
 )
+@pytest.mark.slow
 def test_hub_name_without_network(python, folder, small, network):
     done = python(*small, "--model.model_path=Janus-Pro-7B", HF_HOME=str(folder), **network)
     one_line(done, 1, "expected the folder of a downloaded checkpoint")

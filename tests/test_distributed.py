@@ -1,14 +1,15 @@
-"""Many devices, on the CPU: the same images, each made once, however they are dealt out."""
+"""Many devices, on the CPU: the same images, each made once, whatever the number of ranks."""
 
 import json
 import os
 
 import pytest
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from lit_dola import LitDoLa
 from tests.support import forked
 from tests.support.commands import CPU, MAIN, ddp, files, one_line, records, run
+
+pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def arguments(tiny_checkpoint, tmp_path):
 
 @pytest.fixture
 def one(arguments, tmp_path):
-    """Files of one rank, for the same arguments."""
+    """The files that one rank writes with the same arguments."""
 
     def of(*args):
         done = forked.run(tmp_path, arguments("one/out", *args))
@@ -40,25 +41,11 @@ def one(arguments, tmp_path):
 
 @pytest.fixture
 def srun(arguments, tmp_path):
-    """Run as many ranks as SLURM would, on so many nodes; gives what each of them says."""
+    """Run as many ranks as SLURM would, on so many nodes; returns what each of them printed."""
 
     def run(count, *args, nodes=1, breaking=None):
-        per_node = count // nodes
-        job = {
-            "SLURM_NTASKS": str(count), "SLURM_NTASKS_PER_NODE": str(per_node),
-            "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "dola", "SLURM_NODELIST": "localhost",
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()),
-        }  # fmt: skip
-        args = arguments("out", *ddp(per_node), f"--trainer.num_nodes={nodes}", *args)
-        ranks = []
-        for rank in range(count):
-            folder = tmp_path / f"rank{rank}"
-            folder.mkdir(exist_ok=True)
-            place = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank % per_node}
-            place = {**place, "SLURM_NODEID": rank // per_node}
-            variables = {**job, **{name: str(value) for name, value in place.items()}}
-            ranks.append((forked.start(folder, args, breaking, **variables), folder))
-        return [forked.finish(*rank) for rank in ranks]
+        more = [*ddp(count // nodes), f"--trainer.num_nodes={nodes}"]
+        return forked.run_ranks(tmp_path, count, arguments("out", *more, *args), nodes, breaking)
 
     return run
 
@@ -71,7 +58,7 @@ def test_two_ranks_that_lightning_starts(arguments, one, tmp_path):
 
 
 def test_two_ranks_that_torchrun_starts(arguments, one, tmp_path):
-    """Grids and inspections too, which both ranks have a share of."""
+    """Including grids and inspections, which both ranks share."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     more = ["--writer.grid=true", "--model.inspect=[[0,1],[4,0]]"]
     done = run(*launcher, MAIN, *arguments("out", *ddp(2), *more), cwd=tmp_path)
@@ -93,9 +80,9 @@ def test_fewer_images_than_ranks_and_none_at_all(srun, tmp_path):
     args = ["--model.parallel_size=1", f"--data.prompt_json={tmp_path / 'one.txt'}"]
     first, second = srun(2, *args)
     one_line(first, 1, "one.txt: not readable")
-    assert (second.returncode, second.stderr) == (1, "")  # it is said once, not by each rank
+    assert (second.returncode, second.stderr) == (1, "")  # reported once, not by every rank
     (tmp_path / "one.txt").write_text("one cat")
-    for _ in range(2):  # the second time all is done
+    for _ in range(2):  # the second time everything is done
         for done in srun(3, *args):
             assert (done.returncode, done.stderr) == (0, "")
         assert sorted(files(tmp_path / "out")) == [
@@ -104,7 +91,7 @@ def test_fewer_images_than_ranks_and_none_at_all(srun, tmp_path):
 
 
 def note_parts():
-    """Say at every batch how much of each layer this rank holds, between two of its steps."""
+    """Print, at every batch, how much of each layer this rank holds between two steps."""
     predict_step = LitDoLa.predict_step
 
     def noted(self, batch, batch_idx):
@@ -118,7 +105,7 @@ def note_parts():
 
 
 def test_a_model_in_parts_makes_the_same_images(srun, one, tmp_path):
-    """FSDP on two ranks; five images, and both run as many batches."""
+    """FSDP on two ranks: five images, and both ranks run the same number of batches."""
     args = ["--model.parallel_size=1", "--model.images_per_batch=1"]
     strategy = json.dumps({"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"})
     for done in srun(2, *args, f"--trainer.strategy={strategy}", breaking=note_parts):

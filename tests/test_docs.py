@@ -1,4 +1,4 @@
-"""What the documents say: their commands work or are accepted, their links lead somewhere."""
+"""The documentation: its commands work or are accepted, and its links lead somewhere."""
 
 import re
 import shlex
@@ -42,6 +42,7 @@ def printed_config(main_here):
     return of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_are_accepted(command, printed_config):
     assert printed_config(command)
@@ -52,6 +53,7 @@ def test_there_are_commands():
     assert len(TUTORIAL_COMMANDS) >= 8
 
 
+@pytest.mark.slow
 def test_the_tutorial_does_what_it_says(tmp_path):
     for name in ("configs", "recipes", "checkpoints"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -61,7 +63,7 @@ def test_the_tutorial_does_what_it_says(tmp_path):
         if command.startswith("python main.py"):
             done = forked.run(tmp_path, shlex.split(command)[2:])
             assert done.returncode == 0, (command, done.stderr)
-        elif command == "make demo":  # whose command is the first of the next
+        elif command == "make demo":  # runs this command
             done = forked.run(tmp_path, ["predict", "--config", "configs/demo.yaml"])
             assert done.returncode == 0, done.stderr
         elif not command.startswith("source "):
@@ -73,6 +75,7 @@ def test_the_tutorial_does_what_it_says(tmp_path):
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/how-to.md"])
+@pytest.mark.slow
 def test_the_lines_of_python_work(page, tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", PAGES[page], re.S)
     assert len([line for line in code.splitlines() if line]) == 5
@@ -91,7 +94,7 @@ def test_make_targets_are_there():
 
 
 def test_the_reference_is_the_one_of_this_code():
-    """Else: python -m docs.make_reference > docs/reference.md."""
+    """Otherwise run: python -m docs.make_reference > docs/reference.md."""
     assert make_reference() + "\n" == REFERENCE
 
 
@@ -121,7 +124,7 @@ def test_files_that_are_named_are_there(page):
 
 
 def anchor(title):
-    """The address that GitHub gives a heading."""
+    """The anchor that GitHub makes from a heading."""
     return re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-")
 
 
@@ -142,7 +145,7 @@ ARCHITECTURE = PAGES["docs/architecture.md"]
 
 
 def modules():
-    """Every module of the package, relative to it."""
+    """Every module of the package, by its relative path."""
     package = ROOT / "lit_dola"
     paths = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
     return {path for path in paths if not path.endswith("/__init__.py")}

@@ -1,4 +1,4 @@
-"""The seed's three functions: values against float64, properties on any logits."""
+"""The three public functions: values against float64, properties for any logits."""
 
 import math
 
@@ -87,7 +87,7 @@ def total_variation(scores, other):
 
 
 def test_approaches_the_baseline_as_alpha_and_the_middle_layers_say_vanish():
-    """DoLa fades out as the head grows to all tokens and the middle distribution goes flat."""
+    """DoLa vanishes as the head set grows to all tokens and the middle layer becomes flat."""
     generator = torch.Generator().manual_seed(0)
     final, mid = torch.randn(2, 1000, generator=generator) * 3
     distances = [
@@ -100,7 +100,7 @@ def test_approaches_the_baseline_as_alpha_and_the_middle_layers_say_vanish():
 
 
 def test_approaches_a_flat_head_as_the_middle_layer_approaches_the_final_one():
-    """Two equal layers have nothing to contrast: every token of the head is as likely as another.
+    """Two equal layers have nothing to contrast: all tokens in the head set are equally likely.
 
     So a layer near the last alone does not lead back to the baseline; at ``alpha = 1`` it leads
     to greedy decoding of it.

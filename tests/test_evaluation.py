@@ -1,4 +1,4 @@
-"""``main.py evaluate``: every setting on the same prompts and noise, scored and compared."""
+"""``main.py evaluate``: every variant on the same prompts and noise, scored and compared."""
 
 import json
 import re
@@ -9,7 +9,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.support.commands import MAIN, ddp, run
+from tests.support import forked
+from tests.support.commands import ddp
 
 PROMPTS = [
     {"tag": "colors", "include": [{"class": "apple", "count": 1}], "prompt": "a red apple"},
@@ -20,7 +21,7 @@ VARIANTS = {"baseline": {"dola": False}, "dola": {}, "sharp": {"alpha": 0.5, "la
 
 
 class Redness:
-    """A scorer that anyone can check: how red an image is."""
+    """A scorer that is easy to check: how red an image is."""
 
     def __call__(self, image: Image.Image, metadata: dict) -> float:
         assert metadata["include"]
@@ -48,7 +49,7 @@ def evaluate(folder, main_here):
 
 
 def redness(folder, name):
-    """Of each image, by prompt."""
+    """The redness of each image, by prompt."""
     return [
         [np.asarray(Image.open(path))[..., 0].mean() / 255 for path in sorted(prompt.iterdir())]
         for prompt in sorted((folder / "out" / name).iterdir())
@@ -56,6 +57,7 @@ def redness(folder, name):
     ]
 
 
+@pytest.mark.slow
 def test_the_report_says_what_the_images_show(folder, evaluate):
     done = evaluate()
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -79,6 +81,7 @@ def test_the_report_says_what_the_images_show(folder, evaluate):
     assert (folder / "out/report.svg").exists()
 
 
+@pytest.mark.slow
 def test_a_variant_is_a_run_of_predict(folder, evaluate, main_here):
     assert evaluate().returncode == 0
     config = yaml.safe_load((folder / "evaluate.yaml").read_text())
@@ -94,6 +97,7 @@ def test_a_variant_is_a_run_of_predict(folder, evaluate, main_here):
             assert path.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was(folder, evaluate):
     assert evaluate().returncode == 0
     before = (folder / "out/report.json").read_bytes()
@@ -108,6 +112,7 @@ def test_it_goes_on_where_it_was(folder, evaluate):
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
+@pytest.mark.slow
 def test_the_weights_are_loaded_once(evaluate, monkeypatch):
     from lit_dola.tasks import base
 
@@ -118,6 +123,7 @@ def test_the_weights_are_loaded_once(evaluate, monkeypatch):
     assert loads == [1]
 
 
+@pytest.mark.slow
 def test_export(folder, evaluate):
     done = evaluate("--export=geneval", "--scorer=null")
     assert done.returncode == 0, done.stderr
@@ -129,6 +135,7 @@ def test_export(folder, evaluate):
     assert not (folder / "out/report.json").exists()
 
 
+@pytest.mark.slow
 def test_dpg_benchs_folder_of_prompts(folder, evaluate):
     (folder / "dpg").mkdir()
     for name in ("b10", "a9"):
@@ -186,10 +193,13 @@ def test_errors_are_one_line(evaluate, folder, case):
     assert not list(folder.glob("out/*/*/*.png"))
 
 
+@pytest.mark.distributed
 def test_two_ranks_find_the_same(folder, evaluate):
     assert evaluate().returncode == 0
     one = json.loads((folder / "out/report.json").read_text())
     (folder / "out").rename(folder / "out1")
-    done = run(MAIN, "evaluate", "--config", "evaluate.yaml", *ddp(2), cwd=folder)
-    assert done.returncode == 0, done.stderr
+    paths = [f"--data.prompt_json={folder}/prompts.jsonl", f"--writer.output_dir={folder}/out"]
+    args = ["evaluate", f"--config={folder}/evaluate.yaml", *paths, *ddp(2)]
+    for done in forked.run_ranks(folder, 2, args):
+        assert done.returncode == 0, done.stderr
     assert json.loads((folder / "out/report.json").read_text()) == one

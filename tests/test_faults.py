@@ -1,7 +1,7 @@
-"""Nothing is lost: whatever ends a run, and wherever, the same command then makes the rest.
+"""Nothing is lost: whatever ends a run, at any point, the same command makes the rest.
 
-Each test breaks a run, looks that nothing torn has a final name, runs it again and compares every
-file with those of a run that was left alone.
+Each test breaks a run, checks that no incomplete file has its final name, runs it again and
+compares every file with those of an undisturbed run.
 """
 
 import errno
@@ -26,6 +26,8 @@ from lit_dola.runs import files as run_files
 from tests.support.commands import MAIN, files
 from tests.support.forked import finish, run, start
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def command(tiny_checkpoint, tmp_path):
@@ -49,7 +51,7 @@ def made_before():
 
 @pytest.fixture
 def undisturbed(made_before, tmp_path):
-    """Files of the same run, left alone."""
+    """Files of the same run, undisturbed."""
 
     def of(args):
         key = (*args, (tmp_path / "prompt.json").read_text())
@@ -62,10 +64,10 @@ def undisturbed(made_before, tmp_path):
 
 
 def check_whole(folder, expected):
-    """What has a final name is whole, and what has a line is there."""
+    """Every file under its final name is complete, and every record has its file."""
     found = files(folder) if folder.is_dir() else {}
     for name, content in found.items():
-        if name == "index.html":  # of as many images as there were
+        if name == "index.html":  # of the images that existed then
             assert content.endswith(b"</html>")
         elif not name.endswith((".tmp", ".jsonl")):
             assert content == expected[name], name
@@ -76,7 +78,7 @@ def check_whole(folder, expected):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_killed_at_random_moments(seed, command, undisturbed, tmp_path):
-    """Six kills one after the other, then a run that may end: 36 kills in all."""
+    """Six kills in a row, then an undisturbed run: 36 kills altogether."""
     args = command(6, 4, "--writer.save_tokens=true")
     expected = undisturbed(args)
     before = time.monotonic()
@@ -95,7 +97,7 @@ def test_killed_at_random_moments(seed, command, undisturbed, tmp_path):
         assert now >= images  # nothing is lost
         images = now
         killed += process.exitcode == -signal.SIGKILL
-        if process.exitcode == 0:  # it was faster: begin anew
+        if process.exitcode == 0:  # it finished first: start over
             assert found == expected
             shutil.rmtree(tmp_path / "out")
             images = 0
@@ -104,7 +106,7 @@ def test_killed_at_random_moments(seed, command, undisturbed, tmp_path):
 
 
 def break_call(number, how):
-    """Let the nth call that changes the folder of a run fail, or be the last."""
+    """Make the nth call that changes the run's folder fail, or end the process there."""
     calls = itertools.count(1)
     open_path = Path.open
 
@@ -119,7 +121,7 @@ def break_call(number, how):
 
         return wrapped
 
-    # Others use os as well, which is not to be counted.
+    # Other modules use os, too; their calls must not be counted.
     run_files.os = types.ModuleType("os")
     vars(run_files.os).update(vars(os), write=counted(os.write), fsync=counted(os.fsync))
     for call in (Path.mkdir, Path.open, Path.replace, Path.unlink):
@@ -127,7 +129,7 @@ def break_call(number, how):
 
 
 CALLS = 25
-"""Of a run of two images."""
+"""Calls that change the folder in a run of two images."""
 
 
 @pytest.mark.parametrize("how", ["die", "no space"])
@@ -143,7 +145,7 @@ def test_every_call_that_writes_fails_in_turn(number, how, command, undisturbed,
 
 
 def limit_files(size):
-    """Let the kernel refuse what would make any file larger: a write fails in its middle."""
+    """Limit the size of files, so that a write fails in the middle."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
@@ -160,7 +162,7 @@ def test_the_disk_is_full_in_the_middle_of_a_file(part, command, undisturbed, tm
 
 @pytest.mark.parametrize("pages", [2, 8, 15])
 def test_a_small_file_system_is_full(pages, command, undisturbed, tmp_path):
-    """A real one, and the rest once there is room."""
+    """On a real file system; the rest is made once there is room."""
     args = command(4, 2)
     expected = undisturbed(args)
     (tmp_path / "out").mkdir()
@@ -180,7 +182,7 @@ def test_a_small_file_system_is_full(pages, command, undisturbed, tmp_path):
 
 
 def test_two_runs_at_once_in_one_folder(command, undisturbed, tmp_path):
-    """Twice the work, and the same files."""
+    """They do the work twice and write the same files."""
     args = command(6, 4)
     expected = undisturbed(args)
     both = [start(tmp_path, args) for _ in range(2)]
@@ -195,7 +197,7 @@ TWO_RANKS = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 @pytest.fixture
 def begin(tmp_path):
-    """Start a run, and wait until some images are there; gives its process id and its end."""
+    """Start a run and wait for some images; returns its process id and a function that waits."""
     groups = []
 
     def wait_for_images(ended, how_many=5):
@@ -209,7 +211,7 @@ def begin(tmp_path):
         return process.pid, lambda: finish(process, tmp_path)
 
     def two_ranks(args, **environment):
-        """From ``main.py`` itself, which Lightning starts again for the second."""
+        """Run ``main.py`` itself, which Lightning starts again for the second rank."""
         with (tmp_path / ".stdout").open("w") as stdout, (tmp_path / ".stderr").open("w") as stderr:
             process = subprocess.Popen(
                 [sys.executable, str(MAIN), *args, *TWO_RANKS],
@@ -230,15 +232,16 @@ def begin(tmp_path):
 
 
 def further_rank(pid):
-    """Process id of the rank that Lightning started."""
+    """The process id of the rank that Lightning started."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     (child,) = [int(child) for child in children]
     return child
 
 
 @pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.distributed
 def test_one_of_two_ranks_is_killed(rank, command, undisturbed, begin, tmp_path):
-    """The other ends too; any number of ranks then makes the rest."""
+    """The other one ends, too; any number of ranks can then make the rest."""
     args = command(10, 4, "--model.images_per_batch=2")
     expected = undisturbed(args)
     pid, end = begin[2](args)
@@ -258,11 +261,11 @@ def test_one_of_two_ranks_is_killed(rank, command, undisturbed, begin, tmp_path)
     [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGTERM, 143, 2)],
 )
 def test_a_signal_ends_the_run_in_order(signum, code, ranks, command, undisturbed, begin, tmp_path):
-    """What is generated is written, with its lines; nothing half-written is left."""
+    """Generated images are written with their records; no incomplete file is left."""
     args = command(10, 4, "--model.images_per_batch=2")
     expected = undisturbed(args)
     pid, end = begin[ranks](args)
-    for _ in range(20):  # by someone impatient
+    for _ in range(20):  # an impatient user
         with suppress(ProcessLookupError):
             os.kill(pid, signum)
         time.sleep(0.01)
@@ -282,7 +285,7 @@ def test_a_signal_ends_the_run_in_order(signum, code, ranks, command, undisturbe
 
 @pytest.fixture
 def scontrol(tmp_path):
-    """A stand-in that notes what it is asked for."""
+    """A stand-in that records its arguments."""
     path = tmp_path / "bin" / "scontrol"
     path.parent.mkdir()
     path.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n')
@@ -300,7 +303,7 @@ def test_a_task_of_an_array_of_jobs_is_queued_by_itself(scontrol, monkeypatch, t
 
 
 def test_slurm_starts_the_job_again(command, undisturbed, begin, scontrol, tmp_path):
-    """Its signal ends the run in order, without a checkpoint, and the job is queued again."""
+    """Its signal ends the run cleanly, without a checkpoint, and the job is queued again."""
     args = command(10, 4, "--model.images_per_batch=2")
     expected = undisturbed(args)
     slurm = {

@@ -11,7 +11,10 @@ from lit_dola.data.requests import ImageKey
 from tests.support.commands import ROOT
 from tests.support.images import BATCH, PROMPTS, ImageGenerator, expected, load_folder
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+]
 
 
 @pytest.mark.parametrize("compile", [False, True])
@@ -33,7 +36,7 @@ def test_same_tokens_as_the_reference_in_float64(
 
 
 def test_the_command_line(tiny_checkpoint, tmp_path):
-    """With automatic batch size, bfloat16 and the compiled step: as configs/dola.yaml has it."""
+    """With automatic batch size, bfloat16 and the compiled step, as in configs/dola.yaml."""
     command = [
         sys.executable, str(ROOT / "main.py"), "predict",
         "--config", str(ROOT / "configs/dola.yaml"), "--trainer.devices=1",
@@ -48,7 +51,7 @@ def test_the_command_line(tiny_checkpoint, tmp_path):
 
 
 def test_out_of_memory_splits_the_batch(tiny_checkpoint, tmp_path):
-    """With what is left of the memory taken away but for a little: the same images, a warning."""
+    """With only a little memory left: the same images, and a warning."""
     prompts = tmp_path / "prompt.json"
     prompts.write_text(json.dumps([f"{n} cats" for n in range(256)]))
     command = [

@@ -1,4 +1,4 @@
-"""What is shipped, and what the project says about itself."""
+"""Packaging, versions, and other claims of the project about itself."""
 
 import re
 import shutil

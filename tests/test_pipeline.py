@@ -1,4 +1,4 @@
-"""The Python interface: the images of the command line, in memory."""
+"""The Python interface returns the same images as the command line."""
 
 import logging
 import subprocess
@@ -24,6 +24,7 @@ def pipeline(tiny_checkpoint):
     return JanusPipeline.from_pretrained(str(tiny_checkpoint))
 
 
+@pytest.mark.slow
 def test_images_are_those_of_the_command_line(pipeline, tiny_checkpoint, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     done = forked.run(
@@ -84,6 +85,7 @@ def test_a_checkpoint_that_is_not_there():
         JanusPipeline.from_pretrained("checkpoints/shapes-janus", dtype=torch.int8)
 
 
+@pytest.mark.slow
 def test_bfloat16(tiny_checkpoint):
     pipeline = JanusPipeline.from_pretrained(str(tiny_checkpoint), dtype=torch.bfloat16)
     assert pipeline.janus.language_model.embed_tokens.weight.dtype == torch.bfloat16
@@ -99,6 +101,7 @@ def test_nothing_is_left_changed(pipeline, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_the_maths_needs_no_lightning(tmp_path):
     assert "JanusPipeline" in lit_dola.__all__
     with pytest.raises(AttributeError, match="nothing"):

@@ -1,4 +1,4 @@
-"""The comforts of the shell: the console script, completion, the schema, and suggestions."""
+"""Help from the shell: the console script, completion, the schema, and suggestions."""
 
 import json
 import shutil
@@ -11,6 +11,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from docs.make_schema import config_schema
+from lit_dola.cli import main
 from tests.support.commands import ROOT
 
 SCRIPT = Path(sys.executable).with_name("lit-dola")
@@ -24,8 +25,9 @@ def lit_dola(*args):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_console_script_does_what_main_does():
-    """It finds classes in the working folder too, such as the scorer of this configuration."""
+    """It also finds classes in the working folder, such as the scorer of this configuration."""
     printed = yaml.safe_load(
         lit_dola("evaluate", "--config=configs/evaluate.yaml", "--print_config")
     )
@@ -33,9 +35,13 @@ def test_the_console_script_does_what_main_does():
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
-def test_completion_in_bash(tmp_path):
+@pytest.mark.slow
+def test_completion_in_bash(tmp_path, monkeypatch, capsys):
     script = tmp_path / "completion"
-    script.write_text(lit_dola("--print_completion", "shtab-bash"))
+    monkeypatch.setattr(sys, "argv", ["lit-dola"])
+    with pytest.raises(SystemExit):
+        main(["--print_completion", "shtab-bash"])
+    script.write_text(capsys.readouterr().out)
 
     def complete(*words):
         line = " ".join(words)
@@ -58,7 +64,7 @@ def test_completion_in_bash(tmp_path):
 
 
 def test_the_schema_is_the_one_of_these_settings():
-    """Else: python -m lit_dola.schema > configs/schema.json."""
+    """Otherwise run: python -m docs.make_schema > configs/schema.json."""
     Draft202012Validator.check_schema(SCHEMA)
     assert config_schema() == SCHEMA
 
@@ -84,7 +90,7 @@ def test_the_schema_finds_mistakes(wrong):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_setting_in_a_config_is_told_of(path):
-    """The first that a reader meets has a comment; those that repeat it say where to look."""
+    """Every configuration shows the command that runs it."""
     text = path.read_text()
     comments = [line.partition("#")[2].strip() for line in text.splitlines() if "#" in line]
     command = "evaluate" if "variants:" in text else "predict"

@@ -1,4 +1,4 @@
-"""The table of messages: each is made here, as a user would make it."""
+"""The table of messages: every message is provoked as a user would."""
 
 import errno
 import json
@@ -23,7 +23,7 @@ MESSAGES = re.findall(r"^\| `(.+?)` \|", PAGE.read_text(encoding="utf-8"), re.M)
 
 @pytest.fixture
 def predict(main_here, tiny_checkpoint, tmp_path):
-    """Run the command line in this process; gives its exit code and stderr."""
+    """Run the command line in this process; returns its exit code and stderr."""
     (tmp_path / "prompt.json").write_text('["a cat"]')
 
     def run(*args, subcommand="predict"):
@@ -38,7 +38,7 @@ def predict(main_here, tiny_checkpoint, tmp_path):
 
 @pytest.fixture
 def spoilt(tiny_checkpoint, tmp_path):
-    """A copy of the checkpoint, its weights changed by a function."""
+    """A copy of the checkpoint whose weights a function has changed."""
 
     def make(change):
         shutil.copytree(tiny_checkpoint, tmp_path / "spoilt")
@@ -56,7 +56,7 @@ def no_space(*_):
 
 
 def out_of_memory(images):
-    """A token loop whose memory is enough for so many images."""
+    """A token loop that runs out of memory above so many images."""
     call = TokenGenerator.__call__
 
     def limited(self, prompts, keys, on_step=None):
@@ -71,7 +71,7 @@ CASES = {}
 
 
 def case(fragment):
-    """Register what makes the message that has this in it, and its exit code."""
+    """Register the function that provokes the message containing this fragment."""
     return lambda function: CASES.setdefault(fragment, function)
 
 
@@ -171,7 +171,7 @@ def no_torchao(predict, monkeypatch, **_):
 
 
 def evaluate(tmp_path, predict, *args):
-    """The same with ``evaluate``, under two settings."""
+    """The same with ``evaluate`` and two variants."""
     (tmp_path / "evaluate.yaml").write_text(
         "variants: {baseline: {dola: false}, sharp: {alpha: 0.3}}\n"
         "scorer: {class_path: tests.test_evaluation.Redness}\n"
@@ -312,6 +312,7 @@ def test_the_table_and_the_cases_agree():
         assert sum(fragment in message for fragment in CASES) == 1, message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fragment", CASES)
 def test_message(fragment, predict, spoilt, main_here, monkeypatch, tmp_path):
     (message,) = (message for message in MESSAGES if fragment in message)

@@ -1,1 +1,1 @@
-"""A small Janus that draws coloured shapes, and a program that reads what it drew."""
+"""A small Janus that draws coloured shapes, and a scorer for its pictures."""

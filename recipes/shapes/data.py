@@ -1,4 +1,4 @@
-"""Captioned pictures, drawn as they are asked for: no picture is seen twice."""
+"""Captioned pictures, drawn on demand: no picture is used twice."""
 
 import random
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from recipes.shapes.scene import describe, place_objects, sample_scene
 
 
 class Batch(NamedTuple):
-    """Pictures and what they show.
+    """Pictures and their captions.
 
     Attributes:
         pixel_values: Float32 ``(pictures, 3, height, width)`` in [-1, 1].
@@ -26,12 +26,12 @@ class Batch(NamedTuple):
 
 
 class ShapesDataset(Dataset[Any]):
-    """Pictures of the training combinations; the picture at a place is always the same.
+    """Pictures of the training combinations; a given index always has the same picture.
 
     Args:
-        first: Place of the first picture.
-        length: Pictures.
-        seed: Seed of the whole world.
+        first: Index of the first picture.
+        length: Number of pictures.
+        seed: Seed of all pictures.
     """
 
     def __init__(self, first: int, length: int, seed: int) -> None:
@@ -48,16 +48,16 @@ class ShapesDataset(Dataset[Any]):
 
 
 def collate(items: list[tuple[Tensor, str]]) -> Batch:
-    """A batch of pictures."""
+    """Collate pictures into a batch."""
     pictures, prompts = zip(*items)
     return Batch(torch.stack(pictures), list(prompts))
 
 
 class ShapesDataModule(LightningDataModule):
-    """New pictures every epoch; the trainer must reload its dataloader every epoch.
+    """New pictures every epoch; the trainer must reload the dataloader every epoch.
 
     Args:
-        batch_size: Pictures a step.
+        batch_size: Pictures per step.
         steps_per_epoch: Steps between two checkpoints.
         seed: Seed of the pictures.
     """
@@ -67,7 +67,7 @@ class ShapesDataModule(LightningDataModule):
         self.batch_size, self.steps_per_epoch, self.seed = batch_size, steps_per_epoch, seed
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """The pictures of the trainer's current epoch: a run that is resumed sees the next ones."""
+        """Return the current epoch's pictures, so that a resumed run continues with new ones."""
         length = self.batch_size * self.steps_per_epoch
         epoch = self.trainer.current_epoch if self.trainer else 0
         dataset = ShapesDataset(epoch * length, length, self.seed)

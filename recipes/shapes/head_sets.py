@@ -1,7 +1,7 @@
-"""What DoLa's head sets leave out: ``python -m recipes.shapes.head_sets checkpoints/shapes-janus``.
+"""What DoLa's head sets exclude: ``python -m recipes.shapes.head_sets checkpoints/shapes-janus``.
 
-Real pictures are read token by token, each predicted from the prompt and those before it. A picture
-that has a token outside its head set cannot be drawn, whatever the contrast says.
+Real pictures are read token by token, each token predicted from the prompt and the earlier tokens.
+A picture with a token outside its head set cannot be drawn, whatever the contrast is.
 """
 
 import sys
@@ -22,14 +22,15 @@ ALPHAS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 @torch.no_grad()
 def predict_tokens(checkpoint: str, pictures: int) -> tuple[Tensor, Tensor]:
-    """Distributions of the image tokens of pictures, and the tokens.
+    """Predict the image tokens of real pictures.
 
     Args:
         checkpoint: Folder of a Janus in transformers' layout.
-        pictures: How many; their combinations are those of the training.
+        pictures: Number of pictures, with combinations of the training.
 
     Returns:
-        Float32 ``(pictures, num_image_tokens, codes)``, and int64 ``(pictures, num_image_tokens)``.
+        Probabilities, float32 ``(pictures, num_image_tokens, codes)``, and the real tokens, int64
+        ``(pictures, num_image_tokens)``.
     """
     janus = JanusForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
     encoder = PromptEncoder(Path(checkpoint))
@@ -40,7 +41,7 @@ def predict_tokens(checkpoint: str, pictures: int) -> tuple[Tensor, Tensor]:
 
 
 def main(checkpoint: str, pictures: int = 200) -> str:
-    """How sure the model is, and a Markdown table, a row an alpha."""
+    """Return how certain the model is, and a Markdown table with one row per alpha."""
     probabilities, tokens = predict_tokens(checkpoint, pictures)
     largest = probabilities.amax(dim=-1)
     drawn = probabilities.gather(-1, tokens[..., None])[..., 0]

@@ -1,8 +1,8 @@
-"""Second stage: the language model that draws, with gen_embed, gen_aligner and gen_head.
+"""Second stage: the language model, with gen_embed, gen_aligner and gen_head.
 
-The sequence is that of generation: the prompt in its conversation, then the image's tokens; only
-these are learned. For classifier-free guidance (Ho and Salimans 2022, section 3.2) some prompts
-are replaced by the very tokens that stand for no prompt in generation.
+Sequences are those of generation: the prompt in its conversation, then the image's tokens. The loss
+covers the image's tokens only. For classifier-free guidance (Ho and Salimans 2022, section 3.2)
+some prompts are replaced by the unconditional branch of generation.
 """
 
 import random
@@ -29,12 +29,12 @@ from recipes.small_janus import make_config, make_tokenizer, save_janus
 def image_logits(
     janus: JanusForConditionalGeneration, input_ids: Tensor, mask: Tensor, tokens: Tensor
 ) -> Tensor:
-    """Logits of every image token, given its prompt and the tokens before it.
+    """Return the logits of every image token, given its prompt and the tokens before it.
 
     Args:
         janus: The model.
-        input_ids: Prompts up to begin of image, int64 ``(images, length)``.
-        mask: What of them is no padding, bool, same shape.
+        input_ids: Prompts up to begin-of-image, int64 ``(images, length)``.
+        mask: False at padding, bool, same shape.
         tokens: Image tokens, int64 ``(images, num_image_tokens)``.
 
     Returns:
@@ -52,16 +52,16 @@ def image_logits(
 
 
 class JanusTraining(LightningModule):
-    """Trains a Janus to draw, on the tokens of a VQ tokenizer that is trained already.
+    """Trains a Janus on the tokens of a VQ tokenizer that is already trained.
 
     Args:
-        vq_path: Folder of the tokenizer, which is not trained further.
+        vq_path: Folder of the tokenizer, which stays fixed.
         text_config: Sizes of the language model, as ``text_config`` of a Janus checkpoint.
-        learning_rate: The largest: it warms up, then falls to 0 as a cosine.
-        warmup_steps: Steps until it is reached.
-        weight_decay: Of matrices; vectors have none.
-        condition_dropout: Share of the prompts that are dropped.
-        output_dir: Where the checkpoint is saved, in transformers' layout; must not be there yet.
+        learning_rate: Largest learning rate: it warms up, then follows a cosine down to 0.
+        warmup_steps: Steps until the largest learning rate.
+        weight_decay: Weight decay of matrices; vectors have none.
+        condition_dropout: Share of the prompts that are replaced by the unconditional branch.
+        output_dir: Folder of the checkpoint, in transformers' layout; must not exist yet.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class JanusTraining(LightningModule):
         rng = random.Random(0)
         texts = [describe(sample_scene(rng), rng) for _ in range(5000)]
         self.tokenizer = make_tokenizer(texts)
-        with TemporaryDirectory() as folder:  # read as generation reads it
+        with TemporaryDirectory() as folder:  # encode prompts exactly as generation does
             self.tokenizer.save_pretrained(folder)
             self.encoder = PromptEncoder(Path(folder))
         vq = JanusVQVAE.from_pretrained(vq_path)
@@ -92,18 +92,19 @@ class JanusTraining(LightningModule):
         self.janus = JanusForConditionalGeneration(config).train()
         self.janus.model.vqmodel.load_state_dict(vq.state_dict())
         self.janus.model.vqmodel.eval()
-        # What makes no image is not trained.
+        # Parts that generation does not use are not trained.
         for part in (self.janus.model.vqmodel, self.janus.model.vision_model, self.janus.lm_head):
             part.requires_grad_(False)
         self.janus.model.aligner.requires_grad_(False)
-        with torch.no_grad():  # tokens that look alike start out alike
+        with torch.no_grad():  # similar codes start with similar embeddings
             self.janus.model.generation_embeddings.weight.copy_(vq.quantize.embedding.weight)
 
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask of prompts, padded on the left, on the host.
+        """Encode prompts, padded on the left, on the host.
 
         Returns:
-            int64 and bool, ``(prompts, tokens)``, from BOS to begin of image.
+            Token ids, int64 ``(prompts, tokens)``, from BOS to begin-of-image, and a bool mask of
+            the same shape, False at padding.
         """
         pad = self.encoder.pad_token_id
         rows: list[Sequence[int]] = []
@@ -114,7 +115,7 @@ class JanusTraining(LightningModule):
         return pad_left(rows, pad)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross entropy of the image tokens, nats a token."""
+        """Return the cross entropy of the image tokens, in nats per token."""
         with torch.autocast(self.device.type, enabled=False):
             tokens = encode_pictures(self.janus.model.vqmodel, batch.pixel_values.float())
         input_ids, mask = (x.to(self.device) for x in self.encode_prompts(batch.prompts))
@@ -124,7 +125,7 @@ class JanusTraining(LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW, with warmup and a cosine."""
+        """Use AdamW with warmup and a cosine."""
         trained = [weight for weight in self.parameters() if weight.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": [w for w in trained if w.dim() > 1]},
@@ -145,7 +146,7 @@ class JanusTraining(LightningModule):
         }
 
     def on_train_start(self) -> None:
-        """Find out at once, not after an hour, that the checkpoint could not be saved."""
+        """Fail now rather than after an hour if the checkpoint cannot be saved."""
         folder = self.hparams["output_dir"]
         if Path(folder).exists():
             raise SystemExit(f"error: model.output_dir: {folder} exists already")

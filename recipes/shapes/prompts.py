@@ -10,10 +10,10 @@ PROMPTS = Path(__file__).with_name("prompts.jsonl")
 
 
 def held_out_prompts(per_skill: int = 40, seed: int = 0) -> list[str]:
-    """Lines of a prompt file in GenEval's form, of combinations that training never saw.
+    """Return lines of a prompt file in GenEval's form, of held-out combinations.
 
     Args:
-        per_skill: Prompts of each skill, no two of them alike in their wording.
+        per_skill: Prompts per skill, all with different wordings.
         seed: Seed of the choice.
     """
     rng = random.Random(seed)

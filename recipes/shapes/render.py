@@ -18,14 +18,14 @@ RGB = {
 }
 _GROUND = (245, 245, 245)
 _SCALE = 4
-_ARM = 0.36  # half the width of a cross' arm, of its radius
+_ARM = 0.36  # half the width of a cross's arm, relative to its radius
 
 
 def render(objects: Sequence[Object], rng: random.Random) -> Image.Image:
-    """The picture of the objects on a light ground; each colour is varied a little.
+    """Draw the objects on a light ground; each colour varies a little.
 
     Returns:
-        An RGB image of :data:`IMAGE_SIZE` pixels each way.
+        An RGB image, :data:`IMAGE_SIZE` pixels wide and high.
     """
     image = Image.new("RGB", (IMAGE_SIZE * _SCALE,) * 2, _GROUND)
     draw = ImageDraw.Draw(image)
@@ -38,7 +38,7 @@ def render(objects: Sequence[Object], rng: random.Random) -> Image.Image:
 
 
 def outlines(thing: Object) -> list[list[tuple[float, float]]]:
-    """The polygons of an object, pixels."""
+    """Return the polygons of an object, in pixels."""
     if thing.shape == "circle":
         angles = np.linspace(0, 2 * np.pi, 48, endpoint=False)
         parts = [list(zip(np.cos(angles).tolist(), np.sin(angles).tolist()))]

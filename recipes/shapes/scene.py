@@ -1,9 +1,9 @@
-"""What a prompt of the shapes world asks for, its wording, and a picture's exact ground truth.
+"""Scenes: the objects that a prompt asks for, its wording, and a picture's exact ground truth.
 
 The skills are those of GenEval (Ghosh et al. 2023, section 3: single object, two objects,
-counting, colours, position, colour attribution), and ``composition``, which needs all of them at
-once. A scene is kept in GenEval's own form of metadata: ``tag``, and a list ``include`` of
-``class``, ``count``, ``color``, ``position``; ``size`` and ``place`` are ours.
+counting, colours, position, colour attribution), and ``composition``, which combines all of them.
+Scenes are stored as GenEval's metadata: ``tag``, and a list ``include`` of ``class``, ``count``,
+``color``, ``position``; ``size`` and ``place`` are additions of this project.
 """
 
 import random
@@ -29,9 +29,9 @@ SKILLS = (
 IMAGE_SIZE = 48
 """Height and width of a picture, pixels."""
 RADII = {"small": (4.2, 5.3), "large": (7.2, 9.0)}
-"""Half of an object's height and width, pixels."""
+"""Half of an object's height and width, in pixels."""
 GAP = 2.5
-"""Pixels between the bounding boxes of two objects, at least."""
+"""Minimum number of pixels between the bounding boxes of two objects."""
 PLACE_RANGES = {
     "left": ((0.0, 16.5), (0.0, 48.0)),
     "right": ((31.5, 48.0), (0.0, 48.0)),
@@ -39,7 +39,7 @@ PLACE_RANGES = {
     "bottom": ((0.0, 48.0), (31.5, 48.0)),
     "middle": ((20.0, 28.0), (20.0, 28.0)),
 }
-"""Where the centre of an object may lie: x from the left, y from the top, pixels."""
+"""Ranges of an object's centre in pixels: x from the left, y from the top."""
 HELD_OUT_PERCENT = 15
 
 _WEIGHTS = (1, 1, 1.5, 1, 1.5, 1.5, 2)
@@ -63,7 +63,7 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Group:
-    """Objects that one noun phrase names; what is None is not said, and may be anything."""
+    """Objects that one noun phrase names; an attribute that is None is unspecified."""
 
     shape: str
     count: int = 1
@@ -74,13 +74,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Scene:
-    """What one prompt asks for: these objects and no other.
+    """The objects that one prompt asks for, and no others.
 
     Attributes:
         skill: One of :data:`SKILLS`.
         groups: One or two groups.
-        relation: Of :data:`RELATIONS`: where every object of the first group is, seen from every
-            object of the second.
+        relation: One of :data:`RELATIONS`: the position of every object of the first group relative
+            to every object of the second.
     """
 
     skill: str
@@ -88,7 +88,7 @@ class Scene:
     relation: str | None = None
 
     def metadata(self) -> dict[str, Any]:
-        """The scene as GenEval writes one: the second object first, the first placed by it."""
+        """Return the scene in GenEval's form: the second object first, the first relative to it."""
         include: list[dict[str, Any]] = []
         for group in reversed(self.groups):
             said = {"size": group.size, "color": group.color, "place": group.place}
@@ -100,7 +100,7 @@ class Scene:
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, Any]) -> "Scene":
-        """The inverse of :meth:`metadata`."""
+        """Create a scene from what :meth:`metadata` returned."""
         groups = [
             Group(
                 entry["class"],
@@ -117,7 +117,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Object:
-    """An object of a picture: its centre ``(x, y)`` and half its extent, pixels."""
+    """An object of a picture: its centre ``(x, y)`` and half its extent, in pixels."""
 
     shape: str
     color: str
@@ -127,15 +127,15 @@ class Object:
 
     @property
     def size(self) -> str:
-        """``small`` or ``large``, whichever its extent is nearer to."""
+        """``small`` or ``large``, whichever is closer to its extent."""
         limit = (RADII["small"][1] + RADII["large"][0]) / 2
         return "small" if self.radius < limit else "large"
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether what the scene asks for, in whatever wording, is kept from training.
+    """Return whether this combination is excluded from training, in any wording.
 
-    "A left of B" is "B right of A", and "A and B" is "B and A".
+    "A left of B" equals "B right of A", and "A and B" equals "B and A".
     """
     groups, relation = scene.groups, scene.relation
     if relation in _OPPOSITE:
@@ -150,12 +150,12 @@ def sample_scene(
     split: Literal["train", "held_out"] = "train",
     skill: str | None = None,
 ) -> Scene:
-    """Draw what a prompt asks for.
+    """Draw a random scene.
 
     Args:
-        rng: Source of chance.
-        split: Which combinations: those of training, or those kept from it.
-        skill: One of :data:`SKILLS`; any by default.
+        rng: Source of randomness.
+        split: Whether to draw from the combinations of training or from the held-out ones.
+        skill: One of :data:`SKILLS`; by default any.
     """
     while True:
         scene = _any_scene(rng, skill or rng.choices(SKILLS, _WEIGHTS)[0])
@@ -164,7 +164,7 @@ def sample_scene(
 
 
 def _any_scene(rng: random.Random, skill: str) -> Scene:
-    """A scene of a skill, of either split."""
+    """Draw a scene of a skill, from either split."""
 
     def group(colored: bool, sized: float = 0.35, **what: Any) -> Group:
         color = rng.choice(COLORS) if colored else None
@@ -187,7 +187,7 @@ def _any_scene(rng: random.Random, skill: str) -> Scene:
 
 
 def describe(scene: Scene, rng: random.Random) -> str:
-    """A prompt that asks for the scene, in one of several wordings."""
+    """Return a prompt for the scene, in one of several wordings."""
     phrases = [_noun_phrase(group, rng) for group in scene.groups]
     between = f" {rng.choice(_WORDS[scene.relation])} " if scene.relation else " and "
     return rng.choice(_OPENINGS) + between.join(phrases)
@@ -205,7 +205,7 @@ def _noun_phrase(group: Group, rng: random.Random) -> str:
 
 
 def place_objects(scene: Scene, rng: random.Random) -> list[Object]:
-    """A picture that shows what the scene asks for: objects drawn until all of it holds."""
+    """Place the objects of a scene at random until every condition holds."""
     while True:
         placed: list[list[Object]] = []
         for group in scene.groups:
@@ -233,13 +233,13 @@ def _place(group: Group, color: str, size: str, rng: random.Random) -> Object:
 def are_apart(
     first: Sequence[Object], relation: str, second: Sequence[Object], gap: float = GAP
 ) -> bool:
-    """Whether each of the first is so placed by each of the second: a gap parts them that way.
+    """Return whether every first object has a relation to every second one, with a gap between.
 
     Args:
         first: Objects.
-        relation: Of :data:`RELATIONS`.
+        relation: One of :data:`RELATIONS`.
         second: Objects.
-        gap: Pixels between their bounding boxes, along the axis of the relation, at least.
+        gap: Minimum number of pixels between bounding boxes along the relation's axis.
     """
     sign = 1 if relation in ("left of", "above") else -1
     axis = "x" if relation in ("left of", "right of") else "y"

@@ -1,6 +1,6 @@
-"""Reading a picture: which objects it shows, and whether they are what the prompt asks for.
+"""Scoring a picture: finding its objects and checking them against the prompt.
 
-It knows the shapes and colours that :mod:`recipes.shapes.render` draws, and nothing of the model.
+It knows the shapes and colours of :mod:`recipes.shapes.render`, and nothing about the model.
 """
 
 from collections.abc import Sequence
@@ -24,22 +24,22 @@ from recipes.shapes.scene import (
 )
 
 _ZOOM = 5
-_CHROMA = 48  # largest less smallest of red, green and blue: the ground has none
-_SPECK = 8.0  # smallest area of an object, pixels; the smallest that is drawn has 35
+_CHROMA = 48  # largest minus smallest of red, green and blue; near 0 for the ground
+_SPECK = 8.0  # smallest area of an object in pixels; the smallest that is drawn has 35
 _LIKENESS = {"circle": 0.85, "square": 0.85, "cross": 0.78, "triangle": 0.7}
-"""Intersection over union with the ideal shape, at least: a few pixels blunt what is pointed."""
-_SLACK = 3.5  # pixels that a place is wider for the judge than for the one who draws
+"""Minimum intersection over union with the ideal shape; few pixels make corners blunt."""
+_SLACK = 3.5  # pixels that the scorer accepts beyond the ranges of a place
 
 
 def find_objects(image: Image.Image) -> list[Object]:
-    """The objects of a picture.
+    """Find the objects of a picture.
 
     Args:
-        image: A square; its width is taken for :data:`recipes.shapes.scene.IMAGE_SIZE` pixels.
+        image: A square image of any size, scaled to :data:`recipes.shapes.scene.IMAGE_SIZE` pixels.
 
     Returns:
-        One :class:`Object` for each patch of colour; where the patch is like none of the shapes,
-        its shape is ``"unknown"``.
+        One :class:`Object` for each patch of colour; its shape is ``"unknown"`` if the patch
+        resembles no shape.
     """
     small = np.asarray(image.convert("RGB"))
     pixels = cv2.resize(small, (IMAGE_SIZE * _ZOOM,) * 2, interpolation=cv2.INTER_LINEAR)
@@ -53,17 +53,17 @@ def find_objects(image: Image.Image) -> list[Object]:
             continue
         patch = labels == label
         color = _nearest_color(pixels[patch & (chroma >= np.quantile(chroma[patch], 0.5))])
-        # The edge is where the colour is half as strong as inside.
+        # The edge of an object is where its colour is half as strong as inside.
         inside = patch & (chroma > 0.5 * np.quantile(chroma[patch], 0.75))
         objects.append(_measure(inside, color))
     return objects
 
 
 def is_right(scene: Scene, objects: Sequence[Object]) -> bool:
-    """Whether the objects are those that the scene asks for, and no other.
+    """Return whether the objects are exactly those that the scene asks for.
 
-    Every object must be of one group; the shape, and what the prompt says of count, colour, size,
-    place and relation must hold.
+    Every object must belong to a group, with its shape and with the count, colour, size, place and
+    relation that the prompt specifies.
     """
     wanted = [group for group in scene.groups for _ in range(group.count)]
     if len(objects) != len(wanted):
@@ -82,12 +82,12 @@ class ShapesScorer:
     """Scores pictures whose prompts carry a scene as metadata, for the evaluation."""
 
     def __call__(self, image: Image.Image, metadata: dict[str, Any]) -> float:
-        """1 where the picture shows what its prompt asks for, else 0."""
+        """Return 1 if the picture shows exactly what its prompt asks for, else 0."""
         return float(is_right(Scene.from_metadata(metadata), find_objects(image)))
 
 
 def _nearest_color(pixels: np.ndarray) -> str:
-    """Name of the nearest colour in CIELAB, of the median of uint8 ``(pixels, 3)``."""
+    """Return the name of the colour nearest in CIELAB to the median of uint8 ``(pixels, 3)``."""
     median = np.median(pixels, axis=0)
     swatches = np.array([median, *(RGB[color] for color in COLORS)], np.float32)[None] / 255
     lab = cv2.cvtColor(swatches, cv2.COLOR_RGB2LAB)[0]
@@ -95,7 +95,7 @@ def _nearest_color(pixels: np.ndarray) -> str:
 
 
 def _measure(inside: np.ndarray, color: str) -> Object:
-    """The object whose pixels, zoomed, are a bool mask ``(height, width)``."""
+    """Measure the object whose zoomed pixels are a bool mask ``(height, width)``."""
     x, y, width, height = cv2.boundingRect(inside.astype(np.uint8))
     shown = inside[y : y + height, x : x + width]
     likeness = {shape: _likeness(shape, shown) for shape in SHAPES}
@@ -107,7 +107,7 @@ def _measure(inside: np.ndarray, color: str) -> Object:
 
 
 def _likeness(shape: str, shown: np.ndarray) -> float:
-    """Intersection over union of a mask with the ideal shape of the same bounding box."""
+    """Return the intersection over union of a mask and the ideal shape in its bounding box."""
     height, width = shown.shape
     ideal = np.zeros(shown.shape, np.uint8)
     for part in outlines(Object(shape, "", 0.0, 0.0, 1.0)):
@@ -117,7 +117,7 @@ def _likeness(shape: str, shown: np.ndarray) -> float:
 
 
 def _fits(found: Object, group: Group) -> bool:
-    """Whether an object is what the prompt says of one of a group."""
+    """Return whether an object fits the description of a group."""
     if found.shape != group.shape or group.color not in (None, found.color):
         return False
     if group.size not in (None, found.size):

@@ -10,7 +10,7 @@ from recipes.shapes.data import ShapesDataModule
 
 
 def main(args: list[str] | None = None) -> None:
-    """Train one stage, as its configuration says.
+    """Train one stage according to its configuration.
 
     Args:
         args: Arguments; those of the process if None.

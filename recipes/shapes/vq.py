@@ -1,9 +1,9 @@
 """First stage: the VQ tokenizer (van den Oord et al. 2017; its layout is VQGAN's).
 
 Janus' decoder normalizes the codebook's vectors (LlamaGen, Sun et al. 2024, section 3.1), so they
-are kept at length 1 and the encoder's latents are normalized before they are compared. Then
-transformers' own ``JanusVQVAE.encode``, which normalizes neither, finds the same tokens: at equal
-length of the codebook's vectors the nearest is the one of the largest product.
+are kept at length 1, and the encoder's latents are normalized before the comparison. transformers'
+own ``JanusVQVAE.encode`` normalizes neither but finds the same tokens: among codes of equal length,
+the nearest one has the largest inner product.
 """
 
 from collections.abc import Iterable
@@ -26,18 +26,18 @@ class VQTraining(LightningModule):
 
     Args:
         vq_config: Sizes, as ``vq_config`` of a Janus checkpoint.
-        image_size: Height and width of a picture, pixels.
-        learning_rate: The largest; it warms up and anneals once.
-        embedding_loss_weight: Of transformers' codebook and commitment loss, beside the
-            reconstruction's (mean of absolute and of squared differences).
-        ground_loss_weight: Of what pulls the latents of empty ground to the first code. Without it
-            most codes come to stand for ground and its surroundings: nothing for the eye, but noise
-            to the language model, in which the few nats that hang on the prompt are lost.
-        merge_above: Cosine similarity above which two codes become one, at the end. The eye cannot
-            tell them apart, and which of them is drawn is noise to the language model as well.
-        restart_every: Steps after which codes that were not used since are put upon latents, of
-            places that are reconstructed badly rather: most of a picture is empty ground.
-        output_dir: Where the trained tokenizer is saved.
+        image_size: Height and width of a picture, in pixels.
+        learning_rate: Largest learning rate of one cycle.
+        embedding_loss_weight: Weight of transformers' codebook and commitment loss, relative to the
+            reconstruction loss (mean absolute plus mean squared difference).
+        ground_loss_weight: Weight of a loss that pulls the latents of empty ground towards the
+            first code. Without it most codes describe ground and its surroundings: invisible
+            differences, but noise to the language model that hides the information in the prompt.
+        merge_above: Cosine similarity above which two codes are merged after training. They look
+            the same, so the choice between them is noise to the language model, too.
+        restart_every: Steps after which unused codes are moved onto latents, preferably of places
+            that are reconstructed badly, because most of a picture is empty ground.
+        output_dir: Folder of the trained tokenizer.
     """
 
     uses: Tensor
@@ -64,7 +64,7 @@ class VQTraining(LightningModule):
         self.register_buffer("uses", torch.zeros(config.num_embeddings, dtype=torch.long))
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """The loss of one batch; its latents, and how badly each one's place is reconstructed."""
+        """Return the loss of one batch, its latents, and the reconstruction error of each."""
         pixel_values = batch.pixel_values
         latents = self.vq.quant_conv(self.vq.encoder(pixel_values))
         with torch.autocast(self.device.type, enabled=False):
@@ -89,7 +89,7 @@ class VQTraining(LightningModule):
         }
 
     def _ground_loss(self, pixel_values: Tensor, latents: Tensor) -> Tensor:
-        """Mean cosine distance of the latents of empty ground, which is gray, to the first code."""
+        """Return the mean cosine distance from latents of empty, gray ground to the first code."""
         chroma = pixel_values.amax(dim=1) - pixel_values.amin(dim=1)
         strongest = F.adaptive_max_pool2d(chroma, (latents.shape[2], latents.shape[3]))
         ground = latents.permute(0, 2, 3, 1)[strongest < 0.05]
@@ -97,7 +97,7 @@ class VQTraining(LightningModule):
 
     @torch.no_grad()
     def on_train_batch_end(self, outputs: Any, *_: Any) -> None:
-        """Bring the codebook back to length 1; report its use, and restart what is not used."""
+        """Normalize the codebook, log its usage, and restart unused codes."""
         codebook: Tensor = self.vq.quantize.embedding.weight
         codebook.copy_(F.normalize(codebook, dim=-1))
         if self.global_step % self.hparams["restart_every"]:
@@ -109,7 +109,7 @@ class VQTraining(LightningModule):
             {"codes_used": 1.0 - len(unused) / len(codebook), "perplexity": perplexity},
             prog_bar=True,
         )
-        # Late in the training the codebook is left alone, so that it can settle.
+        # Late in the training the codebook is left alone, so that it can converge.
         early = self.global_step < 0.6 * self.trainer.estimated_stepping_batches
         if early and len(unused):
             chosen = torch.multinomial(outputs["errors"], len(unused), replacement=True)
@@ -117,7 +117,7 @@ class VQTraining(LightningModule):
         self.uses.zero_()
 
     def configure_optimizers(self) -> Any:
-        """AdamW with one cycle."""
+        """Use AdamW with one cycle."""
         optimizer = torch.optim.AdamW(
             self.vq.parameters(), self.hparams["learning_rate"], betas=(0.9, 0.99), weight_decay=0.0
         )
@@ -131,7 +131,7 @@ class VQTraining(LightningModule):
         }
 
     def on_train_end(self) -> None:
-        """Merge codes, by their use in the last epoch; save all in transformers' layout."""
+        """Merge codes by their usage in the last epoch, and save in transformers' layout."""
         if self.trainer.is_global_zero:
             self.vq.eval()
             last_epoch: Any = self.trainer.train_dataloader
@@ -141,9 +141,9 @@ class VQTraining(LightningModule):
 
 @torch.no_grad()
 def encode_pictures(vq: JanusVQVAE, pixel_values: Tensor) -> Tensor:
-    """Image tokens of pictures in [-1, 1]: int64 ``(pictures, num_image_tokens)``.
+    """Encode pictures in [-1, 1] to image tokens, int64 ``(pictures, num_image_tokens)``.
 
-    ``JanusVQVAE.encode`` does the same, and differs between versions in what it returns.
+    ``JanusVQVAE.encode`` does the same, but its return type differs between versions.
     """
     _, _, tokens = vq.quantize(vq.quant_conv(vq.encoder(pixel_values)))
     return tokens.view(len(pixel_values), -1)
@@ -151,12 +151,12 @@ def encode_pictures(vq: JanusVQVAE, pixel_values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def merge_codes(vq: JanusVQVAE, batches: Iterable[Batch], above: float) -> None:
-    """Of codes that mean the same, keep the one that is used most; shrinks the codebook in place.
+    """Merge similar codes into the one used most, shrinking the codebook in place.
 
     Args:
         vq: The tokenizer.
-        batches: Pictures to count uses on.
-        above: Cosine similarity above which two codes mean the same.
+        batches: Pictures on which to count usage.
+        above: Cosine similarity above which two codes are merged.
     """
     codebook: Tensor = vq.quantize.embedding.weight
     uses = torch.zeros(len(codebook), dtype=torch.long, device=codebook.device)

@@ -1,4 +1,4 @@
-"""Images and settings in TensorBoard and Weights & Biases, by their own readers."""
+"""Images and settings in TensorBoard and Weights & Biases, read back with their own readers."""
 
 import json
 import os
@@ -12,6 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.support import forked
 from tests.support.commands import CPU, ROOT
+
+pytestmark = pytest.mark.slow
 
 PROMPTS = ["a red apple", "two blue birds on a branch"]
 
@@ -71,7 +73,7 @@ def test_no_more_images_than_were_asked_for(predict, tmp_path):
 def test_wandb(arguments, tmp_path):
     logger = ["WandbLogger", "--trainer.logger.save_dir=.", "--trainer.logger.offline=true"]
     command = [sys.executable, ROOT / "main.py", *arguments, "--trainer.logger", *logger]
-    # A process of its own, since W&B writes its last lines when the interpreter ends.
+    # In its own process, because W&B writes its last lines when the interpreter ends.
     subprocess.run(command, cwd=tmp_path, env={**os.environ, "WANDB_SILENT": "true"}, check=True)
     files = [*tmp_path.glob("wandb/offline-run-*/files/media/images/*.png")]
     logged = {Image.open(file).tobytes() for file in files}

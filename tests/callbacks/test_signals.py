@@ -1,4 +1,4 @@
-"""What a signal leads to, rank by rank; whole runs are in test_faults.py."""
+"""The effect of a signal on each rank; test_faults.py has whole runs."""
 
 import os
 import signal
@@ -14,12 +14,12 @@ from lit_dola.callbacks.signals import Interrupted, StopOnSignal
         (False, signal.SIGINT, 130),
         (False, signal.SIGTERM, 143),
         (True, signal.SIGTERM, 143),
-        (True, signal.SIGINT, 0),  # asked by the first rank, which has not written all yet
+        (True, signal.SIGINT, 0),  # sent by the first rank, which is still writing
     ],
 )
 def test_exit_codes(is_child, signum, code):
     stop = StopOnSignal()
-    stop._check()  # nothing has come
+    stop._check()  # no signal yet
     stop._is_child, stop._signum = is_child, signum
     with pytest.raises(Interrupted) as caught:
         stop._check()
@@ -34,6 +34,6 @@ def test_a_rank_whose_starter_is_gone_ends():
     stop._parent = -1
     with pytest.raises(Interrupted):
         stop.on_predict_batch_start()
-    stop = StopOnSignal()  # one that a shell has started may outlive it
+    stop = StopOnSignal()  # a rank that a shell started may outlive it
     stop._parent = -1
     stop.on_predict_batch_start()

@@ -1,4 +1,4 @@
-"""What lies in the output folder: formats, the record of each image, and what a next run adds."""
+"""The output folder: formats, the record of each image, and the additions of another run."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ def request(text=PROMPT, index=3, image_index=1):
 
 
 def photo():
-    """A smooth picture, 3 x 48 x 48: a codec of high quality keeps it nearly as it is."""
+    """A smooth picture, 3 x 48 x 48, which a codec hardly changes at high quality."""
     x = torch.linspace(0, 1, 48)
     channels = [x.expand(48, 48), x[:, None].expand(48, 48), (1 - x).expand(48, 48)]
     return (torch.stack(channels) * 255).to(torch.uint8)
@@ -38,7 +38,7 @@ def photo():
 
 @pytest.fixture
 def write(tiny_checkpoint):
-    """Write images as a run does; gives the writer, and which images were missing."""
+    """Write images as a run does; returns the writer, which lists the images that were missing."""
 
     def run(folder, requests=None, end=True, failures=(), on_error="stop", model=None, **settings):
         image_writer = ImageWriter(str(folder), **settings)
@@ -234,12 +234,12 @@ def test_another_run_in_the_folder(write, tmp_path, case):
     made = write(here, **settings, on_mismatch="new_folder")
     assert made.output_dir == there
     assert files(here) == before
-    assert write(here, **settings, on_mismatch="new_folder").missing == []  # it goes on there
+    assert write(here, **settings, on_mismatch="new_folder").missing == []  # it continues there
     assert not (tmp_path / "run-3").exists()
 
     assert len(write(here, **settings, on_mismatch="overwrite").missing) == len(made.missing)
     renamed = {name: data.replace(b">run-2<", b">run<") for name, data in files(there).items()}
-    assert files(here) == renamed  # and nothing of before
+    assert files(here) == renamed  # and nothing of the earlier run
     assert write(here, **settings).missing == []
 
 
@@ -262,7 +262,7 @@ def test_failures_are_listed_and_the_last_run_s_only(write, tmp_path):
 
 
 def test_a_failure_ends_the_run_unless_it_is_to_be_skipped(write, tmp_path):
-    """The sound images of its batch are kept."""
+    """The other images of its batch are kept."""
     failure = Failure(1, 0, "b", "entry 1: image 0: the model's logits are NaN")
     with pytest.raises(UserError, match=r"p\.json: entry 1: image 0: the model's logits are NaN"):
         write(tmp_path, THREE[:1], failures=[failure])
@@ -327,7 +327,7 @@ def test_a_grid_holds_all_images_of_a_prompt(write, tmp_path):
     expected = photo().permute(1, 2, 0).numpy()
     for x, y in ((0, 0), (48, 0), (0, 48)):
         assert np.abs(pixels[y : y + 48, x : x + 48] - expected).max() < 25
-    assert pixels[56:, 56:].max() < 25  # where there is no fourth
+    assert pixels[56:, 56:].max() < 25  # there is no fourth image
 
 
 def test_a_grid_is_made_anew_only_when_images_came_after_it(write, tmp_path):
@@ -336,7 +336,7 @@ def test_a_grid_is_made_anew_only_when_images_came_after_it(write, tmp_path):
     made = path.stat().st_mtime_ns
     write(tmp_path, [request(image_index=0)], grid=True)
     assert path.stat().st_mtime_ns == made
-    write(tmp_path, [request(image_index=n) for n in range(2)])  # a run that makes no grids
+    write(tmp_path, [request(image_index=n) for n in range(2)])  # a run without grids
     write(tmp_path, [request(image_index=n) for n in range(2)], grid=True)
     with Image.open(path) as grid:
         assert grid.size == (96, 48)

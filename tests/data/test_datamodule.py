@@ -51,6 +51,7 @@ def test_auto_asks_the_model_and_takes_no_more_than_there_are(prompt_file, tiny_
         assert data.predict_dataloader().batch_size == expected
 
 
+@pytest.mark.slow
 def test_a_prompt_longer_than_the_context_less_the_image_tokens(
     prompt_file, tiny_checkpoint, encoder
 ):

@@ -1,5 +1,7 @@
 """Old names of settings: wherever a setting can be given, with a note, and only once."""
 
+import os
+
 import pytest
 import yaml
 
@@ -92,6 +94,7 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_on_the_command_line(way, main_here, tmp_path, monkeypatch):
     arguments, environment, config = WAYS[way]
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # which the command line changes
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if config:
@@ -103,7 +106,6 @@ def test_on_the_command_line(way, main_here, tmp_path, monkeypatch):
     assert "head" not in model
     assert "is now called" in done.stderr
     assert len(done.stderr.splitlines()) <= 2
-    monkeypatch.delenv("LIT_DOLA_PREDICT__MODEL__APC", raising=False)
 
 
 def test_an_unknown_value_of_an_old_name_is_an_error(main_here, tmp_path):

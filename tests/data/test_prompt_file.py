@@ -136,7 +136,7 @@ def test_bad_entries_are_set_aside_where_asked(prompt_file):
 
 
 def check_any(path):
-    """It loads, and can be written into the metadata, or is one line of error; never another."""
+    """A file either loads, and can be written as metadata, or causes one line of error."""
     for skipped in (None, []):
         try:
             prompts = read_prompts(path, skipped)
@@ -172,6 +172,7 @@ def folder(tmp_path_factory):
 
 @thousands
 @given(json_values, suffixes)
+@pytest.mark.slow
 def test_any_json_loads_or_is_one_line_of_error(folder, document, suffix):
     path = folder / f"prompt{suffix}"
     if suffix == ".jsonl" and isinstance(document, list):
@@ -206,6 +207,7 @@ def test_any_json_loads_or_is_one_line_of_error(folder, document, suffix):
     ).map(b"".join),
     suffixes,
 )
+@pytest.mark.slow
 def test_any_bytes_load_or_are_one_line_of_error(folder, content, suffix):
     path = folder / f"prompt{suffix}"
     path.write_bytes(content)

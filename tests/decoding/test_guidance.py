@@ -1,4 +1,4 @@
-"""CFG and the head policies: each as its table says, and the trap that they are there for."""
+"""CFG and the head-set policies, and the trap that they avoid."""
 
 import copy
 
@@ -24,7 +24,7 @@ weights = st.sampled_from([0.0, 0.3, 1.0, 2.5, 5.0, 20.0])
 
 
 def drawable(scores):
-    """Tokens with a probability that float32 can tell from 0."""
+    """Tokens whose probability is not 0 in float32."""
     return scores.softmax(dim=-1) > 0
 
 
@@ -40,7 +40,7 @@ def test_no_nan_no_inf_and_something_to_draw(four, alpha, cfg_weight, apc):
 
 @given(logits(count=4, dtype=torch.float32, largest=30.0), alphas, weights)
 def test_who_may_be_drawn(four, alpha, cfg_weight):
-    """The table of policies, by set arithmetic on the two heads."""
+    """The table of policies, by set operations on the two head sets."""
     cond_final, uncond_final, cond_mid, uncond_mid = four
     in_cond = apc_mask(log_contrast(cond_final, cond_mid)[1], alpha)
     in_uncond = apc_mask(log_contrast(uncond_final, uncond_mid)[1], alpha)
@@ -119,7 +119,7 @@ def test_a_shift_of_any_logits_changes_nothing(four, shifts, apc):
 @pytest.mark.parametrize("bias", [True, False])
 @given(st.integers(0, 2**31), alphas, weights, policies)
 def test_features_fused_before_the_head_give_the_same_scores(bias, seed, alpha, cfg_weight, apc):
-    """As the four rows of logits do, up to a constant a row; ``seed`` without any."""
+    """The same as from four rows of logits, up to a constant per row; exact for ``per_branch``."""
     generator = torch.Generator().manual_seed(seed)
     final, mid = torch.randn(2, 2, 3, 16, generator=generator)
     linear = nn.Linear(16, 40, bias=bias).requires_grad_(False)
@@ -140,7 +140,7 @@ def test_features_fused_before_the_head_round_about_as_much_in_bfloat16():
     final, mid = torch.randn(2, 2, 8, 512, generator=generator).bfloat16()
     linear = nn.Linear(512, 1000).requires_grad_(False).bfloat16()
     nn.init.normal_(linear.weight, std=0.2, generator=generator)
-    settings = {"alpha": 1e-9, "cfg_weight": 5.0}  # every token is in the apc sets
+    settings = {"alpha": 1e-9, "cfg_weight": 5.0}  # every token is in the head sets
     exact_head = copy.deepcopy(linear).double()
     exact = guided_dola(*exact_head(final.double()), *exact_head(mid.double()), **settings)
 
@@ -162,7 +162,7 @@ def test_heads_that_do_not_meet_fall_back_to_the_conditional_one():
 
 
 def the_trap():
-    """Token 0 is by far the best in both branches; 1 to 3 are in the conditional head only."""
+    """Token 0 is by far the best in both branches; 1 to 3 are only in the conditional head set."""
     cond = torch.log(torch.tensor([0.70, 0.14, 0.10, 0.06]))
     uncond = torch.log(torch.tensor([0.97, 0.01, 0.01, 0.01]))
     mid = torch.zeros(4)
@@ -170,7 +170,7 @@ def the_trap():
 
 
 def test_the_trap_masking_each_branch_before_fusing_draws_at_random():
-    """For w > 1 tokens in one head alone beat those in both, and all weigh the same."""
+    """For w > 1, tokens in only one head set beat those in both, and are equally likely."""
     probs = guided_dola(**the_trap(), alpha=0.05, cfg_weight=5.0, apc="per_branch").softmax(-1)
     assert probs[0] == 0  # the best token in both branches cannot be drawn
     torch.testing.assert_close(probs[1:], torch.full((3,), 1 / 3))  # differences are lost

@@ -1,4 +1,4 @@
-"""What an inspection says of each step, held against plain float64, and what a run leaves of it."""
+"""The figures of an inspection against plain float64, and the files that a run writes."""
 
 import json
 from dataclasses import asdict, replace
@@ -15,7 +15,7 @@ from lit_dola.decoding.inspection import inspect_tokens
 from lit_dola.errors import UserError
 from tests.support import forked, reference
 from tests.support.commands import CPU
-from tests.support.images import ImageGenerator
+from tests.support.images import ImageGenerator, slow
 
 PROMPT = "two blue birds on a branch"
 KEY = ImageKey(4, 2)
@@ -29,7 +29,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def inspect(load, encoder):
-    """Draw an image's tokens, and look at its steps."""
+    """Draw an image's tokens and inspect them."""
     janus = load(torch.float32)
 
     def run(**changes):
@@ -47,7 +47,7 @@ def entropy(log_probs):
 
 
 def plain_step(logits, noise, scoring):
-    """The figures of one step, by the definitions."""
+    """The figures of one step, by their definitions."""
     cond_final, uncond_final, cond_mid, _ = logits
     final, mid = reference.log_softmax(cond_final), reference.log_softmax(cond_mid)
     between = np.log((np.exp(final) + np.exp(mid)) / 2)
@@ -67,7 +67,7 @@ def plain_step(logits, noise, scoring):
 
 @torch.no_grad()
 def plain_inspection(janus, ids, pad, tokens, scoring):
-    """Every step of an image, one after the other, in float64."""
+    """The figures of every step of an image, one after the other, in float64."""
     uncond = [ids[0]] + [pad] * (len(ids) - 2) + [ids[-1]]
     inputs = janus.embed(torch.tensor([ids, uncond]))
     steps = []
@@ -82,7 +82,7 @@ def plain_inspection(janus, ids, pad, tokens, scoring):
     return [np.array(values) for values in zip(*steps)]
 
 
-@pytest.mark.parametrize("changes", CASES, ids=str)
+@pytest.mark.parametrize("changes", [*CASES[:2], *slow(CASES[2:])], ids=str)
 def test_figures_are_those_of_the_plain_reference(inspect, reference_model, encoder, changes):
     found, tokens = inspect(**changes)
     scoring, ids = replace(SCORING, **changes), encoder.encode(PROMPT)
@@ -94,7 +94,7 @@ def test_figures_are_those_of_the_plain_reference(inspect, reference_model, enco
     assert found.head_size.tolist() == head_size.tolist()
     assert found.divergence.numpy() == pytest.approx(divergence, abs=1e-5)
     assert found.entropy_before.numpy() == pytest.approx(before, abs=1e-4)
-    if scoring.apc == "per_branch":  # in float32 its scores round to the same: see the next test
+    if scoring.apc == "per_branch":  # its float32 scores collapse in rounding: see the next test
         after = found.entropy_after.numpy()
     assert found.entropy_after.numpy() == pytest.approx(after, abs=1e-4)
     assert {values.dtype for values in found[:3]} == {torch.int32}
@@ -130,10 +130,11 @@ def predict(tmp_path, tiny_checkpoint):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_leaves_figures_and_a_plot_of_chosen_images(predict, tmp_path):
     assert predict().returncode == 0
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("img_*.jpg")}
-    done = predict("--model.inspect=[[1, 0]]")  # of an image that is there already
+    done = predict("--model.inspect=[[1, 0]]")  # of an image that exists already
     assert (done.returncode, done.stderr) == (0, "")
     after = {path: path.read_bytes() for path in (tmp_path / "out").rglob("img_*.jpg")}
     assert before == after
@@ -155,7 +156,7 @@ def test_a_run_leaves_figures_and_a_plot_of_chosen_images(predict, tmp_path):
     assert "img_00.inspect.png" in (tmp_path / "out/index.html").read_text("utf-8")
     made = npz.stat().st_mtime_ns
     assert predict("--model.inspect=[[1, 0]]").returncode == 0
-    assert npz.stat().st_mtime_ns == made  # nothing is left to do
+    assert npz.stat().st_mtime_ns == made  # nothing left to do
 
 
 @pytest.mark.parametrize(
@@ -168,6 +169,7 @@ def test_a_run_leaves_figures_and_a_plot_of_chosen_images(predict, tmp_path):
         (["--model.inspect=[[0, 0]]", "--model.dola=false"], "model.inspect: DoLa is off"),
     ],
 )
+@pytest.mark.slow
 def test_what_cannot_be_inspected_is_an_error_before_anything_is_generated(
     predict, tmp_path, args, message
 ):
@@ -184,6 +186,7 @@ def test_a_sharded_model_is_refused(tiny_checkpoint):
         model.shard_layers()
 
 
+@pytest.mark.slow
 def test_overwriting_a_run_takes_its_inspections_away(predict, tmp_path):
     assert predict("--model.inspect=[[0, 0]]", "--writer.grid=true").returncode == 0
     done = predict("--model.seed=1", "--writer.on_mismatch=overwrite")

@@ -1,4 +1,4 @@
-"""Noise against the published algorithm, draws against the distributions they claim."""
+"""The noise against the published algorithm, draws against their distributions."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_noise_is_splitmix64_of_seed_prompt_image_and_step(seed, prompt, image, 
 
 
 def test_splitmix64_gives_the_published_first_outputs():
-    """Of seed 1234567; the list that implementations of it are checked against."""
+    """For seed 1234567; implementations are usually checked against this list."""
     state, outputs = 1234567, []
     for _ in range(3):
         outputs.append(reference.splitmix64(state))
@@ -46,7 +46,7 @@ def test_a_step_as_a_tensor_gives_the_same_noise():
 
 
 def test_streams_do_not_repeat_one_another():
-    """Of seed, prompt, image and step, each changes the whole stream; no two meet by symmetry."""
+    """Seed, prompt, image and step each change the whole stream; no two coincide by symmetry."""
     streams = [
         noise_of([(prompt, image)], step, 50, seed)[0]
         for seed in (0, 1, 2)
@@ -55,7 +55,7 @@ def test_streams_do_not_repeat_one_another():
         for step in (0, 1, 2)
     ]
     values = torch.stack(streams)
-    assert len(values.flatten().unique()) > 0.999 * values.numel()  # float32 may meet by chance
+    assert len(values.flatten().unique()) > 0.999 * values.numel()  # float32 may collide
 
 
 def test_noise_is_gumbel():
@@ -73,7 +73,7 @@ def test_noise_is_gumbel():
 
 
 def unmix(output):
-    """State that SplitMix64 makes ``output`` of."""
+    """The state from which SplitMix64 makes ``output``."""
 
     def undo_xorshift(z, bits):
         result = z
@@ -97,7 +97,7 @@ def test_noise_is_finite_at_both_ends_of_the_stream(bits):
 
 
 def draws(scores, count=40_000, **settings):
-    """Relative frequency of each token over many images."""
+    """The relative frequency of each token over many images."""
     noise = noise_of([(i // 100, i % 100) for i in range(count)], 3, len(scores))
     tokens = sample(torch.tensor(scores).expand(count, -1), noise, **settings)
     return torch.bincount(tokens, minlength=len(scores)) / count

@@ -16,7 +16,7 @@ PAD = 2
 
 
 class TextJanus:
-    """What the loop needs of a Janus that writes text."""
+    """The parts of a Janus that the loop needs to write text."""
 
     def __init__(self, model):
         self.language_model = model.model.language_model
@@ -70,7 +70,7 @@ def until_stop(row, stop_ids):
 
 
 def test_a_sequence_ends_with_its_stop_token(model, generate, prompts):
-    """Each at its own step; a stopped one repeats its stop token and disturbs no other."""
+    """Each stops at its own step, repeats its stop token and does not affect the others."""
     whole = generate(prompts).tolist()
     stop_ids = [whole[0][3], whole[1][9]]
     expected = [until_stop(row, stop_ids) for row in whole]
@@ -128,7 +128,9 @@ def plain_dola(model, ids, layer, alpha, key, temperature):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize(("layer", "alpha"), [(6, 0.1), (3, 0.02)])
+@pytest.mark.parametrize(
+    ("layer", "alpha"), [(6, 0.1), pytest.param(3, 0.02, marks=pytest.mark.slow)]
+)
 def test_dola_on_one_branch_equals_the_reference(
     layer, alpha, temperature, model, generate, prompts
 ):

@@ -1,4 +1,4 @@
-"""Both layouts of a checkpoint: every name, every shape, every way a file can be broken."""
+"""Both layouts of a checkpoint: every name, every shape, and every kind of broken file."""
 
 import json
 import shutil
@@ -36,8 +36,9 @@ def checkpoint(request, weights, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", list(original.LLAMA))
+@pytest.mark.slow
 def test_every_published_weight_has_exactly_one_place(name, tmp_path):
-    """And every place one weight: names and shapes, none left over on either side."""
+    """Names and shapes match one to one, with none left over on either side."""
     (tmp_path / "config.json").write_text(json.dumps(original.published_config(name)))
     layout, config = read_config(tmp_path)
     assert layout == "multi_modality"
@@ -86,7 +87,7 @@ SETTINGS = [
 
 @pytest.fixture(scope="module", params=SETTINGS, ids=str)
 def expected(request, weights, tmp_path_factory):
-    """Settings, and the tokens and pixels that the plain reference makes with them."""
+    """Settings, with the tokens and pixels of the plain reference."""
     folder = tmp_path_factory.mktemp("tokenizer")
     original.write_config(folder, SMALL)
     encoder, plain = PromptEncoder(folder), PlainJanus(SMALL, weights)
@@ -104,6 +105,7 @@ def expected(request, weights, tmp_path_factory):
     return request.param, tokens, plain.decode_image(torch.tensor(tokens))
 
 
+@pytest.mark.slow
 def test_original_layout_gives_the_tokens_and_pixels_of_a_plain_reference(checkpoint, expected):
     settings, tokens, pixels = expected
     encoder = PromptEncoder(checkpoint)
@@ -118,7 +120,7 @@ def test_original_layout_gives_the_tokens_and_pixels_of_a_plain_reference(checkp
 
 
 def test_what_generation_never_touches_is_not_loaded(checkpoint):
-    """In the checkpoint those weights are NaN."""
+    """These weights are NaN in the checkpoint."""
     janus = load_folder(checkpoint, pad_token_id=2, dtype=torch.bfloat16)
     state = janus.model.state_dict()
     assert not any(name.startswith(NOT_FOR_GENERATION) for name in state)
@@ -144,7 +146,7 @@ def load_error(folder):
 
 @pytest.fixture
 def tiny(tiny_checkpoint, tmp_path):
-    """A copy of the embedded Janus to break."""
+    """A copy of the random Janus to break."""
     return shutil.copytree(tiny_checkpoint, tmp_path / "tiny")
 
 

@@ -1,4 +1,4 @@
-"""DeepSeek's own package as the backend; the run itself needs it installed."""
+"""DeepSeek's own package as the backend; the last test needs it to be installed."""
 
 import sys
 from importlib import invalidate_caches
@@ -19,7 +19,7 @@ installed = find_spec("janus") is not None and find_spec("janus.models") is not 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """Put a package of the name ``janus`` on the path in place of what is installed."""
+    """Put a package named ``janus`` on the path, hiding any installed one."""
 
     def forget():
         for name in [name for name in sys.modules if name.split(".")[0] == "janus"]:

@@ -1,4 +1,4 @@
-"""Int8 weights; the run itself needs torchao."""
+"""Int8 weights; the second test needs torchao."""
 
 from importlib.util import find_spec
 
@@ -28,7 +28,7 @@ def test_int8_weights_are_near_the_weights_they_stand_for(dtype, load, encoder):
     expected = plain.language_model.layers[0].mlp.up_proj(hidden_states)
     error = (layer(hidden_states) - expected).float().norm() / expected.float().norm()
     assert 0 < error < 0.02
-    assert type(layer.weight) is not nn.Parameter  # a tensor of torchao's
+    assert type(layer.weight) is not nn.Parameter  # a tensor type of torchao
     generate = ImageGenerator(janus, layer=6)
     tokens = generate([encoder.encode("a red apple")], [ImageKey(0, 0)])
     assert tokens.shape == (1, 16)

@@ -1,4 +1,4 @@
-"""The training recipe: both stages through their command line, and what comes out of them."""
+"""The training recipe: both stages through their command line, and their results."""
 
 import csv
 import math
@@ -22,6 +22,8 @@ from recipes.shapes.train import main
 from recipes.shapes.vq import VQTraining, encode_pictures, merge_codes
 from tests.support.commands import ROOT
 
+pytestmark = pytest.mark.slow
+
 RECIPE = ROOT / "recipes" / "shapes"
 SHORT = [
     "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
@@ -40,7 +42,7 @@ class Killed(BaseException):
 
 
 class DieInTheSecondEpoch(Callback):
-    """As where the machine goes down: what is not on the disk by then is lost."""
+    """Simulates a power cut: everything that is not on the disk is lost."""
 
     def on_train_batch_end(self, trainer, *_):
         if trainer.current_epoch == 1:
@@ -55,7 +57,7 @@ def fit(stage, epochs, *args):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder in which both stages have run for a few steps."""
+    """A folder in which both stages ran for a few steps."""
     folder = tmp_path_factory.mktemp("recipe")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -68,7 +70,7 @@ def trained(tmp_path_factory):
                     *small,
                     "--trainer.callbacks+=tests.recipes.test_recipes.DieInTheSecondEpoch",
                 )
-            fit(stage, 2, *small)  # goes on
+            fit(stage, 2, *small)  # continues
     return folder / "outputs" / "shapes"
 
 
@@ -103,7 +105,7 @@ def test_losses_are_logged_and_a_second_run_goes_on(trained):
     vq = logged(trained, "vq")
     assert all(0 < float(row["embedding"]) < float(row["loss"]) for row in vq)
     language = logged(trained, "language")
-    # At first it knows nothing: nats of a uniform draw from the codebook.
+    # Untrained: the loss of a uniform distribution over the codebook, in nats.
     codes = JanusVQVAE.from_pretrained(trained / "vq").config.num_embeddings
     assert float(language[0]["loss"]) == pytest.approx(math.log(codes), abs=0.2)
 
@@ -130,9 +132,9 @@ def test_codebook_has_length_one_and_transformers_finds_the_tokens_of_training(t
         latents = F.normalize(vq.quant_conv(vq.encoder(batch.pixel_values)), dim=1)
         latents = latents.permute(0, 2, 3, 1).flatten(0, 2)
         nearest = torch.cdist(latents.double(), vq.quantize.embedding.weight.double()).argmin(-1)
-        encoded = vq.encode(batch.pixel_values)  # before transformers 5 a plain tuple
+        encoded = vq.encode(batch.pixel_values)  # a plain tuple before transformers 5
         found = encoded[2] if isinstance(encoded, tuple) else encoded.image_tokens
-    assert (found == nearest).float().mean() > 0.99  # but for ties in the last bit
+    assert (found == nearest).float().mean() > 0.99  # except for ties in the last bit
 
 
 def test_a_codebook_that_is_all_in_use_is_left_alone(tmp_path, monkeypatch):
@@ -162,7 +164,7 @@ def test_codes_that_mean_the_same_become_one():
     places = [int((codebook == code).all(-1).nonzero()) for code in kept]
     among = kept.double() @ kept.double().T - torch.eye(len(kept))
     assert among.max() <= 0.9
-    for code in set(range(200)) - set(places):  # gone since one as much used is kept
+    for code in set(range(200)) - set(places):  # merged into a kept one
         alike = codebook[places] @ codebook[code] > 0.9
         assert uses[places][alike].max() >= uses[code]
 
@@ -172,7 +174,7 @@ def test_ground_is_pulled_to_the_first_code():
     (batch,) = ShapesDataModule(batch_size=4, steps_per_epoch=1).train_dataloader()
     first = training.vq.quantize.embedding.weight.detach()[0]
     latents = -first[None, :, None, None].repeat(4, 1, 12, 12)
-    patches = batch.pixel_values.unfold(2, 4, 4).unfold(3, 4, 4)  # 4 pixels a token
+    patches = batch.pixel_values.unfold(2, 4, 4).unfold(3, 4, 4)  # 4 pixels per token
     empty = (patches.amax(1) - patches.amin(1)).amax((-2, -1)) == 0
     assert 0.5 < empty.float().mean() < 1
     assert training._ground_loss(batch.pixel_values, latents).item() == pytest.approx(2)
@@ -193,7 +195,7 @@ def test_prompts_are_encoded_as_in_generation(checkpoint, language):
 
 
 def test_the_loss_is_that_of_one_picture_at_a_time(language):
-    """Padding changes nothing, and each token is predicted from those before it."""
+    """Padding changes nothing, and each token is predicted from the earlier ones."""
     (batch,) = ShapesDataModule(batch_size=3, steps_per_epoch=1).train_dataloader()
     training = language(0.0).eval()
     training.log = lambda *args, **kwargs: None

@@ -1,4 +1,4 @@
-"""The shapes world: what a prompt asks for, its picture, and who reads it back."""
+"""Shapes: scenes, their pictures, and the scorer."""
 
 import json
 import random
@@ -25,7 +25,7 @@ from recipes.shapes.scene import (
 )
 from recipes.shapes.scorer import ShapesScorer, find_objects, is_right
 
-PICTURES = 100  # of each skill
+PICTURES = 100  # per skill
 
 
 def picture(scene, rng):
@@ -33,6 +33,7 @@ def picture(scene, rng):
 
 
 @pytest.mark.parametrize("skill", SKILLS)
+@pytest.mark.slow
 def test_the_scorer_finds_what_was_drawn(skill):
     rng = random.Random(skill)
     right = 0
@@ -49,6 +50,7 @@ def test_the_scorer_finds_what_was_drawn(skill):
 
 
 @pytest.mark.parametrize("scale", [0.75, 2.0])
+@pytest.mark.slow
 def test_the_scorer_reads_pictures_of_other_sizes(scale):
     rng = random.Random(0)
     right = 0
@@ -63,6 +65,7 @@ def test_the_scorer_reads_pictures_of_other_sizes(scale):
 FACTS = {"shape": SHAPES, "count": (1, 2), "color": COLORS, "size": SIZES}
 
 
+@pytest.mark.slow
 def test_the_scorer_refuses_what_differs_in_one_fact():
     rng = random.Random(1)
     for _ in range(2 * PICTURES):
@@ -152,7 +155,7 @@ def test_splits_have_no_combination_in_common():
     rng = random.Random(3)
 
     def facts(scene):
-        """What is asked for, whichever way it is said."""
+        """The same combination in any wording."""
         relation, groups = scene.relation, [tuple(vars(group).items()) for group in scene.groups]
         if relation in ("right of", "below"):
             groups.reverse()

@@ -1,4 +1,4 @@
-"""``compare``: which images are put side by side, what is said of those that are not."""
+"""``compare``: which images are shown side by side, and notes about the others."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.support.pages import NASTY, Page, write_images, write_run
 
 @pytest.fixture
 def run(tmp_path):
-    """Write a run, its images too."""
+    """Write a run with its images."""
 
     def write(name, prompts, images=2, **settings):
         folder = tmp_path / name

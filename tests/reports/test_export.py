@@ -45,7 +45,7 @@ def test_geneval(run, tmp_path):
     folder, records = run(images=3)
     write_export("geneval", folder, records, tmp_path / "out")
     for prompt_index, metadata in enumerate(GENEVAL):
-        # As evaluate_images.py goes through them.
+        # In the same way as evaluate_images.py.
         subfolder = tmp_path / "out" / f"{prompt_index:0>5}"
         assert json.loads((subfolder / "metadata.jsonl").read_text()) == {
             **metadata,
@@ -67,7 +67,7 @@ def test_dpg(run, tmp_path, images):
     write_export("dpg", folder, records, tmp_path / "out")
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert files == ["12.png", "COCOval2014000000010363.png"]
-    # As compute_dpg_bench.py cuts them, for a --resolution of 8.
+    # Cut in the same way as by compute_dpg_bench.py with --resolution 8.
     boxes = [(0, 0, 8, 8), (8, 0, 16, 8), (0, 8, 8, 16), (8, 8, 16, 16)][:images]
     for name, group in (("12.png", records[images:]), (files[1], records[:images])):
         for box, record in zip(boxes, group):

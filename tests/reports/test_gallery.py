@@ -1,4 +1,4 @@
-"""The gallery as a file: what it says, and what of a prompt could break out of it."""
+"""The gallery as a file: its content, and prompts that could break out of it."""
 
 import json
 import re
@@ -35,7 +35,9 @@ def test_what_a_prompt_says_is_text(page):
     assert of.attributes("section", "data-text") == [
         f'{i} {prompt} {{"tag": "tag-{i}"}}' for i, prompt in enumerate(NASTY)
     ]
-    assert len([tag for tag, _ in of.tags if tag == "script"]) == 2  # settings, and the page's own
+    assert (
+        len([tag for tag, _ in of.tags if tag == "script"]) == 2
+    )  # the settings and the page's own
     assert not any(name.startswith("on") for _, attrs in of.tags for name in attrs)
 
 
@@ -68,7 +70,7 @@ def test_common_settings_stand_once_and_others_with_their_image(tmp_path):
 def test_a_large_run_goes_on_on_another_page(tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "IMAGES_PER_PAGE", 4)
     write_run(tmp_path, list("abcde"), images=2)
-    (tmp_path / "index-9.html").touch()  # of a run that was longer
+    (tmp_path / "index-9.html").touch()  # left by a longer run
     write_gallery(tmp_path)
     pages = {path.name: Page(path.read_text()) for path in tmp_path.glob("index*.html")}
     assert sorted(pages) == ["index-2.html", "index-3.html", "index.html"]

@@ -1,4 +1,4 @@
-"""The pages in a real browser, opened from their files as a user does."""
+"""The pages in a real browser, opened from files."""
 
 import json
 import time
@@ -15,6 +15,8 @@ from lit_dola.reports.gallery import write_gallery
 from tests.support.browser import chromium, look, requests
 from tests.support.pages import NASTY, write_images, write_run
 
+pytestmark = pytest.mark.browser
+
 COLOURS = {"baseline": (200, 30, 30), "dola": (30, 30, 200), "again": (200, 30, 30)}
 
 
@@ -26,7 +28,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def visit(browser):
-    """Open a page; at the end there is no error, and nothing was asked for but its own files."""
+    """Open a page; at the end check that there was no error and no request except for its files."""
 
     def open_page(path, width=1280, dark=False):
         requests(browser)
@@ -92,15 +94,15 @@ def test_images_load(visit, runs):
 
 def test_search(visit, runs):
     page = visit(runs / "dola/index.html")
-    find(page, "body").send_keys("/")  # the key that leads to the search
+    find(page, "body").send_keys("/")  # the key that moves to the search
     page.switch_to.active_element.send_keys("猫 100%")
     assert shown_prompts(page) == [NASTY[4]]
     assert find(page, "#found").text == "1 of 6 prompts"
     box = find(page, "#search")
-    box.send_keys(" nothing")  # every word counts
+    box.send_keys(" nothing")  # every word must match
     assert shown_prompts(page) == []
     box.clear()
-    box.send_keys("TAG-1")  # metadata of a prompt is searched as well
+    box.send_keys("TAG-1")  # metadata is searched, too
     assert shown_prompts(page) == [NASTY[1]]
 
 
@@ -157,7 +159,7 @@ def test_ten_thousand_images(visit, tmp_path):
     page = visit(tmp_path / "index.html")
     images = "[...document.images].filter(image => image.src)"
     assert page.execute_script(f"return {images}.length") == 10_000
-    # Only those near the window are loaded.
+    # Only images near the window are loaded.
     assert 0 < page.execute_script(f"return {images}.filter(i => i.complete).length") < 500
     find(page, "#search").send_keys("2499")
     assert find(page, "#found").text == "1 of 2500 prompts"
@@ -178,7 +180,7 @@ def test_side_by_side(visit, runs):
 
 
 def pixel(page, image, share=0.5):
-    """RGB of what is seen on an image, so far from its left edge."""
+    """RGB of the pixel shown at a distance from an image's left edge."""
     box = image.rect
     x, y = box["x"] + share * box["width"], box["y"] + box["height"] / 2
     with Image.open(BytesIO(page.get_screenshot_as_png())) as shot:
@@ -186,7 +188,7 @@ def pixel(page, image, share=0.5):
 
 
 def colour_at(page, image, share):
-    """What is seen at a place of an image: red or blue."""
+    """The colour shown at a place in an image: red or blue."""
     red, _, blue = pixel(page, image, share)
     return "red" if red > blue else "blue"
 
@@ -213,12 +215,12 @@ def test_difference(visit, runs):
     assert pixel(page, image) == (170, 0, 170)
     Select(find(page, "#b")).select_by_visible_text("again")
     assert pixel(page, image) == (0, 0, 0)
-    Select(find(page, "#a")).select_by_visible_text("again")  # not with itself: they change places
+    Select(find(page, "#a")).select_by_visible_text("again")  # not with itself: the two swap
     assert Select(find(page, "#b")).first_selected_option.text == "baseline"
 
 
 def cast(page, better):
-    """Vote for the image of a colour, blindly; gives where it was."""
+    """Vote for the image of a colour in the blind view; returns its side."""
     for side in ("left", "right"):
         if better in find(page, f"#{side} img").get_attribute("src"):
             find(page, f"#{side}").click()
@@ -237,7 +239,7 @@ def test_blind_votes(visit, runs):
     ActionChains(page).send_keys(Keys.ARROW_DOWN, Keys.ARROW_LEFT, "u").perform()  # a tie
     assert find(page, "#progress").text == "10 of 12 votes cast"
 
-    page.refresh()  # votes are kept
+    page.refresh()  # votes persist
     choose(page, "blind")
     assert find(page, "#progress").text == "10 of 12 votes cast"
     find(page, "#result summary").click()
@@ -263,7 +265,7 @@ def test_blind_votes(visit, runs):
 
     seed = find(page, "#seed")
     seed.clear()
-    seed.send_keys("6", Keys.TAB)  # another shuffle, with votes of its own
+    seed.send_keys("6", Keys.TAB)  # another shuffle, with its own votes
     assert find(page, "#progress").text == "0 of 12 votes cast"
 
 
@@ -277,4 +279,6 @@ def test_a_browser_that_keeps_nothing_still_counts_votes_and_says_so(visit, runs
     seed.clear()
     seed.send_keys("9", Keys.TAB)
     find(page, "#left").click()
-    assert find(page, "#progress").text.startswith("1 of 12 votes cast. This browser does not keep")
+    assert find(page, "#progress").text.startswith(
+        "1 of 12 votes cast. This browser does not store"
+    )

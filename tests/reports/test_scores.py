@@ -10,7 +10,7 @@ from lit_dola.reports.scores import OVERALL, Score, estimates, write_report
 
 
 def scores(skill, rights, first_prompt=0):
-    """``rights``: of each prompt, those of its images."""
+    """``rights``: the scores of each prompt's images."""
     return [
         Score(skill, first_prompt + prompt, image, right)
         for prompt, images in enumerate(rights)
@@ -34,12 +34,12 @@ def test_means_by_skill_and_their_unweighted_mean():
 
 
 def test_the_interval_is_that_of_the_mean_of_prompts():
-    """Of 200 prompts, half of them right: the normal interval is 0.5 -+ 1.96 sqrt(0.25 / 200)."""
+    """200 prompts, half of them right: the normal interval is 0.5 -+ 1.96 sqrt(0.25 / 200)."""
     half = 1.96 * (0.25 / 200) ** 0.5
     rights = [[float(prompt % 2)] for prompt in range(200)]
     one = estimates(scores("x", rights))["x"]
     assert (one.low, one.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.01)
-    # Ten images that all say the same say no more than one.
+    # Ten identical images carry no more information than one.
     ten = estimates(scores("x", [images * 10 for images in rights]))["x"]
     assert ten == one
     # The mean of two skills has half the variance of either.

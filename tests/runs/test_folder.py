@@ -1,4 +1,4 @@
-"""Names that are safe everywhere, files that are whole, lines that are kept."""
+"""Safe names, complete files, and records that are never lost."""
 
 import errno
 import json
@@ -61,7 +61,7 @@ prompts = st.lists(
 
 @given(prompts)
 def test_any_prompts_have_safe_folders_of_their_own(texts):
-    """Inside the folder of the run, on Linux, macOS (no case, other normal form) and Windows."""
+    """In the run's folder, on Linux, macOS (case-insensitive, other normal form) and Windows."""
     folders = []
     for index, text in enumerate([*texts, *texts, texts[0].swapcase()]):
         path = image_path(index, text, 0)
@@ -130,7 +130,7 @@ def test_nothing_is_written_through_a_link(tmp_path):
 
     write_atomically(folder / "img_00.jpg", [b"new"])
     assert not (folder / "img_00.jpg").is_symlink()
-    write_atomically(folder / "img_01.jpg", [b"new"])  # in spite of the temporary name
+    write_atomically(folder / "img_01.jpg", [b"new"])  # despite the link under its temporary name
     with pytest.raises(OSError, match="symbolic links"):
         append_line(folder / "metadata.0.jsonl", {})
     with pytest.raises(OSError, match="a symbolic link; expected a folder"):
@@ -180,7 +180,7 @@ def test_ranks_are_merged_in_order_a_line_an_image(tmp_path):
     for rank, made in [(0, [(2, 0), (0, 1)]), (11, [(1, 0), (3, 0)]), (2, [(0, 0), (2, 0)])]:
         for key in made:
             append_line(lines.of_rank(rank), record(*key))
-    append_line(lines.of_rank(0), record(0, None))  # of the whole prompt
+    append_line(lines.of_rank(0), record(0, None))  # about the whole prompt
     assert lines.merge() == 6
     expected = [(0, None), (0, 0), (0, 1), (1, 0), (2, 0), (3, 0)]
     assert lines_in(lines.path) == [record(*key) for key in expected]
@@ -240,7 +240,7 @@ def test_image_files_are_ours_and_what_is_half_written_is_not(tmp_path):
     assert image_files(tmp_path) == ours
     now = (tmp_path / torn[0]).stat().st_mtime
     os.utime(tmp_path / torn[1], (now - 9, now - 9))
-    delete_half_written(tmp_path, before=now - 10)  # so long ago there was nothing
+    delete_half_written(tmp_path, before=now - 10)  # nothing is that old
     assert all((tmp_path / name).exists() for name in [*ours, *others, *torn])
     delete_half_written(tmp_path, before=now)
     assert [(tmp_path / name).exists() for name in torn] == [True, False]

@@ -1,4 +1,4 @@
-"""Headless Chromium, and what it has asked for and complained about."""
+"""Headless Chromium, its requests and its console."""
 
 import json
 import os
@@ -17,14 +17,14 @@ _FLAGS = (
 
 @contextmanager
 def chromium(downloads):
-    """A browser that saves what is downloaded into a folder.
+    """A browser that saves downloads into a folder.
 
-    Skips the test where there is none, save in CI, where there has to be one.
+    Skips the test if there is no browser, except in CI, where there must be one.
     """
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (browser and driver):
         if os.environ.get("CI"):
-            pytest.fail("no chromium and chromedriver; CI is to install them")
+            pytest.fail("no chromium and chromedriver; expected CI to install them")
         pytest.skip("no chromium and chromedriver here: install them to test the pages")
     options = ChromeOptions()
     options.binary_location = browser
@@ -42,7 +42,7 @@ def chromium(downloads):
 
 
 def requests(page):
-    """Addresses that the browser has asked for since the last call."""
+    """Addresses that the browser has requested since the last call."""
     events = (json.loads(entry["message"])["message"] for entry in page.get_log("performance"))
     return [
         event["params"]["request"]["url"]

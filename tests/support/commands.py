@@ -1,4 +1,4 @@
-"""What tests of whole runs share: paths, arguments, and reading what a run wrote."""
+"""Helpers for tests of whole runs: paths, arguments, and reading a run's files."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ CPU = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.precision=
 
 
 def run(*command, cwd):
-    """Run Python in a process of its own."""
+    """Run Python in its own process."""
     return subprocess.run(
         [sys.executable, *command], cwd=cwd, capture_output=True, text=True, timeout=300
     )

@@ -1,5 +1,7 @@
 """The token loop of the image head, as LitDoLa makes it, and a batch to run it on."""
 
+import pytest
+
 from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.loop import TokenGenerator, cfg_pair
 from lit_dola.janus.checkpoint import Checkpoint
@@ -29,6 +31,11 @@ class ImageGenerator(TokenGenerator):
     def __call__(self, prompts, keys, on_step=None):
         branches = [cfg_pair(ids, self.pad_token_id) for ids in prompts]
         return super().__call__(branches, keys, on_step)
+
+
+def slow(values):
+    """Parameters that only run in the slow tier."""
+    return [pytest.param(value, marks=pytest.mark.slow, id=str(value)) for value in values]
 
 
 def load_folder(folder, **settings):

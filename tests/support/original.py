@@ -1,7 +1,7 @@
 """DeepSeek's original checkpoint layout, from its published description.
 
-Names and shapes of every weight, and small checkpoints made of them: what the renaming is held
-against. Nothing here but the tokenizer comes from the package.
+Names and shapes of every weight, and small checkpoints made from them, independent of the package
+except for the tokenizer: the renaming is tested against them.
 """
 
 import json
@@ -20,7 +20,7 @@ LLAMA = {
 
 
 def published_config(name):
-    """``config.json`` of a published checkpoint; the 7B one leaves Llama's defaults out."""
+    """``config.json`` of a published checkpoint; that of 7B omits Llama's defaults."""
     hidden, intermediate, layers, heads = LLAMA[name]
     config = make_config(hidden, intermediate, layers, heads, vocab_size=102400, image_size=384)
     language = config["language_config"]
@@ -187,7 +187,7 @@ def vq_shapes():
 
 
 def siglip_shapes(hidden):
-    """SigLIP large, patch 16, 384 pixels, its attention pooling, and the aligner behind it."""
+    """SigLIP large, patch 16, 384 pixels, with its attention pooling and aligner."""
     name, width, mlp = "vision_model.vision_tower", 1024, 4096
     shapes = {
         f"{name}.pos_embed": (1, 576, width),
@@ -225,7 +225,7 @@ def published_shapes(name):
 
 
 def small_weights(config):
-    """Random weights of a small model; those that generation must not touch are NaN."""
+    """Random weights of a small model; those that generation must not use are NaN."""
     language = config["language_config"]
     hidden = language["hidden_size"]
     shapes = {
@@ -261,7 +261,7 @@ def small_weights(config):
 
 
 def write_config(folder, config):
-    """Everything but the weights."""
+    """Write everything except the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     make_tokenizer().backend_tokenizer.save(str(folder / "tokenizer.json"))
@@ -271,7 +271,7 @@ def write_config(folder, config):
         "pad_token": None,
     }
     files = {
-        # the class that the published file names, though tokenizer.json is byte-level BPE
+        # as in the published file, although tokenizer.json is byte-level BPE
         "tokenizer_config": {**special, "tokenizer_class": "LlamaTokenizerFast"},
         "special_tokens_map": {"pad_token": "<｜▁pad▁｜>"},
         "processor_config": {
@@ -287,7 +287,7 @@ def write_config(folder, config):
 
 
 def write_weights(folder, weights, stem, shards=1):
-    """Weights as ``model.safetensors`` or ``pytorch_model.bin``, whole or in shards."""
+    """Write weights as ``model.safetensors`` or ``pytorch_model.bin``, whole or in shards."""
     save = save_file if stem == "model.safetensors" else torch.save
     if shards == 1:
         save(weights, folder / stem)

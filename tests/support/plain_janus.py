@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 
 class PlainJanus:
-    """One formula after another; has what :func:`tests.reference.generate` needs."""
+    """One formula after another, as :func:`tests.support.reference.generate` needs it."""
 
     def __init__(self, config, weights):
         self.weights = {name: weight.double() for name, weight in weights.items()}
@@ -62,7 +62,7 @@ class PlainJanus:
             for part in "qkv"
         )
         half = q.shape[-1] // 2
-        # Frequencies in float32, as Llama has them in every dtype.
+        # Frequencies in float32, as in Llama, whatever the dtype.
         frequencies = 1.0 / 10000.0 ** (torch.arange(half).float() / half)
         angles = (torch.arange(length).float()[:, None] * frequencies).double()
         q, k = (

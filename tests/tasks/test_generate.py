@@ -1,4 +1,4 @@
-"""The LightningModule in a trainer: precision, device, layer, and what it hands to the writer."""
+"""The LightningModule in a trainer: precision, device, layer, and its predictions."""
 
 import json
 import weakref
@@ -18,7 +18,7 @@ from tests.support.images import ImageGenerator
 
 @pytest.fixture
 def predict(tiny_checkpoint, tmp_path):
-    """Generate through Lightning; gives the module and its batches."""
+    """Generate through Lightning; returns the module and its predictions."""
 
     def run(precision="32-true", images_per_batch=3, spoil=None, **settings):
         path = tmp_path / "prompt.json"
@@ -38,7 +38,11 @@ def predict(tiny_checkpoint, tmp_path):
 
 @pytest.mark.parametrize(
     ("precision", "dtype"),
-    [("32-true", torch.float32), ("64-true", torch.float64), ("bf16-true", torch.bfloat16)],
+    [
+        ("32-true", torch.float32),
+        pytest.param("64-true", torch.float64, marks=pytest.mark.slow),
+        pytest.param("bf16-true", torch.bfloat16, marks=pytest.mark.slow),
+    ],
 )
 def test_the_model_is_in_the_trainers_precision_and_its_positions_are_not(
     precision, dtype, predict, load, encoder
@@ -76,7 +80,7 @@ def test_the_layer_is_resolved_and_recorded(settings, layer, predict):
 
 
 def gather(batches):
-    """Tokens and pixels of each image by its prompt and number."""
+    """Tokens and pixels of each image by prompt and image index."""
     return {
         (request.prompt.prompt_index, request.image_index): (tokens.tolist(), pixels.tolist())
         for batch in batches
@@ -85,7 +89,7 @@ def gather(batches):
 
 
 def enough_for(images, sizes, message="CUDA out of memory. Tried to allocate 20.00 MiB."):
-    """A token loop whose memory is enough for so many images; notes how many it was given."""
+    """A token loop that runs out of memory above so many images, and records its batch sizes."""
 
     def spoil(model):
         make = model.make_generator
@@ -116,6 +120,7 @@ def warned(caplog):
     ("images", "expected"),
     [(4, [4]), (3, [4, 2, 2]), (2, [4, 2, 2]), (1, [4, 2, 1, 1, 1, 1])],
 )
+@pytest.mark.slow
 def test_a_batch_too_large_for_the_memory_is_split(images, expected, predict, caplog):
     sizes = []
     _, whole = predict(images_per_batch=4)
@@ -153,7 +158,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(predict):
 
 
 def test_the_memory_is_given_back_before_the_next_try(predict, monkeypatch):
-    """No frame of the error may hold the cache that was too large."""
+    """No frame of the error may keep the cache that was too large alive."""
     caches = []
     allocate = TokenGenerator._cache_for
 
@@ -174,7 +179,7 @@ def test_the_memory_is_given_back_before_the_next_try(predict, monkeypatch):
 
 
 def test_images_whose_logits_are_not_finite_are_set_aside(predict):
-    """The others of the batch are made, the same as ever."""
+    """The other images of the batch are not affected."""
 
     def poison(model):
         def configure():

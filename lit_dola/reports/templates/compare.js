@@ -12,7 +12,7 @@ const rows = prompts.flatMap((prompt) => {
 
 // Two runs at once
 
-let chosen; // the pair as it was before the last change
+let chosen; // the pair before the last change
 
 function setting() {
   return { a: Number(byId("a").value), b: Number(byId("b").value), seed: byId("seed").value };
@@ -36,7 +36,7 @@ byId("view").addEventListener("change", (event) => {
 });
 for (const [changed, other] of [["a", "b"], ["b", "a"]]) {
   byId(changed).addEventListener("change", () => {
-    // A run is not compared with itself: the two change places.
+    // A run is not compared with itself: the two swap.
     if (byId(other).value === byId(changed).value) byId(other).value = chosen[changed];
     choosePair();
   });
@@ -62,7 +62,7 @@ let order = [];
 let votes = [];
 
 function hash(text) {
-  // FNV-1a, then the finalizer of MurmurHash3: 32 bits that do not show their order.
+  // FNV-1a, then the finalizer of MurmurHash3: 32 bits without visible order.
   let h = 2166136261;
   for (const character of text) h = Math.imul(h ^ character.codePointAt(0), 16777619);
   h = Math.imul(h ^ (h >>> 16), 2246822507);
@@ -75,7 +75,7 @@ function storageKey() {
   return `lit-dola ${about.page} ${a} ${b} ${seed}`;
 }
 
-let kept = true; // some browsers keep nothing for pages that are files
+let kept = true; // some browsers store nothing for pages opened from files
 
 function recall() {
   try {
@@ -110,7 +110,7 @@ function showNext() {
   const pair = order[votes.length];
   for (const side of ["left", "right", "tie"]) byId(side).disabled = !pair;
   byId("undo").disabled = votes.length === 0;
-  const warning = kept ? "" : ". This browser does not keep them: export before you leave";
+  const warning = kept ? "" : ". This browser does not store them: export before you leave";
   byId("progress").textContent = `${votes.length} of ${order.length} votes cast${warning}`;
   if (pair) {
     byId("blind-prompt").textContent = pair.prompt;
@@ -153,7 +153,7 @@ function summary() {
 }
 
 function wilson(wins, decided) {
-  // Wilson's score interval (1927), 95 %: one that holds for few votes too.
+  // Wilson's score interval (1927), 95 %, which is also valid for few votes.
   const z = 1.959964;
   const rate = wins / decided;
   const scale = 1 + z ** 2 / decided;
