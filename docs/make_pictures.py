@@ -8,7 +8,8 @@ from tempfile import TemporaryDirectory
 
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
-from tests.browser import chromium, look
+
+from tests.support.browser import chromium, look
 
 ROOT = Path(__file__).parents[1]
 

@@ -107,8 +107,7 @@ def note_parts():
 def test_a_model_in_parts_makes_the_same_images(srun, one, tmp_path):
     """FSDP on two ranks: five images, and both ranks run the same number of batches."""
     args = ["--model.parallel_size=1", "--model.images_per_batch=1"]
-    strategy = json.dumps({"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"})
-    for done in srun(2, *args, f"--trainer.strategy={strategy}", breaking=note_parts):
+    for done in srun(2, *args, "--trainer.strategy=fsdp2", breaking=note_parts):
         assert done.returncode == 0, done.stderr
         assert done.stderr == "0.5 of 72 weights\n" * 3
     assert files(tmp_path / "out") == one(*args)

@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import tomllib
+from importlib import import_module
 
 import pytest
 import yaml
@@ -91,6 +92,10 @@ def test_make_targets_are_there():
     for page in PAGES.values():
         for target in re.findall(r"^ {4}make (\S+)$", page, flags=re.MULTILINE):
             assert f"\n{target}:" in makefile
+
+
+def test_the_script_of_the_screenshots_can_be_imported():
+    assert callable(import_module("docs.make_pictures").main)
 
 
 def test_the_reference_is_the_one_of_this_code():
