@@ -58,12 +58,13 @@ def main() -> str:
     """Return the whole page."""
     parts = [
         "# Reference",
-        "Made from the docstrings by `python -m docs.make_reference > docs/reference.md`.",
+        "Generated from docstrings by `python -m docs.make_reference > docs/reference.md`.",
         "## Settings",
         "Each is a flag (`--model.alpha 0.2`), a key in YAML, and an environment variable"
-        f" (`{cli.ENV_PREFIX}_PREDICT__MODEL__ALPHA=0.2`); a flag goes before a file, a file before"
-        " the environment. `--print_config` shows what a run would use. `trainer` holds"
-        " [Lightning's own](https://lightning.ai/docs/pytorch/stable/common/trainer.html).",
+        f" (`{cli.ENV_PREFIX}_PREDICT__MODEL__ALPHA=0.2`). Flags override files, and files override"
+        " the environment. `--print_config` prints the settings that a run would use. `trainer`"
+        " contains [Lightning's own settings]"
+        "(https://lightning.ai/docs/pytorch/stable/common/trainer.html).",
     ]
     for group, owner in GROUPS.items():
         linked = cli.LINKED if group == "data" else ()
@@ -85,7 +86,7 @@ def main() -> str:
 def _settings(owner: Callable[..., Any], prefix: str, skip: set[str]) -> str:
     """Return a table of the parameters of a class or function."""
     described = {param.arg_name: param.description for param in _docstring(owner).params}
-    rows = ["| setting | default | what it does |", "| --- | --- | --- |"]
+    rows = ["| setting | default | description |", "| --- | --- | --- |"]
     for name, parameter in inspect.signature(owner).parameters.items():
         if name not in skip:
             cells = (f"`{prefix}{name}`", _default(parameter), _inline(described[name]))

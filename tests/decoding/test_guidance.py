@@ -10,11 +10,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lit_dola.decoding.guidance import (
+    Scoring,
     classifier_free_guidance,
+    dola_from_features,
     guided_dola,
     guided_dola_from_features,
+    score_features,
+    score_logits,
 )
-from lit_dola.dola import MASK_VALUE, apc_mask, log_contrast
+from lit_dola.dola import MASK_VALUE, apc_mask, contrast_with_apc_from_logits, log_contrast
 from tests.support import reference
 from tests.support.strategies import alphas, logits
 
@@ -133,6 +137,47 @@ def test_features_fused_before_the_head_give_the_same_scores(bias, seed, alpha, 
     torch.testing.assert_close(fused[drawn], (scores + shift)[drawn], atol=2e-3, rtol=0)
     if apc == "per_branch":
         assert torch.equal(fused, scores)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@given(st.integers(0, 2**31), alphas)
+def test_one_branch_from_features_is_the_plain_contrast(bias, seed, alpha):
+    """Up to a constant per row; the head's bias cancels."""
+    generator = torch.Generator().manual_seed(seed)
+    final, mid = torch.randn(2, 3, 16, generator=generator)
+    linear = nn.Linear(16, 40, bias=bias).requires_grad_(False)
+    fused = dola_from_features(final, mid, linear, alpha=alpha)
+    expected = contrast_with_apc_from_logits(linear(final), linear(mid), alpha)
+    inside = expected != MASK_VALUE
+    assert torch.equal(fused.isfinite(), inside)
+    shift = (fused - expected).masked_fill(~inside, 0).sum(-1, keepdim=True) / inside.sum(-1, True)
+    torch.testing.assert_close(fused[inside], (expected + shift)[inside], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("dola", [True, False])
+def test_the_form_follows_from_layers_and_branches(dola, guided):
+    features = torch.randn(1 + dola, 1 + guided, 3, 16)
+    linear = nn.Linear(16, 40).requires_grad_(False)
+    scores = score_features(features, linear, Scoring(alpha=0.2, cfg_weight=3.0, apc="union"))
+    final, mid = features[0], features[-1]
+    expected = {
+        (False, False): lambda: linear(final)[0],
+        (False, True): lambda: classifier_free_guidance(*linear(final), 3.0),
+        (True, False): lambda: dola_from_features(final[0], mid[0], linear, alpha=0.2),
+        (True, True): lambda: guided_dola_from_features(
+            final, mid, linear, alpha=0.2, cfg_weight=3.0, apc="union"
+        ),
+    }[dola, guided]()
+    torch.testing.assert_close(scores, expected)
+    if guided:
+        logits = linear(features)
+        torch.testing.assert_close(
+            score_logits(logits, Scoring(alpha=0.2, cfg_weight=3.0, apc="union")).softmax(-1),
+            scores.softmax(-1),
+            atol=1e-4,
+            rtol=0,
+        )
 
 
 def test_features_fused_before_the_head_round_about_as_much_in_bfloat16():
