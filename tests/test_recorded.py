@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.commands import CPU, MAIN, ROOT, ddp, records, run, succeed
+from tests.support import forked
+from tests.support.commands import CPU, ROOT, ddp, records, succeed
 
 RECORDED = ROOT / "tests" / "recorded"
 RUN = RECORDED / "run"
@@ -61,7 +62,12 @@ def test_the_same_images_and_records(folder, main_here):
 @pytest.mark.distributed
 def test_the_same_on_two_ranks(folder):
     arguments = [argument for argument in PREDICT if "devices" not in argument]
-    succeed(run(MAIN, *arguments, *ddp(2), "--writer.output_dir=out", cwd=folder))
+    more = [*ddp(2), f"--writer.output_dir={folder / 'out'}"]
+    for rank in range(2):
+        (folder / f"rank{rank}").mkdir()
+        (folder / f"rank{rank}" / "checkpoints").symlink_to(ROOT / "checkpoints")
+    for done in forked.run_ranks(folder, 2, [*arguments, *more]):
+        succeed(done)
     check_same(folder / "out")
 
 

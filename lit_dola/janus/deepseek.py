@@ -28,9 +28,7 @@ class DeepSeekJanus(nn.Module):
         self.language_model = model.language_model.model
         self.gen_head = model.gen_head
         self.image_head = Head(
-            features=lambda states: self.gen_head.vision_activation(
-                self.gen_head.output_mlp_projector(states)
-            ),
+            features=self._image_features,
             linear=model.gen_head.vision_head,
             embed=model.prepare_gen_img_embeds,
         )
@@ -41,6 +39,11 @@ class DeepSeekJanus(nn.Module):
         self.num_image_tokens = self.grid**2
         self.embedding_size = model.config.gen_vision_config.params["n_embed"]
         self.eval().requires_grad_(False)
+
+    def _image_features(self, hidden_states: Tensor) -> Tensor:
+        projected = self.gen_head.output_mlp_projector(hidden_states)
+        features: Tensor = self.gen_head.vision_activation(projected)
+        return features
 
     def decode_image_tokens(self, tokens: Tensor) -> Tensor:
         """See :class:`lit_dola.janus.model.Backbone`."""

@@ -82,7 +82,7 @@ class TransformersJanus(nn.Module):
         self.language_model = self.model.model.language_model
         self.gen_head = self.model.model.generation_head
         self.image_head = Head(
-            features=lambda states: self.gen_head.activation_fn(self.gen_head.proj_out(states)),
+            features=self._image_features,
             linear=self.gen_head.vision_head,
             embed=self.model.prepare_embeddings_for_image_generation,
         )
@@ -90,6 +90,10 @@ class TransformersJanus(nn.Module):
         self.num_image_tokens = int(config.vision_config.num_image_tokens)
         self.pad_token_id = pad_token_id
         self.eval().requires_grad_(False)
+
+    def _image_features(self, hidden_states: Tensor) -> Tensor:
+        features: Tensor = self.gen_head.activation_fn(self.gen_head.proj_out(hidden_states))
+        return features
 
     def decode_image_tokens(self, tokens: Tensor) -> Tensor:
         """See :class:`Backbone`."""

@@ -21,7 +21,7 @@ from tests.support.plain_janus import PlainJanus
 SMALL = original.make_config(64, 128, 4, 4, vocab_size=512, image_size=64)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def weights():
     return original.small_weights(SMALL)
 
@@ -85,12 +85,25 @@ SETTINGS = [
 ]
 
 
-@pytest.fixture(scope="module", params=SETTINGS, ids=str)
-def expected(request, weights, tmp_path_factory):
+@pytest.fixture(scope="session")
+def results():
+    """What :func:`expected` has computed: pytest would do it again for every layout."""
+    return {}
+
+
+@pytest.fixture(params=SETTINGS, ids=str)
+def expected(request, results, weights, tmp_path):
     """Settings, with the tokens and pixels of the plain reference."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    original.write_config(folder, SMALL)
-    encoder, plain = PromptEncoder(folder), PlainJanus(SMALL, weights)
+    key = str(request.param)
+    if key not in results:
+        original.write_config(tmp_path, SMALL)
+        results[key] = plain_results(PromptEncoder(tmp_path), weights, request.param)
+    return request.param, *results[key]
+
+
+def plain_results(encoder, weights, settings):
+    """The tokens and pixels of the plain reference."""
+    plain = PlainJanus(SMALL, weights)
     tokens = [
         reference.generate(
             plain,
@@ -98,11 +111,11 @@ def expected(request, weights, tmp_path_factory):
             encoder.pad_token_id,
             prompt_index=key.prompt_index,
             image_index=key.image_index,
-            **request.param,
+            **settings,
         )
         for prompt, key in zip(INPUTS, KEYS, strict=True)
     ]
-    return request.param, tokens, plain.decode_image(torch.tensor(tokens))
+    return tokens, plain.decode_image(torch.tensor(tokens))
 
 
 @pytest.mark.slow
