@@ -5,10 +5,9 @@ COMPAT ?= .venv-compat
 PYTEST = -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 FAST = -m "not slow and not distributed and not browser and not gpu"
-# Tests in which transformers has no part.
-OTHER = faults.py distributed.py shell.py packaging.py
-OTHER_FILES = $(OTHER:%=tests/test_%) tests/runs tests/reports tests/data/test_prompt_file.py \
-	tests/data/test_old_names.py tests/callbacks/test_image_logger.py
+# Tests of code that calls transformers.
+WITH_TRANSFORMERS = tests/janus tests/decoding tests/tasks tests/recipes tests/test_benchmarks.py \
+	tests/test_cli.py tests/test_evaluation.py tests/test_pipeline.py tests/test_recorded.py
 
 .PHONY: demo test test-fast lint test-compat shapes-janus study clean
 
@@ -39,9 +38,9 @@ shapes-janus: $(VENV)/installed
 study: $(VENV)/installed
 	PYTHON=$(VENV)/bin/python recipes/shapes/study.sh
 
-# The same tests on the oldest supported transformers.
+# The tests that involve transformers, on its oldest supported version.
 test-compat: $(COMPAT)/installed
-	$(COMPAT)/bin/python $(PYTEST) $(OTHER_FILES:%=--ignore %)
+	$(COMPAT)/bin/python $(PYTEST) $(WITH_TRANSFORMERS)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -52,7 +51,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 $(COMPAT)/installed: pyproject.toml constraints-compat.txt
 	$(PYTHON) -m venv $(COMPAT)
 	$(COMPAT)/bin/pip install --quiet -c constraints-compat.txt torch
-	$(COMPAT)/bin/pip install --quiet -c constraints-compat.txt -e ".[dev]"
+	$(COMPAT)/bin/pip install --quiet -c constraints-compat.txt -e ".[test]"
 	touch $@
 
 clean:
