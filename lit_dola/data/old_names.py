@@ -1,6 +1,6 @@
 """Settings that were renamed: the old names still work, and old records are still understood."""
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 SETTINGS = {"head": "apc"}
@@ -25,19 +25,18 @@ def rename_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def notes(settings: Mapping[str, Any], group: str = "") -> Iterator[str]:
-    """Yield one note for each old name or old value among settings of the model.
+def notes(settings: Mapping[str, Any], group: str = "") -> list[str]:
+    """Return one note for each setting of the model with an old name or an old value.
 
     Args:
         settings: Settings by name.
         group: What to write before the names, as ``model.``.
     """
+    found = []
     for name, value in settings.items():
-        new = SETTINGS.get(name, name)
-        if new != name:
-            yield f"{group}{name} is now called {group}{new}"
-        if isinstance(value, str) and _value(new, value) != value:
-            yield f"{group}{new}: {value} is now called {_value(new, value)}"
+        ((new_name, new_value),) = rename_settings({name: value}).items()
+        found += _note(group + name, value, group + new_name, new_value)
+    return found
 
 
 def rename_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -69,22 +68,21 @@ def rename_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         The arguments under current names, and a note for each old name.
     """
     renamed: list[str] = []
-    found = []
-    value_of = ""
-    for argument in arguments:
+    found: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
         if not argument.startswith("--"):
-            new = _value(value_of, argument)
-            found += [f"model.{value_of}: {argument} is now called {new}"] * (new != argument)
-            renamed.append(new)
-            value_of = ""
+            renamed.append(argument)
             continue
         flag, equals, value = argument[2:].partition("=")
+        separate = not equals and bool(rest) and not rest[0].startswith("-")
+        if separate:
+            value = rest.pop(0)
         name = _flag(flag)
-        found += [f"{flag} is now called {name}"] * (name != flag)
-        value_of = name.removeprefix("model.") if name.startswith("model.") else ""
-        new = _value(value_of, value)
-        found += [f"{name}: {value} is now called {new}"] * (new != value)
-        renamed.append(f"--{name}{equals}{new}")
+        new = _value_of_flag(name, value)
+        found += _note(flag, value, name, new)
+        renamed += [f"--{name}", new] if separate else [f"--{name}{equals}{new}"]
     return renamed, found
 
 
@@ -105,7 +103,7 @@ def rename_environment(environment: MutableMapping[str, str], prefix: str) -> li
             continue
         old = rest.lower().replace("__", ".")
         name, value = _flag(old), environment[variable]
-        new = _value(name.removeprefix("model."), value) if name.startswith("model.") else value
+        new = _value_of_flag(name, value)
         target = f"{prefix}_{subcommand}__{name.upper().replace('.', '__')}"
         if (target, new) != (variable, value):
             found.append(f"{variable}={value} is now called {target}={new}")
@@ -123,3 +121,14 @@ def _flag(name: str) -> str:
 
 def _value(name: str, value: str) -> str:
     return VALUES.get(name, {}).get(value, value)
+
+
+def _value_of_flag(name: str, value: str) -> str:
+    return _value(name.removeprefix("model."), value) if name.startswith("model.") else value
+
+
+def _note(name: str, value: Any, new_name: str, new_value: Any) -> list[str]:
+    """Return a note if the name or the value has changed."""
+    if new_value != value:
+        return [f"{name}: {value} is now called {new_name}: {new_value}"]
+    return [f"{name} is now called {new_name}"] if new_name != name else []

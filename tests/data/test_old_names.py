@@ -18,8 +18,8 @@ from lit_dola.tasks.generate import LitDoLa
 ARGUMENTS = [
     (["--model.head=union"], ["--model.apc=union"], 1),
     (["--model.head", "union"], ["--model.apc", "union"], 1),
-    (["--model.head=seed"], ["--model.apc=per_branch"], 2),
-    (["--model.head", "seed"], ["--model.apc", "per_branch"], 2),
+    (["--model.head=seed"], ["--model.apc=per_branch"], 1),
+    (["--model.head", "seed"], ["--model.apc", "per_branch"], 1),
     (["--model.apc=seed"], ["--model.apc=per_branch"], 1),
     (["--model.seed=3", "--model.seed", "4"], ["--model.seed=3", "--model.seed", "4"], 0),
     (["--settings={a: {}}"], ["--variants={a: {}}"], 1),
@@ -28,6 +28,8 @@ ARGUMENTS = [
     (["compare", "seed", "head", "--output=x"], ["compare", "seed", "head", "--output=x"], 0),
     (["--data.prompt_json=seed", "seed"], ["--data.prompt_json=seed", "seed"], 0),
     (["--model.layer_ratio", "-1"], ["--model.layer_ratio", "-1"], 0),
+    (["--model.head"], ["--model.apc"], 1),
+    (["--print_config", "--model.head", "--x=="], ["--print_config", "--model.apc", "--x=="], 1),
 ]
 
 
@@ -41,7 +43,7 @@ def test_arguments(given, expected, count):
 
 CONFIGS = [
     ({"model": {"head": "union"}}, {"model": {"apc": "union"}}, 1),
-    ({"predict": {"model": {"head": "seed"}}}, {"predict": {"model": {"apc": "per_branch"}}}, 2),
+    ({"predict": {"model": {"head": "seed"}}}, {"predict": {"model": {"apc": "per_branch"}}}, 1),
     ({"settings": {}, "layout": "dpg"}, {"variants": {}, "export": "dpg"}, 2),
     ({"model": {"seed": 3}, "data": {"head": 1}}, {"model": {"seed": 3}, "data": {"head": 1}}, 0),
     ({"model": "x.yaml"}, {"model": "x.yaml"}, 0),
@@ -75,11 +77,12 @@ def test_environment(name, value, new_name, new_value, count):
 
 def test_settings_and_records():
     assert rename_settings({"head": "seed", "seed": 1}) == {"apc": "per_branch", "seed": 1}
-    assert list(notes({"head": "seed"}, "model.")) == [
-        "model.head is now called model.apc",
-        "model.apc: seed is now called per_branch",
+    assert notes({"head": "seed"}, "model.") == [
+        "model.head: seed is now called model.apc: per_branch"
     ]
-    assert list(notes({"apc": "union", "seed": 1})) == []
+    assert notes({"apc": "seed"}) == ["apc: seed is now called apc: per_branch"]
+    assert notes({"head": "union"}) == ["head is now called apc"]
+    assert notes({"apc": "union", "seed": 1}) == []
 
 
 WAYS = {
@@ -105,7 +108,7 @@ def test_on_the_command_line(way, main_here, tmp_path, monkeypatch):
     assert model["apc"] == "per_branch"
     assert "head" not in model
     assert "is now called" in done.stderr
-    assert len(done.stderr.splitlines()) <= 2
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_an_unknown_value_of_an_old_name_is_an_error(main_here, tmp_path):
@@ -117,8 +120,7 @@ def test_an_unknown_value_of_an_old_name_is_an_error(main_here, tmp_path):
 def test_in_python(caplog):
     assert LitDoLa.checked({"head": "seed"}).scoring.apc == "per_branch"
     assert [record.getMessage() for record in caplog.records] == [
-        "head is now called apc",
-        "apc: seed is now called per_branch",
+        "head: seed is now called apc: per_branch"
     ]
     with pytest.raises(UserError, match="apc"):
         LitDoLa.checked({"head": "both"})
