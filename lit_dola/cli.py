@@ -107,7 +107,7 @@ class Parser(LightningArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None, *rest: Any, **kwargs: Any) -> Any:
         """Parse arguments, accepting the old names of settings."""
         args, notes = rename_arguments(sys.argv[1:] if args is None else args)
-        _warn_once(notes)
+        _warn_on_first_rank(notes)
         return super().parse_args(args, namespace, *rest, **kwargs)
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -127,7 +127,7 @@ class Parser(LightningArgumentParser):
         if isinstance(config, dict):
             config, notes = rename_config(config)
             if notes:
-                _warn_once(notes)
+                _warn_on_first_rank(notes)
                 content = yaml.safe_dump(config)
         return super().parse_string(content, *args, **kwargs)
 
@@ -256,7 +256,7 @@ def main(args: list[str] | None = None) -> None:
     set_parsing_settings(add_print_completion_argument=True)
     for name in ("fsdp2", "fsdp"):  # by class, it also runs without a GPU
         StrategyRegistry.register(name, ModelParallelStrategy, override=True)
-    _warn_once(rename_environment(os.environ, ENV_PREFIX))
+    _warn_on_first_rank(rename_environment(os.environ, ENV_PREFIX))
     try:
         with signals_end_the_process(), quiet_lightning():
             DoLaCLI(
@@ -301,7 +301,7 @@ def _is_first_local_rank() -> bool:
     return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
 
 
-def _warn_once(notes: Sequence[str]) -> None:
+def _warn_on_first_rank(notes: Sequence[str]) -> None:
     """Log notes on the first rank of each machine."""
     for note in notes if _is_first_local_rank() else ():
         _log.warning(note)

@@ -22,7 +22,6 @@ class TextJanus:
         self.language_model = model.model.language_model
         embed = self.language_model.embed_tokens
         self.head = Head(lambda states: states, model.lm_head, embed)
-        self.parameters = model.parameters
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +33,10 @@ def model(tiny_checkpoint):
 def generate(model):
     janus = TextJanus(model.eval())
 
-    def run(prompts, layer=None, stop_ids=(), tokens=TOKENS, keys=None, compile=False, **scoring):
+    def run(prompts, layer=None, stop_ids=(), tokens=TOKENS, keys=None, **scoring):
         loop = TokenGenerator(
             janus, janus.head, Scoring(**{"temperature": 0.0, **scoring}), layer=layer,
-            max_new_tokens=tokens, stop_ids=stop_ids, compile=compile,
+            max_new_tokens=tokens, stop_ids=stop_ids,
         )  # fmt: skip
         return loop([(ids,) for ids in prompts], keys or [(i, 0) for i in range(len(prompts))])
 
