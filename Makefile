@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 COMPAT ?= .venv-compat
+NEWEST ?= .venv-newest
 PYTEST = -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 FAST = -m "not slow and not distributed and not browser and not gpu"
@@ -9,7 +10,7 @@ FAST = -m "not slow and not distributed and not browser and not gpu"
 WITH_TRANSFORMERS = tests/janus tests/decoding tests/tasks tests/recipes tests/test_benchmarks.py \
 	tests/test_cli.py tests/test_evaluation.py tests/test_pipeline.py tests/test_recorded.py
 
-.PHONY: demo test test-fast lint test-compat shapes-janus study clean
+.PHONY: demo test test-fast lint test-compat test-newest shapes-janus study clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python main.py predict --config configs/demo.yaml
@@ -40,7 +41,13 @@ study: $(VENV)/installed
 
 # The tests that involve transformers, on its oldest supported version.
 test-compat: $(COMPAT)/installed
-	$(COMPAT)/bin/python $(PYTEST) $(WITH_TRANSFORMERS)
+	$(COMPAT)/bin/python $(PYTEST) $(FAST) $(WITH_TRANSFORMERS)
+
+# The fast tests and the demo on the newest release of everything but torch, also of a transformers
+# that pyproject.toml does not admit yet.
+test-newest: $(NEWEST)/installed
+	$(NEWEST)/bin/python main.py predict --config configs/demo.yaml --writer.output_dir $(NEWEST)/demo
+	$(NEWEST)/bin/python $(PYTEST) $(FAST) $(WITH_TRANSFORMERS)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -54,5 +61,12 @@ $(COMPAT)/installed: pyproject.toml constraints-compat.txt
 	$(COMPAT)/bin/pip install --quiet -c constraints-compat.txt -e ".[test]"
 	touch $@
 
+$(NEWEST)/installed: pyproject.toml
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet -c constraints.txt torch
+	$(NEWEST)/bin/pip install --quiet -e ".[test]"
+	$(NEWEST)/bin/pip install --quiet --upgrade transformers
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(COMPAT) outputs build *.egg-info
+	rm -rf $(VENV) $(COMPAT) $(NEWEST) outputs build *.egg-info

@@ -1,1 +1,3 @@
 """Benchmarks; see README.md."""
+
+import lit_dola  # noqa: F401  before torch: it sets how its threads wait

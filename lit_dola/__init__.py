@@ -1,5 +1,6 @@
 """Batch text-to-image generation with Janus, sharpened at run time by DoLa-static."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from lit_dola.pipeline import JanusPipeline
     from lit_dola.tasks.generate import LitDoLa
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = [
     "ImageWriter",
     "JanusPipeline",
@@ -19,6 +20,26 @@ __all__ = [
     "UserError",
     "__version__",
 ]
+
+
+def _choose_wait_policy() -> None:
+    """Set how torch's threads wait for each other, unless the environment says so already.
+
+    OpenMP reads these variables when torch is first imported. By its own default a waiting thread
+    spins for so long that beside other work everything is 10 to 20 times slower. A little spinning
+    serves the pauses of a decoding step; on a busy machine waiting threads sleep at once. See "A
+    busy machine" in benchmarks/README.md. No result depends on it.
+    """
+    if os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+        return
+    busy = hasattr(os, "getloadavg") and os.getloadavg()[0] > 1.5 * (os.cpu_count() or 1)
+    if busy:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    else:
+        os.environ["GOMP_SPINCOUNT"] = "10000"
+
+
+_choose_wait_policy()
 
 _MODULES = {
     "ImageWriter": "lit_dola.callbacks.writer",

@@ -11,6 +11,7 @@ import yaml
 
 from docs.make_reference import main as make_reference
 from docs.make_schema import GROUPS
+from recipes.shapes.scorer import find_objects
 from tests.support import forked
 from tests.support.commands import ROOT
 
@@ -77,12 +78,17 @@ def test_the_tutorial_does_what_it_says(tmp_path):
 
 @pytest.mark.parametrize("page", ["README.md", "docs/how-to.md"])
 @pytest.mark.slow
-def test_the_lines_of_python_work(page, tmp_path, monkeypatch, capsys):
+def test_the_lines_of_python_draw_what_they_say(page, tmp_path, monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", PAGES[page], re.S)
-    assert len([line for line in code.splitlines() if line]) == 5
     (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
     monkeypatch.chdir(tmp_path)
-    exec(code, {})
+    names = {}
+    exec(code, names)
+    drawn = [
+        [(found.shape, found.color) for found in find_objects(image)]
+        for image in names["result"].images
+    ]
+    assert drawn == [[("circle", "red")]] * 2 + [[("square", "blue")] * 2] * 2
     assert (tmp_path / "circle.png").stat().st_size > 100
     assert capsys.readouterr().out == "torch.Size([4, 144])\n"
 

@@ -74,6 +74,17 @@ def test_the_oldest_supported_version_is_one_that_is_tested(package):
     assert bound == min(tested)
 
 
+def test_the_newest_transformers_that_is_admitted_was_tested():
+    """README names it; ``make test-newest`` says when there is a newer one."""
+    (requirement,) = (
+        line for line in PROJECT["project"]["dependencies"] if line.startswith("transformers")
+    )
+    below = numbers(requirement.split("<")[1])
+    tested = re.search(r"transformers ([\d., and]+)\.$", (ROOT / "README.md").read_text(), re.M)[1]
+    newest = max(numbers(version) for version in re.findall(r"[\d]+\.\d+", tested))
+    assert below == [newest[0], newest[1] + 1]
+
+
 def test_the_oldest_supported_python_is_the_one_that_runs_the_tests():
     assert PROJECT["project"]["requires-python"] == f">={sys.version_info[0]}.{sys.version_info[1]}"
 

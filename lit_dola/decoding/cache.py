@@ -1,7 +1,7 @@
 """The key-value cache: buffers of a fixed shape, allocated once and written in place.
 
-transformers' attention layers only call a cache's ``update``. A static cache suits
-``torch.compile`` and CUDA graphs, and avoids the full copy that a growing cache makes per step.
+A static cache suits ``torch.compile`` and CUDA graphs, and avoids the full copy that a growing
+cache makes per step. :class:`lit_dola.janus.layers.LayerCache` is what attention layers ask of it.
 """
 
 from typing import Any
@@ -75,7 +75,7 @@ class PrefillView:
         self.cache, self.rows = cache, rows
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, cache_kwargs: Any = None
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values; return those that it attends to."""
         count, length = len(self.rows), key_states.shape[2]
@@ -99,7 +99,7 @@ class StepView:
         self.cache, self.slot, self.rows, self.length = cache, slot, rows, length
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, cache_kwargs: Any = None
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values; return those that it attends to."""
         keys = self.cache.keys[layer_idx][: self.rows]

@@ -15,6 +15,7 @@ from lit_dola.decoding.cache import KVCache, PrefillView
 from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.sampling import stream_keys
 from lit_dola.decoding.step import Decoder, compile_step, decode_step, draw, forward_layers
+from lit_dola.janus.layers import LayerAdapter
 from lit_dola.janus.model import Backbone, Head
 from lit_dola.janus.tokenizer import unconditional_ids
 
@@ -84,7 +85,8 @@ class TokenGenerator:
         max_prompt_length: int = 0,
         compile: bool = False,
     ) -> None:
-        self.decoder = Decoder(janus.language_model, head, scoring, layer)
+        run_layer = LayerAdapter.of(janus.language_model)
+        self.decoder = Decoder(janus.language_model, head, scoring, layer, run_layer)
         self.max_new_tokens = max_new_tokens
         self.stop_ids = tuple(stop_ids)
         self.max_prompt_length = max_prompt_length

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from lit_dola.decoding.cache import KVCache, PrefillView, StepView
+from lit_dola.decoding.cache import KVCache, StepView
 from lit_dola.decoding.guidance import Scoring, score_features
 from lit_dola.decoding.sampling import gumbel_noise
+from lit_dola.janus.layers import LayerAdapter, LayerCache
 from lit_dola.janus.model import Head
 
 _COMPILE_OPTIONS: dict[str, Any] = {
@@ -34,6 +35,7 @@ class Decoder:
     scoring: Scoring
     layer: int | None
     """Index of the middle layer in ``hidden_states``; None turns DoLa off."""
+    run_layer: LayerAdapter
 
 
 Step = Callable[[Decoder, KVCache, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Any]
@@ -93,7 +95,7 @@ def forward_layers(
     inputs_embeds: Tensor,
     attention_mask: Tensor,
     position_ids: Tensor,
-    past_key_values: PrefillView | StepView,
+    cache: LayerCache,
 ) -> Tensor:
     """Run the layers as ``LlamaModel`` does, keeping only the last position of one or two layers.
 
@@ -107,11 +109,12 @@ def forward_layers(
     mid_state: list[Tensor] = []
     # hidden_states[0] is the embedding, so entry j is the output of the j-th layer.
     for index, layer in enumerate(language_model.layers, start=1):
-        hidden_states = layer(
+        hidden_states = decoder.run_layer(
+            layer,
             hidden_states,
+            cache,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             position_embeddings=position_embeddings,
         )
         if index == decoder.layer:
