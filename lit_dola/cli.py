@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import torch
 import yaml
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from transformers.utils.logging import disable_progress_bar
@@ -34,7 +36,7 @@ from lit_dola.callbacks.signals import (
 from lit_dola.callbacks.writer import ImageWriter
 from lit_dola.data.datamodule import PromptDataModule
 from lit_dola.data.old_names import rename_arguments, rename_config, rename_environment
-from lit_dola.errors import RankError, UserError, suggestion
+from lit_dola.errors import RankError, UserError, printable, refuse_null, suggestion
 from lit_dola.evaluation import EvaluationTrainer
 from lit_dola.reports.compare import compare
 from lit_dola.tasks.generate import LitDoLa
@@ -76,7 +78,7 @@ class PlainTask(NamedTuple):
 def _compare(settings: Namespace) -> None:
     for note in compare(settings.runs, settings.output, settings.seed, settings.copy_images):
         _log.warning(note)
-    print(settings.output / "index.html")
+    print(printable(str(Path(settings.output) / "index.html")))
 
 
 _NOT_OFFERED = {"model", "dataloaders", "datamodule", "return_predictions", "ckpt_path"}
@@ -86,7 +88,7 @@ TASKS: dict[str, TrainerTask | PlainTask] = {
     "compare": PlainTask(
         "Write a page that shows runs side by side, with a blind comparison.",
         compare,
-        {"runs": {"nargs": "+", "type": Path, "help": "Folders that predict has written."}},
+        {"runs": {"nargs": "+", "type": str, "help": "Folders that predict has written."}},
         _compare,
     ),
 }
@@ -108,7 +110,7 @@ class Parser(LightningArgumentParser):
         """Parse arguments, accepting the old names of settings."""
         args, notes = rename_arguments(sys.argv[1:] if args is None else args)
         _warn_on_first_rank(notes)
-        return super().parse_args(args, namespace, *rest, **kwargs)
+        return super().parse_args(_configs_first(args), namespace, *rest, **kwargs)
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Read a configuration, remembering its path for error messages."""
@@ -147,6 +149,22 @@ class Parser(LightningArgumentParser):
         return suggestion(next(filter(None, unknown.groups())).split("=")[0], known)
 
 
+def _configs_first(args: Sequence[str]) -> list[str]:
+    """Move ``--config`` before the flags of its subcommand, so that flags win wherever they are."""
+    place = next((place for place, arg in enumerate(args) if arg in TASKS), len(args))
+    before, after = [*args[: place + 1]], [*args[place + 1 :]]
+    flags = []
+    while after:
+        arg = after.pop(0)
+        if arg == "--config" and after:
+            before += [arg, after.pop(0)]
+        elif arg.startswith("--config="):
+            before.append(arg)
+        else:
+            flags.append(arg)
+    return before + flags
+
+
 class DoLaCLI(LightningCLI):
     """LightningCLI with the tasks of :data:`TASKS`; there is nothing to fit, validate or test."""
 
@@ -175,7 +193,9 @@ class DoLaCLI(LightningCLI):
             parser.add_lightning_class_args(callback, group)
         for name in LINKED:
             parser.link_arguments(f"model.{name}", f"data.{name}")
-        parser.link_arguments("model.seed", "seed_everything", compute_fn=int)  # one seed, not two
+        parser.link_arguments(
+            "model.seed", "seed_everything", compute_fn=_seed
+        )  # one seed, not two
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and keep LightningCLI from seeding for tasks that draw nothing."""
@@ -185,12 +205,24 @@ class DoLaCLI(LightningCLI):
             self.config[name]["seed_everything"] = False
 
     def before_instantiate_classes(self) -> None:
-        """Run a task that needs no model, and end: what follows makes a model and a trainer."""
+        """Run a task that needs no model, and end; for the others, check what they are made of.
+
+        Raises:
+            UserError: If a setting is null that cannot be, or the strategy cannot work.
+        """
         name = self.config["subcommand"]
-        task = TASKS[name]
+        task, settings = TASKS[name], self.config[name]
         if isinstance(task, PlainTask):
-            task.run(self.config[name])
+            task.run(settings)
             raise SystemExit(0)
+        for group, owner in {"model": LitDoLa, "data": PromptDataModule, **CALLBACKS}.items():
+            refuse_null(owner, settings[group].as_dict(), f"{group}.")
+        strategy = str(settings.trainer.strategy)
+        if re.search("spawn|fork|notebook", strategy):
+            raise UserError(
+                f"trainer.strategy: {strategy} copies a running process; expected ddp, which starts"
+                " one process per device"
+            )
 
     def instantiate_classes(self) -> None:
         """Create everything that the settings name.
@@ -214,14 +246,22 @@ class DoLaCLI(LightningCLI):
         Raises:
             UserError: If its settings do not work together, or not on this machine.
         """
+        settings = self.config_init[self.config_init["subcommand"]].trainer
+        given = settings.callbacks or []
+        callbacks = [*given] if isinstance(given, list) else [given]
+        has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if not (has_bar or settings.barebones or settings.enable_progress_bar is False):
+            callbacks.append(GenerationProgressBar())
         try:
-            return super().instantiate_trainer(**kwargs)
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
             raise UserError(_trainer_message(error)) from error
 
     def predict(self, model: LightningModule, datamodule: LightningDataModule) -> None:
         """Generate; the images are written and not kept in memory."""
         self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
+        if writer := find_writer(self.trainer):
+            writer.check_complete(self.trainer)
         self._exit_if_skipped()
 
     def evaluate(self, model: LightningModule, datamodule: LightningDataModule, **how: Any) -> None:
@@ -233,8 +273,9 @@ class DoLaCLI(LightningCLI):
 
     def _exit_if_skipped(self) -> None:
         writer = find_writer(self.trainer)
-        if writer and writer.num_failures:
-            skipped = f"{writer.num_failures} skipped, see {writer.output_dir / 'errors.jsonl'}"
+        if writer and writer.skipped:
+            where = ", ".join(str(folder / "errors.jsonl") for folder in writer.skipped)
+            skipped = f"{sum(writer.skipped.values())} skipped, see {where}"
             raise SystemExit(_fail(skipped, EXIT_SKIPPED))
 
 
@@ -268,7 +309,7 @@ def main(args: list[str] | None = None) -> None:
                     "logger": False,
                     "enable_checkpointing": False,
                     "enable_model_summary": False,
-                    "callbacks": [GenerationProgressBar(), StopOnSignal()],
+                    "callbacks": [StopOnSignal()],
                 },
                 parser_class=Parser,
                 parser_kwargs={"default_env": True, "env_prefix": ENV_PREFIX},
@@ -308,7 +349,15 @@ def _warn_on_first_rank(notes: Sequence[str]) -> None:
 
 
 def _trainer_message(error: Exception) -> str:
+    wants_gpu = re.search("gpu|cuda|accelerator", str(error), re.IGNORECASE)
+    if not wants_gpu or torch.cuda.is_available():
+        return f"trainer: {error}"
     return f"trainer: {error}; on a machine without a GPU add --trainer.accelerator cpu"
+
+
+def _seed(seed: int | None) -> int:
+    """Return the seed of the model for Lightning; null, which it cannot be, is reported later."""
+    return seed or 0
 
 
 def _fail(message: str, code: int) -> int:

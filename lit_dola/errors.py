@@ -1,8 +1,12 @@
 """Errors meant for users rather than for programmers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
+from inspect import signature
+from os import PathLike
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 
 class UserError(Exception):
@@ -30,6 +34,45 @@ def require(package: str, setting: str, extra: str) -> None:
     """
     if find_spec(package) is None:
         raise UserError(f'{setting}: {package} is not installed; pip install -e ".[{extra}]"')
+
+
+def refuse_null(owner: type, settings: Mapping[str, Any], group: str = "") -> None:
+    """Check that no setting is None that cannot be: a key of YAML with nothing behind it.
+
+    Args:
+        owner: Class whose arguments the settings are.
+        settings: Settings by name.
+        group: What to write before the names, as ``model.``.
+
+    Raises:
+        UserError: If one is.
+    """
+    hints = get_type_hints(owner.__init__)  # type: ignore[misc]
+    for name, value in settings.items():
+        if value is None and name in hints and type(None) not in get_args(hints[name]):
+            default = signature(owner).parameters[name].default
+            raise UserError(f"{group}{name}: null; expected a value, as the default {default!r}")
+
+
+def given_path(setting: str, path: str | PathLike[str]) -> Path:
+    """Return a path that the user gave; an unset variable of a shell is none.
+
+    Raises:
+        UserError: If it is empty, which would mean the working directory.
+    """
+    if not str(path).strip():
+        raise UserError(f"{setting}: empty; expected a path, or . for the working directory")
+    return Path(path).expanduser()
+
+
+def printable(text: str) -> str:
+    r"""Return a text that can be written as UTF-8: a byte of a path that cannot becomes ``\udcff``.
+
+    Example:
+        >>> printable("models/janus")
+        'models/janus'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

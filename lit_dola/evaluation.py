@@ -4,21 +4,23 @@ Each variant is a run of ``predict`` into its own folder, so an evaluation that 
 continues where it was.
 """
 
-import json
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 from PIL import Image
 
 from lit_dola.callbacks.run_writer import find_writer
 from lit_dola.data.datamodule import PromptDataModule, shards_the_model
-from lit_dola.errors import UserError, require
+from lit_dola.data.requests import RunPlan
+from lit_dola.errors import UserError, printable, require
 from lit_dola.reports.contact_sheet import write_contact_sheet
-from lit_dola.reports.export import Export, write_export
+from lit_dola.reports.export import Export, check_export, write_export
 from lit_dola.reports.scores import Score, write_report
-from lit_dola.runs.files import safe_name, write_atomically
+from lit_dola.runs.files import safe_name, to_json, write_atomically
+from lit_dola.runs.image_file import read_image
 from lit_dola.runs.records import ImageRecord, read_images
 from lit_dola.tasks.generate import LitDoLa
 
@@ -67,6 +69,13 @@ class EvaluationTrainer(Trainer):
             require("matplotlib", "scorer", extra="evaluation")
         reference = reference or next(iter(variants), "")
         models = _models(model, variants)
+        for name, changed in models.items():
+            try:
+                changed.check(datamodule.checkpoint)
+            except UserError as error:
+                raise UserError(f"variants.{name}: {error}") from error
+        if export:
+            check_export(export, datamodule.read_prompts([]), model.parallel_size)
         if reference not in models:
             raise UserError(
                 f"reference: {reference!r} is not a variant; expected one of {', '.join(models)}"
@@ -74,27 +83,29 @@ class EvaluationTrainer(Trainer):
         writer = find_writer(self)
         assert writer is not None
         folder = writer.output_dir
-        runs: dict[str, list[ImageRecord]] = {}
+        runs: dict[str, _Run] = {}
         for name, changed in models.items():
             if hasattr(model, "janus") and not (model.quantize or shards_the_model(self)):
                 changed.janus = model.janus  # loaded once
             model = changed
             writer.output_dir = folder / name
             self.predict(model, datamodule=datamodule, return_predictions=False)
-            if self.is_global_zero:
-                runs[name] = _records(folder / name)
+            writer.check_complete(self)
+            if self.is_global_zero:  # not folder / name: on_mismatch may have chosen another
+                runs[name] = _read_run(writer.output_dir, datamodule.plan)
+        if not self.is_global_zero:
+            return
+        try:
+            for name, run in runs.items():
                 if export:
-                    write_export(export, folder / name, runs[name], folder / export / name)
-        if self.is_global_zero:
-            scores = {name: _scores(folder / name, runs[name], scorer) for name in runs if scorer}
+                    write_export(export, run.folder, run.records, folder / export / name)
+            scores = {name: _scores(run, scorer) for name, run in runs.items() if scorer}
             if scores:
-                about = {
-                    "model": model.model_path,
-                    "seed": model.hparams["seed"],
-                    "variants": variants,
-                }
-                write_report(folder, scores, reference, about)
+                about = {"model": printable(model.model_path), "seed": model.hparams["seed"]}
+                write_report(folder, scores, reference, {**about, "variants": variants})
             _write_sheet(folder, runs, scores)
+        except OSError as error:
+            raise UserError(writer.cannot_write(error)) from error
 
 
 def _models(model: LitDoLa, variants: dict[str, dict[str, Any]]) -> dict[str, LitDoLa]:
@@ -120,40 +131,73 @@ def _models(model: LitDoLa, variants: dict[str, dict[str, Any]]) -> dict[str, Li
     return models
 
 
-def _records(run: Path) -> list[ImageRecord]:
-    return sorted(read_images(run), key=lambda record: record.key)
+class _Run(NamedTuple):
+    """What one variant has made."""
+
+    folder: Path
+    records: list[ImageRecord]
+    """Records of the images that were asked for, in the order of prompts and images."""
 
 
-def _scores(run: Path, records: list[ImageRecord], scorer: Scorer) -> list[Score]:
-    """Score a run's images, and write the scores to ``scores.jsonl``."""
+def _read_run(folder: Path, plan: RunPlan) -> _Run:
+    """Read the records of the images that a run was asked for; its folder may hold more."""
+    asked_for = {request.key for request in plan.asked_for}
+    records = [record for record in read_images(folder) if record.key in asked_for]
+    return _Run(folder, sorted(records, key=lambda record: record.key))
+
+
+def _scores(run: _Run, scorer: Scorer) -> list[Score]:
+    """Score a run's images, and write the scores to ``scores.jsonl``.
+
+    Raises:
+        UserError: If an image cannot be read or scored.
+    """
     scores, lines = [], []
-    for record in records:
-        with Image.open(run / record.file) as image:
+    for record in run.records:
+        image = read_image(run.folder / record.file)
+        try:
             right = float(scorer(image, record.metadata))
+        except Exception as error:  # the user's own code
+            raise UserError(
+                f"scorer: {type(scorer).__name__} fails on {run.folder / record.file}, prompt"
+                f" {record.prompt_index}: {type(error).__name__}: {error}; expected a number of any"
+                " image and its prompt's metadata"
+            ) from error
+        if not math.isfinite(right):
+            raise UserError(
+                f"scorer: {type(scorer).__name__} returns {right} for {run.folder / record.file};"
+                " expected a finite number"
+            )
         skill = str(record.metadata.get("tag", "all"))
         scores.append(Score(skill, record.prompt_index, record.image_index, right))
-        lines.append(json.dumps({"file": record.file, "score": right}) + "\n")
-    write_atomically(run / "scores.jsonl", ["".join(lines).encode()])
+        lines.append(to_json({"file": record.file, "score": right}))
+    write_atomically(run.folder / "scores.jsonl", lines)
     return scores
 
 
-def _write_sheet(
-    folder: Path, runs: dict[str, list[ImageRecord]], scores: dict[str, list[Score]]
-) -> None:
+def _write_sheet(folder: Path, runs: dict[str, _Run], scores: dict[str, list[Score]]) -> None:
     """Show the first image of a few prompts, spread over the prompt file, under each variant."""
     first = {
-        name: [place for place, record in enumerate(records) if record.image_index == 0]
-        for name, records in runs.items()
+        name: {record.prompt_index: record for record in run.records if record.image_index == 0}
+        for name, run in runs.items()
     }
-    prompts = min(map(len, first.values()))
-    if not prompts:
+    common = sorted(set.intersection(*(set(records) for records in first.values())))
+    if not common:
         return
-    shown = sorted({prompts * column // _COLUMNS for column in range(_COLUMNS)})
-    places = {name: [first[name][prompt] for prompt in shown] for name in runs}
-    some = next(iter(runs))
+    shown = [
+        common[place] for place in sorted({len(common) * c // _COLUMNS for c in range(_COLUMNS)})
+    ]
+    right = {
+        name: {score.prompt_index: score.right >= 0.5 for score in found if score.image_index == 0}
+        for name, found in scores.items()
+    }
+    some = next(iter(first.values()))
     write_contact_sheet(
         folder / "sheet.png",
-        [runs[some][place].prompt for place in places[some]],
-        {name: [folder / name / runs[name][p].file for p in places[name]] for name in runs},
-        {name: [scores[name][p].right >= 0.5 for p in places[name]] for name in scores} or None,
+        [some[prompt].prompt for prompt in shown],
+        {
+            name: [runs[name].folder / records[prompt].file for prompt in shown]
+            for name, records in first.items()
+        },
+        {name: [found[prompt] for prompt in shown] for name, found in right.items()} or None,
     )

@@ -1,22 +1,25 @@
 """Janus with DoLa-static from Python: load once, then generate any number of times."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 from torch import Tensor
 
 from lit_dola.callbacks.progress import GenerationProgressBar, quiet_lightning
-from lit_dola.data.datamodule import PromptDataModule
+from lit_dola.data.datamodule import PromptDataModule, encoder_of
 from lit_dola.data.prompt_file import check_prompts
 from lit_dola.data.requests import Failure, Prompt
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import Backend, load_janus
 from lit_dola.janus.model import Backbone
-from lit_dola.janus.tokenizer import PromptEncoder, Roles
+from lit_dola.janus.tokenizer import Roles
 from lit_dola.janus.vq import decode_pixels, to_pillow
 from lit_dola.tasks.generate import GeneratedImages, LitDoLa
 
@@ -53,7 +56,7 @@ class JanusPipeline:
     @classmethod
     def from_pretrained(
         cls,
-        model_path: str,
+        model_path: str | os.PathLike[str],
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -74,12 +77,12 @@ class JanusPipeline:
         Raises:
             UserError: If the checkpoint cannot be found or is incomplete.
         """
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = _check_device(device)
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         if dtype not in _PRECISIONS:
             raise UserError(f"dtype: {dtype}; expected one of {', '.join(map(str, _PRECISIONS))}")
-        checkpoint = Checkpoint.open(model_path)
-        encoder = PromptEncoder(checkpoint.folder, roles, name=model_path)
+        checkpoint = Checkpoint.open(os.fspath(model_path))
+        encoder = encoder_of(checkpoint, roles)
         janus = load_janus(
             checkpoint,
             pad_token_id=encoder.pad_token_id,
@@ -121,17 +124,56 @@ class JanusPipeline:
             )
         model = LitDoLa.checked({**fixed, "dola": dola, **settings})
         model.janus = self.janus
-        given = [prompts] if isinstance(prompts, str) else list(prompts)
-        data = _GivenPrompts(given, model, self.checkpoint)
+        given = [prompts] if isinstance(prompts, str) else prompts
+        if not isinstance(given, Iterable) or isinstance(given, Mapping | bytes):
+            raise UserError(
+                f"prompts: found {type(prompts).__name__}; expected a text or a list of texts"
+            )
+        data = _GivenPrompts([*given], model, self.checkpoint)
         with quiet_lightning():
             predictions = self._trainer().predict(model, datamodule=data)
         return _in_order(cast(list[GeneratedImages], predictions))
 
-    def decode(self, tokens: Tensor) -> list[Image.Image]:
-        """Decode tokens ``(images, num_image_tokens)``, as a generation or a run has saved them."""
+    def decode(self, tokens: Tensor | npt.ArrayLike) -> list[Image.Image]:
+        """Decode the tokens of images, as a generation or a run has saved them.
+
+        Args:
+            tokens: Integers ``(images, num_image_tokens)``, or ``(num_image_tokens,)`` for one
+                image; a tensor, or what NumPy makes an array of.
+
+        Raises:
+            UserError: If they are no tokens of this model's images.
+
+        Example:
+            >>> (image,) = pipeline.decode(np.load("outputs/00000_a_cat/img_00.npy"))
+        """
+        images = self._check_tokens(tokens)
         with torch.inference_mode():
-            pixels = decode_pixels(self.janus, tokens.to(self.device, torch.long))
-            return [to_pillow(one[0]) for one in pixels]
+            decoded = [*decode_pixels(self.janus, images.to(self.device, torch.long))]
+        if None in decoded:
+            raise UserError(
+                f"tokens: the VQ decoder's pixels of image {decoded.index(None)} are NaN or"
+                " infinite; expected a dtype with more range, such as bfloat16"
+            )
+        return [to_pillow(pixels[0]) for pixels in decoded if pixels is not None]
+
+    def _check_tokens(self, tokens: Any) -> Tensor:
+        length, codes = self.janus.num_image_tokens, self.janus.image_head.linear.out_features
+        expected = f"integers from 0 to {codes - 1} of shape (images, {length}) or ({length},)"
+        try:
+            found = tokens if isinstance(tokens, Tensor) else torch.from_numpy(np.asarray(tokens))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"tokens: {error}; expected {expected}") from error
+        images = found[None] if found.dim() == 1 else found
+        if images.dim() != 2 or images.shape[1] != length:
+            raise UserError(f"tokens: found shape {tuple(found.shape)}; expected {expected}")
+        if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+            raise UserError(f"tokens: found {found.dtype}; expected {expected}")
+        if images.numel() and not 0 <= int(images.min()) <= int(images.max()) < codes:
+            raise UserError(
+                f"tokens: found {int(images.min())} to {int(images.max())}; expected {expected}"
+            )
+        return images
 
     def _trainer(self) -> Trainer:
         on_cpu = self.device.type == "cpu"
@@ -145,6 +187,24 @@ class JanusPipeline:
             enable_model_summary=False,
             callbacks=[GenerationProgressBar()],
         )
+
+
+def _check_device(device: torch.device | str | None) -> torch.device:
+    """Return the device of a model.
+
+    Raises:
+        UserError: If it is not one, or not on this machine.
+    """
+    gpus = torch.cuda.device_count()
+    try:
+        found = torch.device(device or ("cuda" if gpus else "cpu"))
+    except RuntimeError as error:
+        raise UserError(f"device: {device!r} is no device; expected cpu, cuda or cuda:1") from error
+    if found.type == "cuda" and (found.index or 0) >= gpus:
+        raise UserError(f"device: {found}, but this machine has {gpus} GPUs; expected cpu or fewer")
+    if found.type not in ("cpu", "cuda"):
+        raise UserError(f"device: {found}; expected cpu or cuda")
+    return found
 
 
 class _GivenPrompts(PromptDataModule):

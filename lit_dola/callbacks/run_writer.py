@@ -18,9 +18,10 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lit_dola import __version__
 from lit_dola.data.datamodule import plan_of
 from lit_dola.data.requests import Failure, ImageRequest, RunPlan
-from lit_dola.errors import RankError, UserError
+from lit_dola.errors import RankError, UserError, given_path
+from lit_dola.runs.claim import Claim, alone_in
 from lit_dola.runs.files import append_line
-from lit_dola.runs.folder import delete_half_written
+from lit_dola.runs.folder import delete_half_written, image_files
 from lit_dola.runs.records import ImageRecord, Record, RecordLog
 from lit_dola.runs.resume import OnMismatch, RunStart, start_run
 from lit_dola.tasks.base import JanusModule
@@ -34,8 +35,8 @@ _RANK_TIMEOUT = timedelta(days=365)
 class RunWriter(BasePredictionWriter):
     """Writes the results of a task into a folder, and resumes what an earlier run left there.
 
-    A subclass says which file a request leads to (:meth:`file_of`), when a result is complete
-    (:meth:`is_complete`), how to write a batch (:meth:`write_batch`), and which reports to write at
+    A subclass says which file a request leads to (:meth:`file_of`), which files belong to a record
+    (:meth:`files_of`), how to write a batch (:meth:`write_batch`), and which reports to write at
     the end (:meth:`write_reports`).
 
     Args:
@@ -45,10 +46,16 @@ class RunWriter(BasePredictionWriter):
 
     def __init__(self, output_dir: str, on_mismatch: OnMismatch) -> None:
         super().__init__(write_interval="batch")
-        self.output_dir = Path(output_dir).expanduser()
+        self.output_dir = given_path("writer.output_dir", output_dir)
         self.on_mismatch = on_mismatch
         self.num_failures = 0
         """Prompts and results that were skipped; known to the first rank at the end."""
+        self.num_missing = 0
+        """Results that were asked for and are neither there nor skipped, likewise."""
+        self.skipped: dict[Path, int] = {}
+        """Folders of all runs so far with ``num_failures``, if there are any."""
+        self._claim: Claim | None = None
+        """The first rank's claim on the folder."""
         self._lock = Lock()
         self._writing: deque[Future[None]] = deque()
 
@@ -67,8 +74,8 @@ class RunWriter(BasePredictionWriter):
         """Return the main file of a request, relative to the run's folder, with ``/``."""
         raise NotImplementedError
 
-    def is_complete(self, record: ImageRecord, files: set[str]) -> bool:
-        """Return whether all files of a record are among those in the run's folder."""
+    def files_of(self, record: ImageRecord) -> Sequence[str] | None:
+        """Return the files that belong to a record; None if it must be made again."""
         raise NotImplementedError
 
     def write_batch(self, results: Any) -> Sequence[Failure]:
@@ -88,7 +95,7 @@ class RunWriter(BasePredictionWriter):
         assert isinstance(pl_module, JanusModule)
         self._plan = plan_of(trainer)
         self._settings = {
-            **pl_module.record_settings(self._plan.checkpoint),
+            **pl_module.record_settings(self._plan),
             "precision": trainer.precision,
             **self.settings(),
         }
@@ -100,10 +107,10 @@ class RunWriter(BasePredictionWriter):
         if isinstance(start, UserError):
             raise start
         assert start is not None
-        self.output_dir, missing, self._began = start
+        self.output_dir, missing, self._began, token = start
         self._plan.keep(missing)
         self._log, self._error_log = (
-            RecordLog(self.output_dir, name).of_rank(trainer.global_rank)
+            RecordLog(self.output_dir, name).of_rank(trainer.global_rank, token)
             for name in ("metadata", "errors")
         )
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="writer")
@@ -117,14 +124,15 @@ class RunWriter(BasePredictionWriter):
         """Return an error rather than raise it, so that every rank learns of it."""
         try:
             self.check(module, self._plan)
-            return start_run(
+            start, self._claim = start_run(
                 self._plan,
                 self.output_dir,
                 self.on_mismatch,
                 self._settings,
                 self.file_of,
-                self.is_complete,
+                self.files_of,
             )
+            return start
         except UserError as error:
             return error
         except OSError as error:
@@ -178,6 +186,7 @@ class RunWriter(BasePredictionWriter):
         while self._writing:
             with suppress(Exception):  # the user hears of the exception that ended the run
                 self._finish()
+        self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Merge the logs of all ranks and write reports; runs on ranks without results too.
@@ -189,13 +198,61 @@ class RunWriter(BasePredictionWriter):
         if self._ranks is not None:
             _wait_for(self._ranks)
         try:
-            if trainer.is_global_zero:
-                RecordLog(self.output_dir, "metadata").merge()
-                self.num_failures = RecordLog(self.output_dir, "errors").merge()
+            if self._claim is not None:
+                self._merge(self._claim)
                 delete_half_written(self.output_dir, before=self._began)
             self.write_reports(trainer)
         except OSError as error:
             raise RankError(self.cannot_write(error)) from error
+        finally:
+            self._release()
+
+    def _merge(self, claim: Claim) -> None:
+        """Merge the logs, and count what was skipped and what is missing."""
+        made: set[str] = set()
+        failed: set[tuple[int, int]] = set()
+
+        def note_made(line: Record) -> Record:
+            made.add(line["file"])
+            return line
+
+        def note_failed(line: Record) -> Record:
+            failed.add((line["prompt_index"], line["image_index"]))
+            return line
+
+        with alone_in(self.output_dir):
+            living = claim.others()
+            RecordLog(self.output_dir, "metadata").merge(note_made, living)
+            self.num_failures = RecordLog(self.output_dir, "errors").merge(note_failed, living)
+        if self.num_failures:
+            self.skipped[self.output_dir] = self.num_failures
+        made &= image_files(self.output_dir)  # a folder may have been deleted meanwhile
+        self.num_missing = sum(
+            self.file_of(request) not in made and request.key not in failed
+            for request in self._plan.asked_for
+        )
+
+    def check_complete(self, trainer: Trainer) -> None:
+        """Check that everything that was asked for is there; every rank must call it.
+
+        Raises:
+            UserError: If something is missing, for instance because a setting of the trainer ended
+                the run early.
+        """
+        missing = trainer.strategy.broadcast(self.num_missing)
+        if missing:
+            raise UserError(
+                f"{self.output_dir}: {missing} of {len(self._plan.asked_for)} images are missing;"
+                " expected all of them, but the trainer ended the run early (limit_predict_batches,"
+                " fast_dev_run, max_time) or something deleted them; the same command without such"
+                " a setting makes them"
+            )
+
+    def _release(self) -> None:
+        """Let other runs have the folder."""
+        if self._claim is not None:
+            self._claim.release()
+            self._claim = None
 
     def _finish(self, max_left: int = 0) -> None:
         """Wait until only a few writes are left."""

@@ -93,13 +93,16 @@ class ImageWriter(RunWriter):
         """Return the path of a request's image."""
         return f"{_path(request).as_posix()}.{self.format}"
 
-    def is_complete(self, record: ImageRecord, files: set[str]) -> bool:
-        """Return whether the image, and its tokens and inspection if asked for, are there."""
-        return (
-            record.file in files
-            and (not self.save_tokens or _tokens_of(record.file) in files)
-            and (record.key not in self._inspected or record.inspection is not None)
-        )
+    def files_of(self, record: ImageRecord) -> Sequence[str] | None:
+        """Return the image, and its tokens and inspection if asked for."""
+        files = [record.file]
+        if self.save_tokens:
+            files.append(_tokens_of(record.file))
+        if record.key in self._inspected:
+            if record.inspection is None:
+                return None
+            files += [record.inspection, Path(record.inspection).with_suffix(".npz").as_posix()]
+        return files
 
     def write_batch(self, results: GeneratedImages) -> Sequence[Failure]:
         """Submit a batch of images; inspections are written at once."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
+from logging import getLogger
 from typing import Any, Literal, cast
 
 from jsonargparse.typing import PositiveInt
@@ -14,9 +14,21 @@ from torch.utils.data.distributed import DistributedSampler
 
 from lit_dola.data.prompt_file import read_prompts
 from lit_dola.data.requests import Failure, ImageRequest, OnError, Prompt, RunPlan
-from lit_dola.errors import UserError
+from lit_dola.errors import UserError, given_path
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.tokenizer import PromptEncoder, Roles
+
+_log = getLogger(__name__)
+
+
+def encoder_of(checkpoint: Checkpoint, roles: Roles) -> PromptEncoder:
+    """Return the tokenizer of a checkpoint.
+
+    Raises:
+        UserError: As :class:`lit_dola.janus.tokenizer.PromptEncoder`.
+    """
+    vocab_size = int(checkpoint.config.text_config.vocab_size)
+    return PromptEncoder(checkpoint.folder, roles, checkpoint.name, vocab_size)
 
 
 class ContiguousSampler(DistributedSampler[ImageRequest]):
@@ -82,7 +94,7 @@ class PromptDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer images than ranks
-        self.prompt_json = Path(prompt_json).expanduser()
+        self.prompt_json = given_path("data.prompt_json", prompt_json)
         self.model_path = model_path
         self.roles = roles
         self.parallel_size = parallel_size
@@ -97,7 +109,14 @@ class PromptDataModule(LightningDataModule):
     @cached_property
     def encoder(self) -> PromptEncoder:
         """The checkpoint's tokenizer, read once."""
-        return PromptEncoder(self.checkpoint.folder, self.roles, name=self.model_path)
+        encoder = encoder_of(self.checkpoint, self.roles)
+        if encoder.chosen_by and (self.trainer is None or self.trainer.is_global_zero):
+            _log.warning(
+                "model.roles: %s, chosen by the name %r; set pro or base if that is wrong",
+                encoder.roles,
+                encoder.chosen_by,
+            )
+        return encoder
 
     def prepare_data(self) -> None:
         """Fetch the checkpoint, once per node, if it is not on this machine yet."""

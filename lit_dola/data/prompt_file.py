@@ -1,6 +1,7 @@
 """Reading prompt files: JSON, JSON Lines, plain text or a folder, and reporting what is wrong."""
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -10,6 +11,8 @@ from lit_dola.errors import UserError
 
 PROMPT_KEYS = ("prompt", "text", "caption")
 """Keys that may hold an object's prompt; the first one found counts."""
+_MAX_DEPTH = 100
+"""Levels of metadata: far more than anybody needs, and far fewer than a reader of JSON bears."""
 
 
 def read_prompts(path: Path, skipped: list[Failure] | None = None) -> list[Prompt]:
@@ -25,10 +28,10 @@ def read_prompts(path: Path, skipped: list[Failure] | None = None) -> list[Promp
         UserError: If the file cannot be read, contains no prompt, or has a bad entry that is not
             skipped; the message names the file and the entry or line.
     """
-    files = sorted(path.glob("*.txt")) if path.is_dir() else []
+    files = _text_files(path) if path.is_dir() else []
     text = "" if files else _read_text(path)
     try:
-        entries = _files(files) if files else _entries(text, path.suffix)
+        entries = _files(files) if files else _entries(text, path.suffix.lower())
         return _read_entries(*entries, skipped)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error.__cause__
@@ -53,6 +56,15 @@ def _read_text(path: Path) -> str:
     if not text.strip():
         raise UserError(f"{path}: empty; expected at least one prompt")
     return text
+
+
+def _text_files(folder: Path) -> list[Path]:
+    """Return the text files of a folder, without hidden ones, as macOS leaves beside others."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() == ".txt" and not path.name.startswith(".") and path.is_file()
+    )
 
 
 def _files(files: list[Path]) -> tuple[Iterable[tuple[str, Any]], Callable[..., Any]]:
@@ -87,13 +99,10 @@ def _read_entries(
     entries: Iterable[tuple[str, Any]], parse: Callable[..., Any], skipped: list[Failure] | None
 ) -> list[Prompt]:
     prompts: list[Prompt] = []
-    places: dict[str, str] = {}
     reason = "empty; expected at least one prompt"
     for index, (where, entry) in enumerate(entries):
         try:
-            prompt = _prompt(index, parse(entry, where))
-            _check_id(prompt, where, places)
-            prompts.append(prompt)
+            prompts.append(_prompt(index, parse(entry, where)))
         except UserError as error:
             reason = f"{where}: {error}"
             if skipped is None:
@@ -122,7 +131,9 @@ class _Pairs(dict[str, Any]):
 def _parse_json(text: str, where: str | None = None) -> Any:
     """Parse a document, or one line whose place the caller reports."""
     try:
-        return json.loads(text, object_pairs_hook=_Pairs, parse_constant=_refuse)
+        return json.loads(
+            text, object_pairs_hook=_Pairs, parse_constant=_refuse, parse_float=_parse_float
+        )
     except json.JSONDecodeError as error:
         place = f"column {error.colno}" if where else f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{place}: not JSON: {error.msg}") from error
@@ -134,6 +145,12 @@ def _parse_json(text: str, where: str | None = None) -> Any:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no JSON value")
+
+
+def _parse_float(number: str) -> float:
+    if math.isinf(value := float(number)):
+        raise ValueError(f"{number} is too large for a number")
+    return value
 
 
 def _prompt(index: int, entry: Any) -> Prompt:
@@ -157,25 +174,23 @@ def _prompt(index: int, entry: Any) -> Prompt:
 
 def _check_writable(what: str, value: Any) -> None:
     """Check that a value can be written to ``metadata.jsonl`` later."""
+    level, depth = [value], 0
+    while level := [inner for outer in level for inner in _inner(outer)]:
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise UserError(f"{what} is nested too deeply; expected at most {_MAX_DEPTH} levels")
     try:
-        json.dumps([[value]], ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise UserError(
             f"{what} has half a surrogate pair, {error.object[error.start]!a}; expected Unicode"
         ) from error
-    except RecursionError as error:
-        raise UserError(f"{what} is nested too deeply") from error
 
 
-def _check_id(prompt: Prompt, where: str, places: dict[str, str]) -> None:
-    """Check that no earlier entry has this id; ``places`` records those seen so far."""
-    if "id" in prompt.metadata:
-        entry_id = json.dumps(prompt.metadata["id"])
-        if entry_id in places:
-            raise UserError(
-                f"id {entry_id} is already used by {places[entry_id]}; expected unique ids"
-            )
-        places[entry_id] = where
+def _inner(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _kind(value: Any) -> str:

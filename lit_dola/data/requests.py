@@ -68,13 +68,17 @@ class RunPlan:
     checkpoint: Checkpoint
     encoder: PromptEncoder
     requests: list[ImageRequest]
-    """Images still to make."""
+    """Images still to make; at first all that are asked for."""
     failures: list[Failure] = field(default_factory=list)
     """Entries of the prompt file that were skipped."""
     num_done: int = 0
     """Images that an earlier run has made."""
     images_that_fit: int | None = None
     """Images per batch that fit into memory; None until the model is loaded."""
+
+    def __post_init__(self) -> None:
+        self.asked_for = self.requests
+        """All images that are asked for, whether done or not."""
 
     @property
     def longest_prompt(self) -> int:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lit_dola.decoding.guidance import Scoring, drawable_tokens, score_logits
 from lit_dola.decoding.loop import StreamKey, cfg_pair
-from lit_dola.decoding.sampling import gumbel_noise, stream_keys
+from lit_dola.decoding.sampling import gumbel_noise, stream_keys, temper
 from lit_dola.janus.model import Backbone
 
 _STEPS_AT_ONCE = 64
@@ -115,5 +115,5 @@ def _entropy(scores: Tensor, temperature: float) -> Tensor:
     """Entropy in nats of the distribution before top-k and top-p; 0 if decoding is greedy."""
     if temperature == 0:
         return torch.zeros_like(scores[..., 0])
-    entropy: Tensor = torch.special.entr((scores / temperature).softmax(dim=-1)).sum(dim=-1)
+    entropy: Tensor = torch.special.entr(temper(scores, temperature).softmax(dim=-1)).sum(dim=-1)
     return entropy

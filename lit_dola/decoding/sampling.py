@@ -74,13 +74,23 @@ def sample(
     if temperature == 0:
         return scores.argmax(dim=-1)
     # Subtract the maximum first, so that no temperature, however small, overflows.
-    logits = (scores - scores.amax(dim=-1, keepdim=True)) / temperature
+    logits = temper(scores - scores.amax(dim=-1, keepdim=True), temperature)
     if top_k is not None:
         threshold = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < threshold, float("-inf"))
     if top_p is not None:
         logits = logits.masked_fill(~_nucleus(logits, top_p), float("-inf"))
     return (logits + noise).argmax(dim=-1)
+
+
+def temper(scores: Tensor, temperature: float) -> Tensor:
+    """Divide scores by a temperature above 0, as near to it as float32 can represent.
+
+    Otherwise ``-inf`` over a temperature that overflows would be NaN, and so would 0 over one that
+    vanishes.
+    """
+    limits = torch.finfo(torch.float32)
+    return scores / min(max(temperature, limits.tiny), limits.max)
 
 
 def _nucleus(logits: Tensor, top_p: float) -> Tensor:

@@ -4,9 +4,10 @@ Two layouts exist: transformers' (``model_type: janus``) and DeepSeek's original
 (``model_type: multi_modality``), whose config is translated to transformers' here.
 """
 
-import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -14,7 +15,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
-from lit_dola.errors import UserError
+from lit_dola.errors import UserError, given_path
+from lit_dola.janus.files import read_json
 
 Layout = Literal["janus", "multi_modality"]
 """``model_type`` of transformers' layout and of DeepSeek's original one."""
@@ -33,6 +35,11 @@ VARIANTS = {
     "Janus-Pro-7B": Variant("deepseek-ai/Janus-Pro-7B", "deepseek-community/Janus-Pro-7B"),
 }
 """Short names that ``model.model_path`` accepts; each stands for DeepSeek's own checkpoint."""
+
+
+_COMMIT = re.compile("[0-9a-f]{40}")
+_BLOCKS, _BLOCK = 256, 4096
+"""How much of a weight file the fingerprint reads, at most: blocks, and bytes per block."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,30 @@ class Checkpoint:
         layout, config = read_config(folder)
         return cls(model_path, folder, layout, config)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the content: the commit on the hub, else a digest that reads little.
+
+        The digest covers the small files as a whole, and of each weight file its size and a
+        sample of blocks, the first and last included.
+
+        Raises:
+            UserError: If a file cannot be read.
+        """
+        snapshot = self.folder.resolve()
+        if snapshot.parent.name == "snapshots" and _COMMIT.fullmatch(snapshot.name):
+            return snapshot.name
+        digest = sha256()
+        try:
+            for path in sorted(path for path in snapshot.iterdir() if path.is_file()):
+                if path.suffix in (".json", ".jinja"):
+                    digest.update(f"{path.name}\0".encode() + path.read_bytes())
+                elif path.suffix in (".safetensors", ".bin"):
+                    _digest_sample(digest, path)
+        except OSError as error:
+            raise UserError(f"{error.filename}: not readable: {error.strerror}") from error
+        return f"sha256:{digest.hexdigest()[:16]}"
+
     @property
     def num_layers(self) -> int:
         """Transformer layers of the language model; ``hidden_states`` has one entry more."""
@@ -81,6 +112,17 @@ class Checkpoint:
         return int(self.config.text_config.max_position_embeddings)
 
 
+def _digest_sample(digest: Any, path: Path) -> None:
+    """Add a file's name, its size, and evenly spaced blocks of its content."""
+    size = path.stat().st_size
+    digest.update(f"{path.name}\0{size}\0".encode())
+    last = max(0, size - _BLOCK)
+    with path.open("rb") as file:
+        for number in range(_BLOCKS):
+            file.seek(last * number // (_BLOCKS - 1))
+            digest.update(file.read(_BLOCK))
+
+
 def find_checkpoint(model_path: str) -> Path:
     """Return the folder of a checkpoint: a local one, or one fetched from the Hugging Face hub.
 
@@ -90,7 +132,7 @@ def find_checkpoint(model_path: str) -> Path:
     Raises:
         UserError: If there is no such folder and the hub cannot provide it.
     """
-    folder = Path(model_path).expanduser()
+    folder = given_path("model.model_path", model_path)
     if folder.is_dir():
         return folder
     repo_id = VARIANTS[model_path].original if model_path in VARIANTS else model_path
@@ -121,24 +163,69 @@ def read_config(folder: Path) -> tuple[Layout, JanusConfig]:
         UserError: If ``config.json`` is missing, broken, or not that of a Janus.
     """
     path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{path}: not found; expected the folder of a Janus checkpoint")
+    config = read_json(path)
+    layouts: tuple[Layout, ...] = get_args(Layout)
+    layout = next((layout for layout in layouts if layout == config.get("model_type")), None)
+    if layout is None:
+        raise UserError(
+            f"{path}: model_type is {config.get('model_type')!r}; expected {layouts[0]!r}"
+            f" (transformers' layout) or {layouts[1]!r} (DeepSeek's)"
+        )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        model_type = config.get("model_type")
-        if model_type == "janus":
-            return "janus", JanusConfig.from_dict(config)
-        if model_type == "multi_modality":
-            return "multi_modality", _translate_original(config)
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; expected the folder of a Janus checkpoint") from None
+        if layout == "janus":
+            for part in _SIZES:
+                if not isinstance(config[part], dict):
+                    raise UserError(f"{part} is {config[part]!r:.40}; expected an object")
+            translated = JanusConfig.from_dict(config)
+        else:
+            translated = _translate_original(config)
+        _check_sizes(translated)
     except KeyError as error:
         raise UserError(f"{path}: setting {error} is missing") from error
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # whatever transformers makes of a value that it did not expect
         raise UserError(f"{path}: not readable as a Janus config: {error}") from error
-    ours, original = get_args(Layout)
-    raise UserError(
-        f"{path}: model_type is {model_type!r}; expected {ours!r} (transformers' layout) or"
-        f" {original!r} (DeepSeek's)"
-    )
+    # A config may name an attention that needs another package; this one needs none.
+    for part in (translated, translated.text_config, translated.vision_config):
+        part._attn_implementation = "sdpa"
+    return layout, translated
+
+
+_SIZES = {
+    "text_config": (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+        "num_attention_heads", "num_key_value_heads", "max_position_embeddings",
+    ),
+    "vision_config": ("image_size", "patch_size", "num_image_tokens"),
+    "vq_config": (
+        "num_embeddings", "embed_dim", "latent_channels", "base_channels", "num_res_blocks",
+        "projection_dim", "image_token_embed_dim",
+    ),
+}  # fmt: skip
+"""What must be a positive number, by part of the config."""
+
+
+def _check_sizes(config: JanusConfig) -> None:
+    """Check the sizes that the model is built from.
+
+    Raises:
+        UserError: If one is not a positive number, or two do not fit together.
+    """
+    for part, names in _SIZES.items():
+        for name in names:
+            value = getattr(getattr(config, part), name)
+            if type(value) is not int or value < 1:
+                raise UserError(f"{part}: {name} is {value!r:.40}; expected a positive integer")
+    vision = config.vision_config
+    tokens = (vision.image_size // vision.patch_size) ** 2
+    if vision.num_image_tokens != tokens:
+        raise UserError(
+            f"vision_config: num_image_tokens is {vision.num_image_tokens}; expected {tokens}, the"
+            f" places of {vision.patch_size} pixels in an image of {vision.image_size}"
+        )
 
 
 def _translate_original(config: dict[str, Any]) -> JanusConfig:

@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 
-from lit_dola.errors import require
+from lit_dola.errors import UserError, require
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.deepseek import load_deepseek_janus
 from lit_dola.janus.model import Backbone, TransformersJanus
@@ -45,7 +45,11 @@ def load_janus(
             checkpoint, pad_token_id=pad_token_id, dtype=dtype, device=device
         )
     else:
-        janus = TransformersJanus(checkpoint.config, pad_token_id)
+        try:
+            janus = TransformersJanus(checkpoint.config, pad_token_id)
+            janus.try_shapes()
+        except UserError as error:
+            raise UserError(f"{checkpoint.folder / 'config.json'}: {error}") from error.__cause__
         load_weights(janus.model, checkpoint, dtype=dtype, device=device)
         janus.restore_float32_buffers()
     if device.type == "cuda":  # tensor cores convolve fastest in this memory format

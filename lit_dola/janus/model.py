@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import JanusConfig, JanusForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaModel
 
+from lit_dola.errors import UserError
+
 
 @dataclass(frozen=True, eq=False)
 class Head:
@@ -71,12 +73,18 @@ class TransformersJanus(nn.Module):
         pad_token_id: Token that replaces the prompt in the unconditional branch.
 
     The weights are on the meta device until :func:`lit_dola.janus.weights.load_weights` fills them.
+
+    Raises:
+        UserError: If no model can be built of the config.
     """
 
     def __init__(self, config: JanusConfig, pad_token_id: int) -> None:
         super().__init__()
-        with torch.device("meta"):
-            self.model = JanusForConditionalGeneration(config)
+        try:
+            with torch.device("meta"):
+                self.model = JanusForConditionalGeneration(config)
+        except Exception as error:  # whatever a class makes of a value that it did not expect
+            raise _unusable(error) from error
         del self.model.lm_head, self.model.model.vision_model, self.model.model.aligner
         del self.model.model.vqmodel.encoder, self.model.model.vqmodel.quant_conv
         self.language_model = self.model.model.language_model
@@ -91,6 +99,22 @@ class TransformersJanus(nn.Module):
         self.pad_token_id = pad_token_id
         self.eval().requires_grad_(False)
 
+    def try_shapes(self) -> None:
+        """Run each part once while the weights are on the meta device, where it costs nothing.
+
+        Raises:
+            UserError: If the config describes parts that do not work, or not together.
+        """
+        tokens = torch.zeros(1, self.num_image_tokens, dtype=torch.long, device="meta")
+        try:
+            states = self.image_head.embed(tokens)
+            position_embeddings = self.language_model.rotary_emb(states, tokens)
+            states = self.language_model.layers[0](states, position_embeddings=position_embeddings)
+            self.image_head.logits(self.language_model.norm(states))
+            self.decode_image_tokens(tokens)
+        except Exception as error:
+            raise _unusable(error) from error
+
     def _image_features(self, hidden_states: Tensor) -> Tensor:
         features: Tensor = self.gen_head.activation_fn(self.gen_head.proj_out(hidden_states))
         return features
@@ -103,6 +127,11 @@ class TransformersJanus(nn.Module):
     def restore_float32_buffers(self) -> None:
         """See :class:`Backbone`."""
         restore_rotary_frequencies(self.language_model)
+
+
+def _unusable(error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+    return UserError(f"no Janus can be built of it: {type(error).__name__}: {reason}")
 
 
 def restore_rotary_frequencies(language_model: LlamaModel) -> None:

@@ -6,18 +6,21 @@ built from that class name would split text differently from how the model was t
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from lit_dola.errors import UserError
+from lit_dola.janus.files import read_json, read_text, refuse_pointer
 
 Roles = Literal["auto", "pro", "base"]
 
 _ROLE_NAMES = {"pro": ("<|User|>", "<|Assistant|>"), "base": ("User", "Assistant")}
+_JANUS_1_3B = re.compile(r"janus[-_ ]?1\.3b", re.IGNORECASE)
 _SFT_FORMATS = ("deepseek", "deepseek_old")
 """DeepSeek's conversation templates. They differ only in role names, which are set here."""
 _SPECIAL_TOKENS = {
@@ -43,94 +46,207 @@ class PromptEncoder:
     Args:
         folder: Folder of the checkpoint, in either layout.
         roles: ``pro`` (``<|User|>``, ``<|Assistant|>``), ``base`` (``User``, ``Assistant``), or
-            ``auto``: the checkpoint's chat template if it has one, else ``base`` for a name that
-            ends in Janus-1.3B, else ``pro``.
+            ``auto``: the checkpoint's chat template if it has one, else ``base`` for the name of a
+            Janus-1.3B, else ``pro``.
         name: The name by which the user gave the checkpoint; the folder's own if None.
+        vocab_size: Text tokens that the model can embed; None: not checked.
 
     Raises:
         UserError: If a file is missing or broken, or a special token is not in the vocabulary.
     """
 
-    def __init__(self, folder: Path, roles: Roles = "auto", name: str | None = None) -> None:
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise UserError(f"{path}: not found; expected the tokenizer of a Janus checkpoint")
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the tokenizers library raises nothing narrower
-            raise UserError(
-                f"{path}: not a tokenizer of the tokenizers library: {error}"
-            ) from error
-        config = _read_json(folder / "tokenizer_config.json")
-        ids = {key: self._special_id(path, config, key) for key in _SPECIAL_TOKENS}
+    roles: str
+    """Roles that were chosen: ``pro``, ``base``, or ``template`` for the chat template."""
+    chosen_by: str | None = None
+    """The name that ``auto`` chose them by; None if it did not have to guess."""
+
+    def __init__(
+        self,
+        folder: Path,
+        roles: Roles = "auto",
+        name: str | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
+        self._path = folder / "tokenizer.json"
+        self._vocab_size = vocab_size
+        self._tokenizer = _load_tokenizer(self._path)
+        config = read_json(folder / "tokenizer_config.json")
+        ids = {key: self._special_id(config, key) for key in _SPECIAL_TOKENS}
         self.bos_token_id, self.pad_token_id = ids["bos_token"], ids["pad_token"]
         self.boi_token_id = ids["boi_token"]
 
-        chat_template = _chat_template(folder, config) if roles == "auto" else None
-        self._renderer = chat_template and PreTrainedTokenizerFast(
-            tokenizer_object=self._tokenizer, chat_template=chat_template
-        )
-        if roles == "auto":
-            roles = "base" if (name or folder.name).rstrip("/").endswith("Janus-1.3B") else "pro"
-        self._user, self._assistant = _ROLE_NAMES[roles]
+        self._template = ChatTemplate.of(folder, config) if roles == "auto" else None
+        if self._template:
+            self.roles = "template"
+        elif roles == "auto":
+            self.chosen_by = _own_name(folder, name)
+            self.roles = "base" if _JANUS_1_3B.search(self.chosen_by) else "pro"
+        else:
+            self.roles = roles
         self._check_sft_format(folder)
 
     def text(self, prompt: str) -> str:
-        """Return the prompt in its conversation, without BOS and begin-of-image."""
+        """Return the prompt in its conversation, without BOS and begin-of-image.
+
+        Raises:
+            UserError: If the checkpoint's chat template fails, or leaves the prompt out.
+        """
         prompt = prompt.strip()
-        if self._renderer:
-            message = {"role": "user", "content": [{"type": "text", "text": prompt}]}
-            rendered = self._renderer.apply_chat_template(
-                [message], add_generation_prompt=True, tokenize=False
-            )
-            return str(rendered)
-        return f"{self._user}: {prompt}\n\n{self._assistant}:"
+        if self._template:
+            return self._template.render(prompt)
+        user, assistant = _ROLE_NAMES[self.roles]
+        return f"{user}: {prompt}\n\n{assistant}:"
 
     def encode(self, prompt: str) -> list[int]:
-        """Return token ids from BOS to begin-of-image, both included."""
-        ids = self._tokenizer.encode(self.text(prompt), add_special_tokens=False).ids
-        return [self.bos_token_id, *ids, self.boi_token_id]
+        """Return token ids from BOS to begin-of-image, both included.
 
-    def _special_id(self, path: Path, config: dict[str, Any], key: str) -> int:
-        token = config.get(key) or config.get("extra_special_tokens", {}).get(key)
+        Raises:
+            UserError: As :meth:`text`, or if the model cannot embed a token.
+        """
+        ids = self._tokenizer.encode(self.text(prompt), add_special_tokens=False).ids
+        return [self._known(token) for token in (self.bos_token_id, *ids, self.boi_token_id)]
+
+    def _known(self, token: int) -> int:
+        if self._vocab_size is not None and token >= self._vocab_size:
+            raise UserError(
+                f"{self._path}: token {token} is beyond the model's vocabulary of"
+                f" {self._vocab_size}; expected the tokenizer of this checkpoint"
+            )
+        return token
+
+    def _special_id(self, config: dict[str, Any], key: str) -> int:
+        extra = config.get("extra_special_tokens")
+        token = config.get(key) or (extra.get(key) if isinstance(extra, dict) else None)
         if isinstance(token, dict):  # a serialized AddedToken
             token = token.get("content")
         token = token or _SPECIAL_TOKENS[key]
-        token_id = self._tokenizer.token_to_id(token)
+        token_id = self._tokenizer.token_to_id(token) if isinstance(token, str) else None
         if token_id is None:
-            raise UserError(f"{path}: {key} {token!r} is not in the vocabulary")
-        return token_id
+            raise UserError(f"{self._path}: {key} {token!r} is not in the vocabulary")
+        return self._known(token_id)
 
     @staticmethod
     def _check_sft_format(folder: Path) -> None:
         """Check the conversation template that the original layout names: only DeepSeek's works."""
         path = folder / "processor_config.json"
-        sft_format = _read_json(path).get("sft_format", "deepseek")
+        sft_format = read_json(path).get("sft_format", "deepseek")
         if sft_format not in _SFT_FORMATS:
             raise UserError(f"{path}: sft_format is {sft_format!r}; expected 'deepseek'")
 
 
-def _chat_template(folder: Path, tokenizer_config: dict[str, Any]) -> str | None:
-    """Return the checkpoint's chat template, from any of the places where transformers keeps it."""
-    jinja = folder / "chat_template.jinja"
-    if jinja.is_file():
-        return jinja.read_text(encoding="utf-8")
-    for config in (
-        _read_json(folder / "chat_template.json"),
-        _read_json(folder / "processor_config.json"),
-        tokenizer_config,
-    ):
-        if template := config.get("chat_template"):
-            return str(template)
-    return None
+class ChatTemplate:
+    """A checkpoint's own conversation template.
+
+    Args:
+        path: File that it comes from, for messages.
+        template: The template, in Jinja.
+
+    Raises:
+        UserError: If it renders no prompt.
+    """
+
+    def __init__(self, path: Path, template: str) -> None:
+        self.path = path
+        self._renderer = PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(models.BPE()), chat_template=template
+        )
+        # Some templates want the content as parts, others as a text.
+        self._in_parts = True
+        parts = [_PART.format(_PROBE), json.dumps(_parts(_PROBE))]
+        try:
+            rendered = self._render(_PROBE)
+            self._in_parts = _PROBE in rendered and not any(part in rendered for part in parts)
+        except UserError:
+            self._in_parts = False
+        self.render(_PROBE)
+
+    @classmethod
+    def of(cls, folder: Path, tokenizer_config: dict[str, Any]) -> "ChatTemplate | None":
+        """Return the template of a checkpoint, from any of the places where transformers keeps it.
+
+        Raises:
+            UserError: If it is unusable.
+        """
+        path = folder / "chat_template.jinja"
+        if path.is_file():
+            return cls(path, read_text(path))
+        for path in (folder / "chat_template.json", folder / "processor_config.json"):
+            if template := read_json(path).get("chat_template"):
+                return cls(path, _default(path, template))
+        if template := tokenizer_config.get("chat_template"):
+            path = folder / "tokenizer_config.json"
+            return cls(path, _default(path, template))
+        return None
+
+    def render(self, prompt: str) -> str:
+        """Return the conversation with a prompt.
+
+        Raises:
+            UserError: If the template fails, or leaves the prompt out.
+        """
+        rendered = self._render(prompt)
+        if prompt not in rendered:
+            raise UserError(
+                f"{self.path}: the chat template renders {rendered!r:.80}, without the prompt"
+                f" {prompt!r:.40}; expected a template of a conversation, or model.roles pro or"
+                " base"
+            )
+        return rendered
+
+    def _render(self, prompt: str) -> str:
+        content = _parts(prompt) if self._in_parts else prompt
+        try:
+            return str(
+                self._renderer.apply_chat_template(
+                    [{"role": "user", "content": content}],
+                    add_generation_prompt=True,
+                    tokenize=False,
+                )
+            )
+        except Exception as error:  # a template is a program
+            raise UserError(
+                f"{self.path}: the chat template fails: {type(error).__name__}: {error}; expected a"
+                " template of a conversation, or model.roles pro or base"
+            ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, or an empty one if there is no such file."""
+_PROBE = "lit dola probe"
+_PART = "[{{'type': 'text', 'text': '{}'}}]"
+"""How Jinja prints :func:`_parts` where a text was expected."""
+
+
+def _parts(prompt: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": prompt}]
+
+
+def _default(path: Path, template: Any) -> str:
+    """Return the template of a key that holds one, or several by name."""
+    if isinstance(template, list):
+        named = {part.get("name"): part for part in template if isinstance(part, dict)}
+        template = named.get("default", {}).get("template")
+    if not isinstance(template, str):
+        raise UserError(f"{path}: chat_template is {template!r:.80}; expected a text")
+    return template
+
+
+def _own_name(folder: Path, name: str | None) -> str:
+    """Return the last part of a checkpoint's name; in the hub's cache, that of the repository."""
+    resolved = folder.resolve()
+    if resolved.parent.name == "snapshots":
+        return resolved.parent.parent.name.rpartition("--")[2]
+    given = Path(name).name if name else folder.name
+    return resolved.name if _JANUS_1_3B.search(resolved.name) else given or resolved.name
+
+
+def _load_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer, without the truncation and padding that its last user may have stored."""
     if not path.is_file():
-        return {}
+        raise UserError(f"{path}: not found; expected the tokenizer of a Janus checkpoint")
+    refuse_pointer(path)
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return content
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON: {error}") from error
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise UserError(f"{path}: not a tokenizer of the tokenizers library: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

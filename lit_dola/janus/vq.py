@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_dola.janus.model import Backbone
 
 
-def decode_pixels(janus: Backbone, tokens: Tensor) -> Iterator[Tensor]:
+def decode_pixels(janus: Backbone, tokens: Tensor) -> Iterator[Tensor | None]:
     """Decode images one at a time, so that an image's bytes do not depend on its batch.
 
     The last bit of a convolution depends on the size of its batch.
@@ -19,10 +19,12 @@ def decode_pixels(janus: Backbone, tokens: Tensor) -> Iterator[Tensor]:
         tokens: Int64 ``(images, num_image_tokens)``.
 
     Yields:
-        Uint8 ``(1, 3, height, width)``, on the CPU.
+        Uint8 ``(1, 3, height, width)``, on the CPU; None if the pixels are NaN or infinite.
     """
     for image in range(len(tokens)):
-        yield to_uint8(janus.decode_image_tokens(tokens[image : image + 1])).cpu()
+        pixels = janus.decode_image_tokens(tokens[image : image + 1])
+        # An infinity would become white or black, and a NaN whatever the device makes of it.
+        yield to_uint8(pixels).cpu() if pixels.isfinite().all() else None
 
 
 def to_uint8(pixels: Tensor) -> Tensor:

@@ -5,12 +5,10 @@ renamed on the way from the file to the model: no copy on disk, no remote code, 
 memory than the model and one tensor.
 """
 
-import json
 import re
 import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
+from lit_dola.janus.files import read_json, refuse_pointer
 
 NOT_FOR_GENERATION = (
     "lm_head.",
@@ -151,14 +150,19 @@ def weight_files(folder: Path) -> dict[str, Collection[str] | None]:
     for stem in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{stem}.index.json"
         if index.is_file():
-            try:
-                weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-                files: dict[str, Any] = {file: [] for file in sorted(set(weight_map.values()))}
-                for name, file in weight_map.items():
-                    files[file].append(name)
-            except (KeyError, ValueError, AttributeError, TypeError) as error:
-                raise UserError(f"{index}: not readable as an index of weights: {error}") from error
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not all(
+                isinstance(file, str) for file in weight_map.values()
+            ):
+                raise UserError(
+                    f"{index}: weight_map is {weight_map!r:.40}; expected an object, weight -> file"
+                )
+            files: dict[str, Any] = {file: [] for file in sorted(set(weight_map.values()))}
+            for name, file in weight_map.items():
+                files[file].append(name)
             for file in files:
+                if Path(file).name != file:
+                    raise UserError(f"{index}: names {file!r}; expected files of its own folder")
                 if not (folder / file).is_file():
                     raise UserError(f"{folder / file}: not found, though {index.name} names it")
             return files
@@ -179,6 +183,7 @@ def _read_file(
         targets = rename_original(name) if original else (name,)
         return bool(targets) and not targets[0].startswith(NOT_FOR_GENERATION)
 
+    refuse_pointer(path)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt", device=str(device)) as file:
@@ -186,13 +191,31 @@ def _read_file(
                     if wanted(name):
                         yield name, file.get_tensor(name)
         else:
-            weights = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
+            weights = _unpickle(path)
             for name in names or weights:
                 if wanted(name):
                     yield name, weights[name]
-    except (SafetensorError, UnpicklingError, OSError, EOFError, RuntimeError) as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not readable as weights: {str(error).splitlines()[0]}") from error
     except KeyError as error:
         raise UserError(f"{path}: weight {error} is missing, though the index names it") from error
+
+
+def _unpickle(path: Path) -> dict[str, Tensor]:
+    """Read a file of torch's own kind; it can hold tensors and nothing that runs."""
+    try:
+        weights = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except Exception as error:  # a broken file can make the unpickler raise anything
+        # torch's own message may advise to load it without this check: never pass that on.
+        reason = "it holds something else than tensors" if "weights_only" in str(error) else error
+        what = str(reason).splitlines()[0] if str(reason) else type(error).__name__
+        raise UserError(
+            f"{path}: not readable as weights: {what}; expected a whole file of tensors"
+        ) from error
+    if not isinstance(weights, dict) or not all(
+        isinstance(name, str) and isinstance(weight, Tensor) for name, weight in weights.items()
+    ):
+        raise UserError(f"{path}: not readable as weights: expected an object, name -> tensor")
+    return weights

@@ -2,16 +2,17 @@
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from hashlib import sha256
 from itertools import count, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from lit_dola.data.requests import ImageKey
-from lit_dola.errors import UserError
+from lit_dola.errors import UserError, given_path, printable
 from lit_dola.reports.html import write_page
+from lit_dola.runs.files import make_folder, write_atomically
 from lit_dola.runs.folder import image_files
 from lit_dola.runs.records import ImageRecord, common_settings, read_images
 
@@ -28,7 +29,7 @@ class _Run(NamedTuple):
 
 
 def compare(
-    runs: Sequence[Path], output: Path, seed: int = 0, copy_images: bool = False
+    runs: Sequence[str], output: str, seed: int = 0, copy_images: bool = False
 ) -> list[str]:
     """Write a page that shows runs side by side, ``index.html``; it needs no server.
 
@@ -46,29 +47,36 @@ def compare(
         UserError: If a folder is not a run's, no image is in all runs, or the page cannot be
             written.
     """
-    runs = [run.expanduser() for run in runs]
-    output = output.expanduser()
+    folders = [given_path("compare", run) for run in runs]
+    page_folder = given_path("output", output)
     if len(runs) < 2:
         raise UserError(f"compare: {len(runs)} run; expected two or more")
-    loaded = [_load(name, folder) for name, folder in zip(_names(runs), runs)]
+    loaded = [_load(printable(name), folder) for name, folder in zip(_names(folders), folders)]
     keys = sorted(set.intersection(*(set(run.records) for run in loaded)))
     keys = [key for key in keys if len({run.records[key].prompt for run in loaded}) == 1]
     notes = _mismatches(loaded, keys)
     if not keys:
         raise UserError(
-            f"compare: no image is in all of {', '.join(map(str, runs))}: {'; '.join(notes)};"
+            f"compare: no image is in all of {', '.join(map(str, folders))}: {'; '.join(notes)};"
             " expected runs of the same prompt file"
         )
+    if any(page_folder.glob("metadata*.jsonl")):
+        raise UserError(
+            f"output: {page_folder} is the folder of a run, whose gallery would be replaced;"
+            " expected another folder"
+        )
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        _write(loaded, keys, notes, output, seed, copy_images)
+        page_folder.mkdir(parents=True, exist_ok=True)
+        _write(loaded, keys, notes, page_folder, seed, copy_images)
     except OSError as error:
-        where = error.filename or output
+        where = error.filename or page_folder
         raise UserError(f"output: cannot write to {where}: {error.strerror}") from error
     return notes
 
 
 def _load(name: str, folder: Path) -> _Run:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: not a folder; expected one that predict has written")
     files = image_files(folder) if folder.is_dir() else set()
     records = [record for record in read_images(folder) if record.file in files]
     if not records:
@@ -160,11 +168,14 @@ def _write(
 
 
 def _address(run: _Run, number: int, key: ImageKey, output: Path, copy_images: bool) -> str:
-    """Return an image's address relative to the page: of a copy, or of the image itself."""
+    """Return an image's URL relative to the page: of a copy, or of the image itself."""
     file = run.records[key].file
     image = run.folder / file
     if copy_images:
         copy = output / "images" / str(number) / file
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        image = shutil.copyfile(image, copy)
-    return Path(os.path.relpath(image, output)).as_posix()
+        for folder in reversed(copy.relative_to(output).parents[:-1]):
+            make_folder(output / folder)
+        write_atomically(copy, [image.read_bytes()])
+        image = copy
+    # As bytes, because a folder's name need not be UTF-8.
+    return quote(os.fsencode(Path(os.path.relpath(image, output)).as_posix()))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from textwrap import wrap
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lit_dola.runs.files import write_atomically, write_png
 from lit_dola.runs.folder import GRID_FILE, images_of_prompt
+from lit_dola.runs.image_file import is_whole, read_image
 
 _GAP = 12
 _FONT_SIZE = 13
@@ -27,34 +29,32 @@ def tile(images: Sequence[Image.Image], columns: int) -> Image.Image:
     return grid
 
 
-def read_rgb(path: Path) -> Image.Image:
-    """Read an image file as RGB."""
-    with Image.open(path) as image:
-        return image.convert("RGB")
-
-
 def write_prompt_grid(prompt_folder: Path, quality: int) -> None:
     """Write all images of a prompt as one, ``grid.jpg``, as square as possible.
 
-    An existing grid that is at least as new as all images is kept.
+    An existing grid of the same images is kept. Whether it is one says its comment, which names
+    them; times say nothing after a clock has gone back.
 
     Args:
         prompt_folder: Folder of the prompt's images.
         quality: Quality of the JPEG, 1 to 100.
 
     Raises:
-        OSError: If an image cannot be read or the grid cannot be written.
+        UserError: If an image cannot be read.
+        OSError: If the grid cannot be written.
     """
     files = images_of_prompt(prompt_folder)
     path = prompt_folder / GRID_FILE
     if not files:
         return
-    newest = max(file.stat().st_mtime for file in files)
-    if path.exists() and path.stat().st_mtime >= newest:
-        return
+    sizes = " ".join(f"{file.name}:{file.stat().st_size}" for file in files)
+    comment = f"lit-dola grid of {sizes}".encode()
+    with suppress(OSError, SyntaxError), Image.open(path) as made:
+        if made.info.get("comment") == comment and is_whole(path):
+            return
     encoded = BytesIO()
-    grid = tile([read_rgb(file) for file in files], columns=math.ceil(math.sqrt(len(files))))
-    grid.save(encoded, "JPEG", quality=quality, subsampling=0)
+    grid = tile([read_image(file) for file in files], columns=math.ceil(math.sqrt(len(files))))
+    grid.save(encoded, "JPEG", quality=quality, subsampling=0, comment=comment)
     write_atomically(path, [encoded.getvalue()])
 
 
@@ -89,7 +89,7 @@ def write_contact_sheet(
         draw.text((_GAP, y), name, "gray", font)
         for column, file in enumerate(files):
             x = _GAP + (size + _GAP) * column
-            shown = read_rgb(file).resize((size, size), Image.Resampling.BICUBIC)
+            shown = read_image(file).resize((size, size), Image.Resampling.BICUBIC)
             if right:
                 box = (x - 3, y + _LINE - 3, x + size + 2, y + _LINE + size + 2)
                 draw.rectangle(box, outline=_FRAMES[right[name][column]], width=2)

@@ -7,55 +7,125 @@ DPG-Bench (Hu et al. 2024, ELLA; ``dpg_bench/compute_dpg_bench.py``): ``{id}.png
 the name of the prompt's file, with four images of the prompt in a square.
 """
 
-import json
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
+from shutil import rmtree
 from typing import Literal
 
-from PIL import Image
-
+from lit_dola.data.requests import Prompt
 from lit_dola.errors import UserError
-from lit_dola.reports.contact_sheet import read_rgb, tile
-from lit_dola.runs.files import safe_name, write_atomically, write_png
+from lit_dola.reports.contact_sheet import tile
+from lit_dola.runs.files import make_folder, safe_name, to_json, write_atomically, write_png
+from lit_dola.runs.image_file import read_image
 from lit_dola.runs.records import ImageRecord
 
 Export = Literal["geneval", "dpg"]
 
 
 def write_export(export: Export, run: Path, records: Iterable[ImageRecord], folder: Path) -> None:
-    """Write the images of a run in a benchmark's form, losslessly, as PNG.
+    """Write images of a run in a benchmark's form, losslessly, as PNG.
+
+    The benchmark's program scores whatever lies in the folder, so images and prompts of an earlier
+    export that are not among these are deleted.
 
     Args:
         export: The benchmark.
         run: Folder of the run.
-        records: Records of its images, in the order of prompts and images.
+        records: Records of the images, in the order of prompts and images.
         folder: Folder to write to; created if needed.
 
     Raises:
-        UserError: For DPG-Bench, if a prompt has no id or does not have one or four images.
+        UserError: If an image cannot be read; for DPG-Bench, if a prompt has no id of its own or
+            does not have one or four images.
+        OSError: If the folder cannot be written.
     """
-    write = _write_geneval if export == "geneval" else _write_dpg
-    for _, group in groupby(records, key=lambda record: record.prompt_index):
-        write(run, list(group), folder)
+    prompts = [list(g) for _, g in groupby(records, key=lambda record: record.prompt_index)]
+    folder.mkdir(parents=True, exist_ok=True)
+    if export == "geneval":
+        _write_geneval(run, prompts, folder)
+    else:
+        _write_dpg(run, prompts, folder)
 
 
-def _write_geneval(run: Path, records: list[ImageRecord], folder: Path) -> None:
-    first = records[0]
-    prompt_folder = folder / f"{first.prompt_index:05}"
-    (prompt_folder / "samples").mkdir(parents=True, exist_ok=True)
-    line = json.dumps({**first.metadata, "prompt": first.prompt}, ensure_ascii=False)
-    write_atomically(prompt_folder / "metadata.jsonl", [line.encode(), b"\n"])
-    for record in records:
-        target = prompt_folder / "samples" / f"{record.image_index:05}.png"
-        with Image.open(run / record.file) as image:
-            write_png(target, image)
+def check_export(export: Export, prompts: Iterable[Prompt], parallel_size: int) -> None:
+    """Check that prompts can be exported, before anything is drawn.
+
+    Raises:
+        UserError: As :func:`write_export`.
+    """
+    if export == "dpg":
+        keys = range(parallel_size)
+        _by_dpg_name(
+            [
+                ImageRecord("", prompt.text, prompt.prompt_index, n, {}, prompt.metadata)
+                for n in keys
+            ]
+            for prompt in prompts
+        )
 
 
-def _write_dpg(run: Path, records: list[ImageRecord], folder: Path) -> None:
+def _write_geneval(run: Path, prompts: list[list[ImageRecord]], folder: Path) -> None:
+    for records in prompts:
+        first = records[0]
+        prompt_folder = folder / f"{first.prompt_index:05}"
+        make_folder(prompt_folder)
+        make_folder(prompt_folder / "samples")
+        line = to_json({**first.metadata, "prompt": first.prompt})
+        write_atomically(prompt_folder / "metadata.jsonl", [line])
+        for record in records:
+            target = prompt_folder / "samples" / f"{record.image_index:05}.png"
+            write_png(target, read_image(run / record.file))
+        indices = {record.image_index for record in records}
+        for path in (prompt_folder / "samples").glob("*.png"):
+            if not (path.stem.isdecimal() and int(path.stem) in indices):
+                path.unlink()
+    indices = {records[0].prompt_index for records in prompts}
+    for prompt_folder in folder.iterdir():
+        if prompt_folder.name.isdecimal() and int(prompt_folder.name) not in indices:
+            rmtree(prompt_folder)
+
+
+def _write_dpg(run: Path, prompts: list[list[ImageRecord]], folder: Path) -> None:
+    files = {folder / f"{name}.png": records for name, records in _by_dpg_name(prompts).items()}
+    for path, records in files.items():
+        images = [read_image(run / record.file) for record in records]
+        write_png(path, tile(images, columns=2 if images[1:] else 1))
+    for path in folder.glob("*.png"):
+        if path not in files:
+            path.unlink()
+
+
+def _by_dpg_name(prompts: Iterable[list[ImageRecord]]) -> dict[str, list[ImageRecord]]:
+    """Return the records of each prompt by the name of its file.
+
+    Raises:
+        UserError: If two prompts have one name.
+    """
+    by_name: dict[str, list[ImageRecord]] = {}
+    ids: dict[str, str] = {}
+    for records in prompts:
+        own = _dpg_id(records)
+        name = safe_name(own)
+        other = ids.setdefault(name.casefold(), own)  # some file systems ignore case
+        if name in by_name or other != own:
+            raise UserError(
+                f"export dpg: the ids {other!r} and {own!r} both become {name}.png; expected ids"
+                " that differ as names of files"
+            )
+        by_name[name] = records
+    return by_name
+
+
+def _dpg_id(records: list[ImageRecord]) -> str:
+    """Return the id of a prompt that DPG-Bench can score.
+
+    Raises:
+        UserError: If there is none, or not the right number of images.
+    """
     first = records[0]
     name = first.metadata.get("id")
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not safe_name(name):
         raise UserError(
             f"export dpg: prompt {first.prompt_index} has no id; expected data.prompt_json to be"
             " DPG-Bench's folder of prompts, or prompts with the names of its files as ids"
@@ -65,6 +135,4 @@ def _write_dpg(run: Path, records: list[ImageRecord], folder: Path) -> None:
             f"export dpg: {len(records)} images of prompt {name!r}; expected model.parallel_size 4,"
             " as its authors advise, or 1"
         )
-    images = [read_rgb(run / record.file) for record in records]
-    folder.mkdir(parents=True, exist_ok=True)
-    write_png(folder / f"{safe_name(name)}.png", tile(images, columns=2 if images[1:] else 1))
+    return name

@@ -21,7 +21,7 @@ def write_page(path: Path, template: str, **content: Any) -> None:
     """
     stream = _environment().get_template(template).stream(version=__version__, **content)
     stream.enable_buffering(1000)
-    write_atomically(path, (part.encode() for part in stream))
+    write_atomically(path, (part.encode("utf-8", "backslashreplace") for part in stream))
 
 
 @cache

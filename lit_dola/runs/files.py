@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from PIL import Image
@@ -18,7 +19,7 @@ from PIL import Image
 _MAX_NAME_BYTES = 80
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+')
 """Separators, characters that Windows forbids, control characters, and text direction marks."""
-TEMPORARY_FILE = re.compile(r"\..+\.\d+\.tmp")
+TEMPORARY_FILE = re.compile(r"\..+\.[0-9a-f]+\.tmp")
 """Names that :func:`write_atomically` uses for incomplete files."""
 
 
@@ -55,8 +56,8 @@ def write_atomically(path: Path, content: Iterable[bytes]) -> None:
     This holds even after a power cut: the content is on the disk before the name is. The content
     is bytes because Pillow, writing to a file, does not notice that a full disk took only a part.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)  # left by an earlier process with this number
+    # Not the process id: containers that share a volume have equal ones.
+    temporary = path.with_name(f".{path.name}.{token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:  # a new file: never written through a link
             file.writelines(content)
@@ -75,9 +76,18 @@ def write_png(path: Path, image: Image.Image, **options: Any) -> None:
     write_atomically(path, [encoded.getvalue()])
 
 
+def to_json(record: Mapping[str, Any]) -> bytes:
+    """Return a record as a line of JSON Lines.
+
+    Raises:
+        ValueError: If a number is infinite or NaN, which JSON does not have.
+    """
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Append a record to a JSON Lines file, completely or not at all."""
-    line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+    line = to_json(record)
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)  # POSIX, Windows
     file = os.open(path, flags, 0o666)

@@ -11,7 +11,7 @@ from lit_dola.runs.files import TEMPORARY_FILE, safe_name
 from lit_dola.runs.records import RecordLog
 
 _PROMPT_FOLDER = re.compile(r"\d{5,}(_.*)?")
-_IMAGE_FILE = re.compile(r"img_(\d{2,})\.(jpg|png|webp|npy)")
+_IMAGE_FILE = re.compile(r"img_(\d{2,})\.(jpg|png|webp|npy|inspect\.(?:png|npz))")
 GRID_FILE = "grid.jpg"
 """All images of a prompt in one."""
 
@@ -26,7 +26,7 @@ def image_path(prompt_index: int, prompt: str, image_index: int) -> Path:
 
 
 def image_files(folder: Path) -> set[str]:
-    """Return the images and token files in the folder of a run, relative to it, with ``/``.
+    """Return the images, token files and inspections in a run's folder, relative to it, with ``/``.
 
     Raises:
         UserError: If the folder of a prompt is a symbolic link.
@@ -43,13 +43,13 @@ def images_of_prompt(prompt_folder: Path) -> list[Path]:
     found = {
         int(match[1]): prompt_folder / match[0]
         for match in _image_names(prompt_folder)
-        if match[2] != "npy"
+        if match[2] in ("jpg", "png", "webp")
     }
     return [found[number] for number in sorted(found)]
 
 
 def _image_names(prompt_folder: Path) -> Iterator[re.Match[str]]:
-    """Yield matches of index and suffix for the images and token files of a prompt."""
+    """Yield matches of index and suffix for the images of a prompt and the files beside them."""
     for entry in os.scandir(prompt_folder):
         match = _IMAGE_FILE.fullmatch(entry.name)
         if match and entry.is_file(follow_symlinks=False):
@@ -89,12 +89,11 @@ def prompt_folders(folder: Path) -> Iterator[Path]:
 def delete_images(folder: Path) -> None:
     """Delete the images of a run, everything made from them, and folders that become empty."""
     for name in ("metadata", "errors"):
-        RecordLog(folder, name).merge(keep=lambda record: False)
+        RecordLog(folder, name).merge(keep=lambda record: None)
     files = image_files(folder)
     for name in files:
         (folder / name).unlink()
     for parent in {(folder / name).parent for name in files}:
-        for made in (parent / GRID_FILE, *parent.glob("img_*.inspect.*")):
-            made.unlink(missing_ok=True)
+        (parent / GRID_FILE).unlink(missing_ok=True)
         if not any(parent.iterdir()):
             parent.rmdir()

@@ -1,14 +1,17 @@
-"""Encoding an image file that carries its own record, in PNG text chunks or in EXIF."""
+"""Image files: encoding one that carries its record, checking that one is whole, reading one."""
 
 import json
 import re
+import struct
 from io import BytesIO
+from pathlib import Path
 from typing import Any, Literal
 
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from lit_dola import __version__
+from lit_dola.errors import UserError
 from lit_dola.runs.records import Record
 
 Format = Literal["jpg", "png", "webp"]
@@ -16,6 +19,48 @@ Format = Literal["jpg", "png", "webp"]
 _MAX_EXIF_CHARACTERS = 2000
 """EXIF as a whole must stay under 64 KiB; ``metadata.jsonl`` has longer prompts in full."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+_ENDS = {".jpg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82", ".npz": b"PK\x05\x06"}
+"""How a complete file of a format ends; an ``.npz`` has a few more bytes behind it."""
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a file of a run is there and not cut off, reading only its ends."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(256)
+            size = file.seek(0, 2)
+            file.seek(max(0, size - 22))
+            tail = file.read()
+    except OSError:
+        return False
+    if path.suffix == ".webp":
+        return head[:4] == b"RIFF" and size == 8 + struct.unpack("<I", head[4:8])[0]
+    if path.suffix == ".npy":  # int32, after a header whose length it states
+        shape = re.search(rb"'shape': \((\d+),\)", head)
+        return shape is not None and size == 10 + int.from_bytes(head[8:10], "little") + 4 * int(
+            shape[1]
+        )
+    if path.suffix == ".npz":
+        return tail.startswith(_ENDS[".npz"])
+    return tail.endswith(_ENDS[path.suffix])
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an image file as RGB.
+
+    Raises:
+        UserError: If it is missing or broken.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{path}: not readable as an image: {error}; expected it as predict has written it;"
+            " delete it, and the same command makes it again"
+        ) from error
 
 
 def encode_image(image: Image.Image, record: Record, format: Format, quality: int) -> bytes:

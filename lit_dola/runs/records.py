@@ -1,26 +1,38 @@
 """The records of a run: one JSON line per image in ``metadata.jsonl``, or per failure.
 
-Each rank appends to its own ``metadata.{rank}.jsonl``; the first rank merges them into
-``metadata.jsonl``.
+Each rank of each run appends to a file of its own, ``metadata.{rank}.{run}.jsonl``; the first rank
+merges them into ``metadata.jsonl``.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lit_dola.data.old_names import rename_settings
 from lit_dola.data.requests import ImageKey
 from lit_dola.errors import UserError
-from lit_dola.runs.files import write_atomically
+from lit_dola.runs.files import to_json, write_atomically
 
 Record = dict[str, Any]
 """A line as it is written."""
 
-_KEYS = {"prompt", "prompt_index", "image_index"}
-"""Keys of every line: the prompt and image that it is about."""
+_TYPES: dict[str, set[type]] = {
+    "file": {str, type(None)},
+    "prompt": {str},
+    "prompt_index": {int},
+    "image_index": {int},
+    "metadata": {dict, type(None)},
+    "inspection": {str, type(None)},
+}
+"""Types of a record's keys; None also stands for a key that is not there."""
+_TYPES_OF_FAILURES: dict[str, set[type]] = {
+    "prompt": {str, type(None)},
+    "prompt_index": {int},
+    "image_index": {int, type(None)},
+}
 
 
 @dataclass(frozen=True)
@@ -50,12 +62,12 @@ class ImageRecord:
         own = ("file", "prompt", "prompt_index", "image_index", "metadata", "inspection")
         settings = {name: value for name, value in line.items() if name not in own}
         return cls(
-            line.get("file", ""),
+            line.get("file") or "",
             line["prompt"],
             line["prompt_index"],
             line["image_index"],
             rename_settings(settings),
-            line.get("metadata", {}),
+            line.get("metadata") or {},
             line.get("inspection"),
         )
 
@@ -110,9 +122,9 @@ class RecordLog:
     def __init__(self, folder: Path, name: str) -> None:
         self.path = folder / f"{name}.jsonl"
 
-    def of_rank(self, rank: int) -> Path:
-        """Return the file that a rank appends to."""
-        return self.path.with_suffix(f".{rank}.jsonl")
+    def of_rank(self, rank: int, run: str) -> Path:
+        """Return the file that a rank of a run appends to; ``run`` is the token of its claim."""
+        return self.path.with_suffix(f".{rank}.{run}.jsonl")
 
     def read(self) -> Iterator[tuple[Record, bytes]]:
         """Yield records and their lines, skipping lines torn by a power cut.
@@ -125,41 +137,63 @@ class RecordLog:
             with suppress(FileNotFoundError), path.open("rb") as file:
                 for number, line in enumerate(file, start=1):
                     try:
-                        record = json.loads(line)
+                        record = json.loads(line, parse_constant=_refuse)
                     except ValueError:
                         continue
-                    if not isinstance(record, dict) or not record.keys() >= _KEYS:
+                    except RecursionError:
+                        record = None
+                    if not self._is_record(record):
                         raise UserError(
                             f"{path}: line {number}: not the record of an image; expected the"
                             " folder of a run, or an empty one"
                         )
                     yield record, line.rstrip(b"\n") + b"\n"
 
+    def _is_record(self, line: Any) -> bool:
+        """Return whether a line is that of an image, or in ``errors.jsonl`` also of a prompt."""
+        if not isinstance(line, dict):
+            return False
+        types = _TYPES if self.path.stem == "metadata" else _TYPES_OF_FAILURES
+        return all(type(line.get(key)) in allowed for key, allowed in types.items())
+
     def records(self) -> Iterator[Record]:
         """Yield the records alone, see :meth:`read`."""
         return (record for record, _ in self.read())
 
-    def merge(self, keep: Callable[[Record], bool] = lambda record: True) -> int:
-        """Merge all files into one, sorted, with one line per image.
+    def merge(
+        self,
+        keep: Callable[[Record], Record | None] = lambda record: record,
+        living: Container[str] = (),
+    ) -> int:
+        """Merge all files into one, sorted, with one line per image; one process at a time.
 
         Args:
-            keep: Whether to keep a record.
+            keep: Returns the record as it is to be written; None drops it.
+            living: Runs that still append to their files, which are read but not deleted.
 
         Returns:
             The number of lines.
         """
-        parts = self._parts()
-        lines = {_place(record): line for record, line in self.read() if keep(record)}
+        ended = [part for part in self._parts() if part.suffixes[-2][1:] not in living]
+        lines = {}
+        for record, line in self.read():
+            kept = keep(record)
+            if kept is not None:
+                lines[_place(kept)] = line if kept is record else to_json(kept)
         if lines:
             write_atomically(self.path, (lines[place] for place in sorted(lines)))
         else:
-            parts.append(self.path)
-        for part in parts:
+            ended.append(self.path)
+        for part in ended:
             part.unlink(missing_ok=True)
         return len(lines)
 
     def _parts(self) -> list[Path]:
         return sorted(self.path.parent.glob(f"{self.path.stem}.*.jsonl"))
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON value")
 
 
 def _place(record: Record) -> tuple[int, int]:

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
 from itertools import count
 from logging import getLogger
 from pathlib import Path
@@ -11,11 +12,16 @@ from typing import Any, Literal, NamedTuple
 
 from lit_dola.data.requests import ImageRequest, RunPlan
 from lit_dola.errors import UserError
+from lit_dola.runs.claim import Claim, alone_in
 from lit_dola.runs.files import append_line
 from lit_dola.runs.folder import delete_images, image_files
+from lit_dola.runs.image_file import is_whole
 from lit_dola.runs.records import ImageRecord, Record, RecordLog, read_images
 
 OnMismatch = Literal["error", "new_folder", "overwrite"]
+FilesOf = Callable[[ImageRecord], Sequence[str] | None]
+"""Returns the files that belong to a record, relative to the folder; None if it must be made again
+whatever is there."""
 
 _log = getLogger(__name__)
 
@@ -28,6 +34,8 @@ class RunStart(NamedTuple):
     """Places of the requests that are not done yet."""
     began: float
     """When the run began, in the file system's own time."""
+    token: str
+    """Names the run's own logs."""
 
 
 def start_run(
@@ -36,8 +44,8 @@ def start_run(
     on_mismatch: OnMismatch,
     settings: Mapping[str, Any],
     file_of: Callable[[ImageRequest], str],
-    is_complete: Callable[[ImageRecord, set[str]], bool],
-) -> RunStart:
+    files_of: FilesOf,
+) -> tuple[RunStart, Claim]:
     """Prepare the folder of a run, keeping the results of an earlier one.
 
     Args:
@@ -46,39 +54,54 @@ def start_run(
         on_mismatch: What to do if the folder has results of other settings or prompts.
         settings: Settings by name, as a record has them.
         file_of: File that a request leads to, relative to the folder.
-        is_complete: Whether all files of a record are among those that the folder contains.
+        files_of: Files that belong to a record.
+
+    Returns:
+        The start, and the claim on the folder, to be released at the end.
 
     Raises:
-        UserError: If the folder has results of another run, or does not belong to a run.
+        UserError: If the folder has results of another run, is written to by one, or does not
+            belong to a run.
         OSError: If the folder cannot be made or written to.
     """
-    prompts = {request.prompt.prompt_index: request.prompt.text for request in plan.requests}
-    folder = choose_folder(output_dir, on_mismatch, settings, prompts)
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryFile(dir=folder) as file:  # fails now rather than after an hour
-        began = os.fstat(file.fileno()).st_mtime
-    done = _keep_complete(folder, is_complete)
-    for failure in plan.failures:
-        append_line(RecordLog(folder, "errors").of_rank(0), failure._asdict())
+    prompts = {prompt.prompt_index: prompt.text for prompt, *_ in plan.requests}
+    claim = claim_folder(output_dir, on_mismatch, settings, prompts)
+    folder = claim.folder
+    try:
+        with TemporaryFile(dir=folder) as file:  # fails now rather than after an hour
+            began = os.fstat(file.fileno()).st_mtime
+        metadata = {prompt.prompt_index: prompt.metadata for prompt, *_ in plan.requests}
+        done = _keep_complete(claim, files_of, metadata)
+        for failure in plan.failures:
+            log = RecordLog(folder, "errors").of_rank(0, claim.token)
+            append_line(log, failure._asdict())
+    except BaseException:
+        claim.release()
+        raise
     requests = enumerate(plan.requests)
     missing = [place for place, request in requests if file_of(request) not in done]
-    return RunStart(folder, missing, began)
+    return RunStart(folder, missing, began, claim.token), claim
 
 
-def choose_folder(
+def claim_folder(
     output_dir: Path,
     on_mismatch: OnMismatch,
     settings: Mapping[str, Any],
     prompts: Mapping[int, str],
-) -> Path:
-    """Return a folder that has no results of other settings or prompts.
+) -> Claim:
+    """Claim a folder that has no results of other settings or prompts.
 
     Raises:
-        UserError: If ``output_dir`` has some and ``on_mismatch`` is ``error``.
+        UserError: If ``output_dir`` has some and ``on_mismatch`` is ``error``, or if a run of other
+            settings or prompts is writing to the folder.
+        OSError: If the folder cannot be made.
     """
+    digest = sha256(json.dumps(sorted(prompts.items())).encode()).hexdigest()[:16]
     folder = output_dir
     for number in count(2):
-        found = differences(read_images(folder), settings, prompts)
+        folder.mkdir(parents=True, exist_ok=True)
+        claim = Claim(folder, {**settings, "prompts": digest})
+        found = _take(claim, on_mismatch, settings, prompts)
         if not found:
             break
         if on_mismatch == "error":
@@ -87,13 +110,34 @@ def choose_folder(
                 " expected the same settings and prompts, another folder, or"
                 " writer.on_mismatch new_folder or overwrite"
             )
-        if on_mismatch == "overwrite":
-            delete_images(folder)
-            break
         folder = Path(f"{os.path.abspath(output_dir)}-{number}")
     if folder != output_dir:
         _log.warning("%s holds images of another run; writing to %s", output_dir, folder)
-    return folder
+    return claim
+
+
+def _take(
+    claim: Claim, on_mismatch: OnMismatch, settings: Mapping[str, Any], prompts: Mapping[int, str]
+) -> list[str]:
+    """Claim a folder unless it has results of another run; returns how that run differed."""
+    try:
+        claim.take()
+    except UserError as error:
+        if on_mismatch == "new_folder":
+            return [str(error)]
+        raise
+    try:
+        found = differences(read_images(claim.folder), settings, prompts)
+        if found and on_mismatch == "overwrite":
+            with alone_in(claim.folder):
+                delete_images(claim.folder)
+            return []
+    except BaseException:
+        claim.release()
+        raise
+    if found:
+        claim.release()
+    return found
 
 
 def differences(
@@ -110,7 +154,7 @@ def differences(
         found = [
             f"{name} was {json.dumps(record.settings[name])}, is {json.dumps(value)}"
             for name, value in settings.items()
-            if name in record.settings and record.settings[name] != value
+            if name in record.settings and not _is_same(name, record.settings, settings)
         ]
         index = record.prompt_index
         if prompts.get(index, record.prompt) != record.prompt:
@@ -120,17 +164,41 @@ def differences(
     return []
 
 
-def _keep_complete(folder: Path, is_complete: Callable[[ImageRecord, set[str]], bool]) -> set[str]:
-    """Merge the logs, dropping records of incomplete images; return the files of the others."""
-    files = image_files(folder)
-    done = set()
+def _is_same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    if name == "model_path":  # a path is a name: what it led to is recorded as the checkpoint
+        if "checkpoint" in before and before["checkpoint"] == now.get("checkpoint"):
+            return True
+        return os.path.normpath(str(before[name])) == os.path.normpath(str(now[name]))
+    if name == "roles" and before[name] == "auto":  # an old record: what auto led to is not known
+        return True
+    return bool(before[name] == now[name])
 
-    def keep(line: Record) -> bool:
+
+def _keep_complete(
+    claim: Claim, files_of: FilesOf, metadata: Mapping[int, dict[str, Any]]
+) -> set[str]:
+    """Merge the logs, dropping records of incomplete images; return the files of the others.
+
+    The others get the metadata that their entries have now.
+    """
+    folder = claim.folder
+    done: set[str] = set()
+
+    def keep(line: Record) -> Record | None:
         record = ImageRecord.from_line(line)
-        if is_complete(record, files):
-            done.add(record.file)
-        return record.file in done
+        wanted = files_of(record)
+        if wanted is None or not files.issuperset(wanted):
+            return None
+        if record.file not in done and not all(is_whole(folder / file) for file in wanted):
+            return None
+        done.add(record.file)
+        now = metadata.get(record.prompt_index, record.metadata)
+        return line if now == record.metadata else {**line, "metadata": now}
 
-    RecordLog(folder, "metadata").merge(keep)
-    RecordLog(folder, "errors").merge(lambda line: False)  # this run finds them again
+    with alone_in(folder):
+        living = claim.others()
+        files = image_files(folder)
+        RecordLog(folder, "metadata").merge(keep, living)
+        # This run finds its own failures again.
+        RecordLog(folder, "errors").merge(lambda line: None, living)
     return done

@@ -13,12 +13,13 @@ from lit_dola.data.requests import RunPlan
 from lit_dola.decoding.cache import images_that_fit
 from lit_dola.decoding.loop import TokenGenerator
 from lit_dola.dola import pick_static_layer_index
-from lit_dola.errors import RankError, UserError
+from lit_dola.errors import RankError, UserError, printable
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import Backend, load_janus, quantize_int8
 from lit_dola.janus.model import Backbone
 
 _log = getLogger(__name__)
+_PRECISIONS = ("32-true", "bf16-true", "16-true", "64-true")
 _NOT_RECORDED = {"parallel_size", "images_per_batch", "compile", "inspect"}
 """Settings that do not change any single result."""
 
@@ -93,6 +94,29 @@ class JanusModule(LightningModule):
             f"model.layer: {self.layer} is not a middle layer of {self.model_path}; expected 1 to"
             f" {num_layers - 1}, its final layer is {num_layers}"
         )
+
+    def setup(self, stage: str) -> None:
+        """Check the settings before anything is loaded.
+
+        Raises:
+            UserError: If the trainer's precision is none that weights can have, or the settings do
+                not fit the checkpoint.
+        """
+        precision = self.trainer.precision
+        if precision not in _PRECISIONS:
+            raise UserError(
+                f"trainer.precision: {precision}; expected {', '.join(_PRECISIONS)}: the weights"
+                " are loaded in the precision, and there is nothing to mix"
+            )
+        self.check(self.plan.checkpoint)
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Check the settings against the checkpoint.
+
+        Raises:
+            UserError: If they do not fit.
+        """
+        self.middle_layer(checkpoint)
 
     def configure_model(self) -> None:
         """Load the model, in the trainer's precision and directly onto its device.
@@ -211,15 +235,20 @@ class JanusModule(LightningModule):
             " --trainer.strategy fsdp2 on several GPUs, a smaller --model.images_per_batch or model"
         )
 
-    def record_settings(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Return every setting that shapes a result, with the middle layer resolved.
+    def record_settings(self, plan: RunPlan) -> dict[str, Any]:
+        """Return every setting that shapes a result, with what ``auto`` led to.
 
         Raises:
             UserError: If the model has no such layer.
         """
         settings = {
-            name: value
+            name: printable(value) if isinstance(value, str) else value
             for name, value in self.hparams.items()
             if name not in _NOT_RECORDED and not name.startswith("_")
         }
-        return {**settings, "layer": self.middle_layer(checkpoint)}
+        return {
+            **settings,
+            "layer": self.middle_layer(plan.checkpoint),
+            "roles": plan.encoder.roles,
+            "checkpoint": plan.checkpoint.fingerprint,
+        }

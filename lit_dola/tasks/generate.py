@@ -1,5 +1,6 @@
 """Text-to-image generation with Janus and DoLa-static, one batch of images at a time."""
 
+import math
 from collections.abc import Mapping
 from itertools import chain
 from logging import getLogger
@@ -10,7 +11,6 @@ import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import (
     ClosedUnitInterval,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
     restricted_number_type,
@@ -23,7 +23,8 @@ from lit_dola.data.requests import Failure, ImageKey, ImageRequest
 from lit_dola.decoding.guidance import ApcPolicy, Scoring
 from lit_dola.decoding.inspection import Inspection, inspect_tokens
 from lit_dola.decoding.loop import NotFiniteError, TokenGenerator, cfg_pair
-from lit_dola.errors import UserError, suggestion
+from lit_dola.errors import UserError, refuse_null, suggestion
+from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import Backend
 from lit_dola.janus.tokenizer import Roles
 from lit_dola.janus.vq import decode_pixels
@@ -31,8 +32,10 @@ from lit_dola.tasks.base import JanusModule
 
 if TYPE_CHECKING:
     Fraction = float
+    Finite = float
     Seed = int
 else:
+    Finite = restricted_number_type("Finite", float, [(">=", 0), ("<", math.inf)])
     Fraction = restricted_number_type("Fraction", float, [(">", 0), ("<=", 1)])
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 
@@ -100,8 +103,8 @@ class LitDoLa(JanusModule):
         layer: PositiveInt | None = None,
         mid_norm: bool = False,
         apc: ApcPolicy = "cond",
-        cfg_weight: NonNegativeFloat = 5.0,
-        temperature: NonNegativeFloat = 1.0,
+        cfg_weight: Finite = 5.0,
+        temperature: Finite = 1.0,
         top_k: PositiveInt | None = None,
         top_p: Fraction | None = None,
         parallel_size: PositiveInt = 8,
@@ -152,12 +155,13 @@ class LitDoLa(JanusModule):
         known = parser.add_class_arguments(cls)
         for name in settings.keys() - set(known):
             raise UserError(f"{name}: not a setting of the model{suggestion(name, known)}")
+        refuse_null(cls, settings)
         try:
             return cls(**parser.parse_object(settings).as_dict())
         except ArgumentError as error:
             raise UserError(" ".join(str(error).split())) from error
 
-    def setup(self, stage: str) -> None:
+    def check(self, checkpoint: Checkpoint) -> None:
         """Check the settings against the checkpoint.
 
         Raises:
@@ -165,7 +169,7 @@ class LitDoLa(JanusModule):
         """
         if self.inspect and not self.dola:
             raise UserError("model.inspect: DoLa is off; expected model.dola true")
-        self.middle_layer(self.plan.checkpoint)
+        super().check(checkpoint)
 
     @property
     def max_new_tokens(self) -> int:
@@ -210,25 +214,35 @@ class LitDoLa(JanusModule):
         return images._replace(inspections=self._inspect(images))
 
     def _generate(self, requests: list[ImageRequest]) -> GeneratedImages:
-        """Generate a few images; those whose logits are not finite become failures."""
-        failures: list[Failure] = []
+        """Generate a few images; those with infinite logits or pixels become failures."""
         pad_token_id = self.janus.pad_token_id
         prompts = [cfg_pair(request.input_ids, pad_token_id) for request in requests]
         keys = [request.key for request in requests]
         # Inference mode would break the parameters that FSDP keeps of a layer.
         mode = torch.is_inference_mode_enabled() and not shards_the_model(self.trainer)
+        not_finite: dict[int, str] = {}
         try:
             with torch.inference_mode(mode):
                 tokens = self.generator(prompts, keys, self.call_on_step)
         except NotFiniteError as error:
-            failures = [_not_finite(requests[image], step) for image, step in error.steps.items()]
-            sound = [image for image in range(len(requests)) if image not in error.steps]
-            tokens, requests = error.tokens[sound], [requests[image] for image in sound]
-        pixels = [torch.empty(0, dtype=torch.uint8)]
-        for one in decode_pixels(self.janus, tokens):
-            pixels.append(one)
+            tokens = error.tokens
+            for image, step in error.steps.items():
+                not_finite[image] = f"the model's logits are NaN or infinite at step {step}"
+        drawn = [image for image in range(len(requests)) if image not in not_finite]
+        pixels = {}
+        for image, one in zip(drawn, decode_pixels(self.janus, tokens[drawn])):
+            if one is None:
+                not_finite[image] = "the VQ decoder's pixels are NaN or infinite"
+            else:
+                pixels[image] = one
             self.call_on_step(self.max_new_tokens)
-        return GeneratedImages(requests, tokens.to("cpu", torch.int32), torch.cat(pixels), failures)
+        made = [*pixels]
+        return GeneratedImages(
+            [requests[image] for image in made],
+            tokens[made].to("cpu", torch.int32),
+            torch.cat([torch.empty(0, dtype=torch.uint8), *pixels.values()]),
+            [_failure(requests[image], not_finite[image]) for image in sorted(not_finite)],
+        )
 
     def _inspect(self, images: GeneratedImages) -> dict[int, Inspection]:
         """Inspect the selected images."""
@@ -242,13 +256,12 @@ class LitDoLa(JanusModule):
         }
 
 
-def _not_finite(request: ImageRequest, step: int) -> Failure:
+def _failure(request: ImageRequest, reason: str) -> Failure:
     prompt = request.prompt
     return Failure(
         prompt.prompt_index,
         request.image_index,
         prompt.text,
-        f"entry {prompt.prompt_index}: image {request.image_index}: the model's logits are NaN or"
-        f" infinite at step {step}; expected finite ones, for which --trainer.precision bf16-true"
-        " or 32-true has more range than 16-true",
+        f"entry {prompt.prompt_index}: image {request.image_index}: {reason}; expected finite ones,"
+        " for which --trainer.precision bf16-true or 32-true has more range than 16-true",
     )

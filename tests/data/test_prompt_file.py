@@ -64,16 +64,6 @@ ERRORS = {
     "nested object": ('{"a": {"b": "c"}}', "p.json", "entry 0: prompt is an object; expected"),
     "no prompt": ('[{"title": "x"}]', "p.json", "no prompt; expected one of the keys prompt, text"),
     "empty prompt": ('["a", " "]', "p.json", "entry 1: prompt is empty"),
-    "duplicate ids": (
-        '[{"id": 1, "prompt": "a"}, {"id": 2, "prompt": "b"}, {"id": 1, "prompt": "c"}]',
-        "p.json",
-        "entry 2: id 1 is already used by entry 0",
-    ),
-    "duplicate keys": (
-        '{"a": "x", "a": "y"}',
-        "p.json",
-        'entry 1: id "a" is already used by entry 0',
-    ),
     "not UTF-8": (b'["caf\xe9"]', "p.json", "not UTF-8: invalid continuation byte at byte 5"),
     "UTF-16": ('["a"]'.encode("utf-16"), "p.json", "not UTF-8"),
     "half a surrogate pair": (r'["\ud83d"]', "p.json", "entry 0: prompt has half a surrogate pair"),
@@ -81,6 +71,13 @@ ERRORS = {
         r'[{"prompt": "a", "tags": ["\ud83d"]}]',
         "p.json",
         "entry 0: metadata has half a surrogate pair",
+    ),
+    "an overflow": ('[{"prompt": "a", "weight": 1e400}]', "p.json", "1e400 is too large"),
+    "a negative overflow": ('{"prompt": "a", "w": [-1e999]}', "p.jsonl", "-1e999 is too large"),
+    "deep metadata": (
+        '[{"prompt": "a", "tags": ' + "[" * 101 + "]" * 101 + "}]",
+        "p.json",
+        "entry 0: metadata is nested too deeply; expected at most 100 levels",
     ),
     "NaN": ('[{"prompt": "a", "weight": NaN}]', "p.json", "not JSON: NaN is no JSON value"),
 }
@@ -117,10 +114,43 @@ def test_a_folder_holds_a_prompt_a_file(tmp_path):
         read_prompts(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"id": null, "prompt": "a"}, {"id": null, "prompt": "b"}]',
+        '[{"id": 1, "prompt": "a"}, {"id": 1, "prompt": "b"}]',  # COCO has several captions each
+        '{"x": "a", "x": "b"}',
+        '[{"id": [1], "prompt": "a"}, {"id": [1], "prompt": "b"}]',
+    ],
+)
+def test_ids_may_repeat(prompt_file, text):
+    assert [prompt.text for prompt in read_prompts(prompt_file(text))] == ["a", "b"]
+
+
+def test_metadata_may_be_as_deep_as_the_limit(prompt_file):
+    deep = "[" * 99 + "]" * 99
+    (prompt,) = read_prompts(prompt_file('[{"prompt": "a", "tags": ' + deep + "}]"))
+    assert json.dumps(prompt.metadata["tags"]) == deep
+
+
+def test_hidden_files_of_a_folder_are_no_prompts(tmp_path):
+    for name in ("._0.txt", ".DS_Store", "0.txt", "1.TXT", "notes.md", "folder.txt/2.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"the text of {name}")
+    prompts = read_prompts(tmp_path)
+    assert [(p.prompt_index, p.metadata["id"]) for p in prompts] == [(0, "0"), (1, "1")]
+
+
+@pytest.mark.parametrize("name", ["P.JSONL", "p.Jsonl", "P.NDJSON", "p.JSON", "p.TXT"])
+def test_suffixes_are_compared_without_case(prompt_file, name):
+    text = {"json": '["a", "b"]', "txt": "a\nb"}.get(name[2:].lower(), '"a"\n"b"')
+    assert [prompt.text for prompt in read_prompts(prompt_file(text, name))] == ["a", "b"]
+
+
 def test_bad_entries_are_set_aside_where_asked(prompt_file):
     skipped = []
     path = prompt_file(
-        '"a"\n{"prompt": }\n\n3\n{"prompt": "d", "id": 1}\n{"prompt": "e", "id": 1}', "p.jsonl"
+        '"a"\n{"prompt": }\n\n3\n{"prompt": "d", "id": 1}\n{"prompt": 5, "id": 1}', "p.jsonl"
     )
     assert [(prompt.prompt_index, prompt.text) for prompt in read_prompts(path, skipped)] == [
         (0, "a"),
@@ -129,7 +159,7 @@ def test_bad_entries_are_set_aside_where_asked(prompt_file):
     assert [(failure.prompt_index, failure.reason[:25]) for failure in skipped] == [
         (1, "line 2: column 12: not JS"),
         (2, "line 4: found a number; e"),
-        (4, "line 6: id 1 is already u"),
+        (4, "line 6: prompt is a numbe"),
     ]
     with pytest.raises(UserError, match=r"entry 1: found a number"):
         read_prompts(prompt_file("[2, 3]"), [])  # nothing is left

@@ -236,10 +236,24 @@ def test_a_weight_that_the_index_promises_and_the_shard_lacks(tiny):
     assert "model.other" in load_error(tiny)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}', "{}"])
-def test_a_broken_index(tiny, text):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not readable as JSON"),
+        ("[]", "found []; expected a JSON object"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"weight_map": 3}', "weight_map is 3; expected an object"),
+        ('{"weight_map": {"a": 3}}', "expected an object, weight -> file"),
+        ("{}", "weight_map is None; expected an object"),
+        ('{"weight_map": {"a": "../secret.safetensors"}}', "expected files of its own folder"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "expected files of its own folder"),
+        ('{"weight_map": {"a": "part/model.safetensors"}}', "expected files of its own folder"),
+    ],
+)
+def test_a_broken_index(tiny, text, message):
     (tiny / "model.safetensors.index.json").write_text(text)
-    assert "not readable as an index of weights" in load_error(tiny)
+    assert message in load_error(tiny)
+    assert "index.json: " in load_error(tiny)
 
 
 def test_safetensors_come_before_a_pickle(tiny):
@@ -251,8 +265,10 @@ def test_safetensors_come_before_a_pickle(tiny):
     ("text", "message"),
     [
         (None, "config.json: not found; expected the folder of a Janus checkpoint"),
-        ("{", "config.json: not readable as a Janus config"),
-        ("[]", "config.json: not readable as a Janus config"),
+        ("{", "config.json: not readable as JSON"),
+        ("[]", "config.json: found []; expected a JSON object"),
+        ("[" * 100_000, "config.json: not readable as JSON: nested too deeply"),
+        ('{"model_type": ["janus"]}', "model_type is ['janus']; expected 'janus'"),
         ('{"model_type": "llama"}', "model_type is 'llama'; expected 'janus'"),
         ('{"model_type": "multi_modality"}', "config.json: setting 'language_config' is missing"),
     ],

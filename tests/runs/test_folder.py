@@ -124,13 +124,12 @@ def test_nothing_is_written_through_a_link(tmp_path):
     (outside / "file").write_text("precious")
     folder = tmp_path / "run"
     folder.mkdir()
-    for name in ("img_00.jpg", "metadata.0.jsonl", f".img_01.jpg.{os.getpid()}.tmp"):
+    for name in ("img_00.jpg", "metadata.0.jsonl", ".img_01.jpg.4711.tmp"):
         (folder / name).symlink_to(outside / "file")
     (folder / "00000_a").symlink_to(outside)
 
     write_atomically(folder / "img_00.jpg", [b"new"])
     assert not (folder / "img_00.jpg").is_symlink()
-    write_atomically(folder / "img_01.jpg", [b"new"])  # despite the link under its temporary name
     with pytest.raises(OSError, match="symbolic links"):
         append_line(folder / "metadata.0.jsonl", {})
     with pytest.raises(OSError, match="a symbolic link; expected a folder"):
@@ -179,25 +178,29 @@ def test_ranks_are_merged_in_order_a_line_an_image(tmp_path):
     lines = RecordLog(tmp_path, "metadata")
     for rank, made in [(0, [(2, 0), (0, 1)]), (11, [(1, 0), (3, 0)]), (2, [(0, 0), (2, 0)])]:
         for key in made:
-            append_line(lines.of_rank(rank), record(*key))
-    append_line(lines.of_rank(0), record(0, None))  # about the whole prompt
-    assert lines.merge() == 6
-    expected = [(0, None), (0, 0), (0, 1), (1, 0), (2, 0), (3, 0)]
+            append_line(lines.of_rank(rank, "ab12"), record(*key))
+    assert lines.merge() == 5
+    expected = [(0, 0), (0, 1), (1, 0), (2, 0), (3, 0)]
     assert lines_in(lines.path) == [record(*key) for key in expected]
     assert [path.name for path in tmp_path.iterdir()] == ["metadata.jsonl"]
-    append_line(lines.of_rank(1), record(1, 1))
-    assert lines.merge(keep=lambda line: line["prompt_index"] == 1) == 2
+    append_line(lines.of_rank(1, "ab12"), record(1, 1))
+    assert lines.merge(keep=lambda line: line if line["prompt_index"] == 1 else None) == 2
     assert lines_in(lines.path) == [record(1, 0), record(1, 1)]
-    assert lines.merge(keep=lambda line: False) == 0
+    assert lines.merge(keep=lambda line: None) == 0
     assert list(tmp_path.iterdir()) == []
+    failures = RecordLog(tmp_path, "errors")
+    for image in (2, None):  # None: about the whole prompt
+        append_line(failures.of_rank(0, "ab12"), record(0, image))
+    assert failures.merge() == 2
+    assert lines_in(failures.path) == [record(0, None), record(0, 2)]
 
 
 def test_a_torn_line_is_left_out(tmp_path):
     lines = RecordLog(tmp_path, "metadata")
-    append_line(lines.of_rank(0), record(0, 0))
-    with lines.of_rank(0).open("ab") as file:
+    append_line(lines.of_rank(0, "ab12"), record(0, 0))
+    with lines.of_rank(0, "ab12").open("ab") as file:
         file.write(json.dumps(record(0, 1)).encode()[:-7])
-    with lines.of_rank(1).open("ab") as file:
+    with lines.of_rank(1, "ab12").open("ab") as file:
         file.write(b"\0" * 30 + b"\xff\n" + json.dumps(record(0, 2)).encode())
     lines.merge()
     assert lines_in(lines.path) == [record(0, 0), record(0, 2)]
@@ -206,9 +209,9 @@ def test_a_torn_line_is_left_out(tmp_path):
 
 def test_a_merge_that_fails_loses_no_line(tmp_path, monkeypatch):
     lines = RecordLog(tmp_path, "metadata")
-    append_line(lines.of_rank(0), record(0, 0))
+    append_line(lines.of_rank(0, "ab12"), record(0, 0))
     lines.merge()
-    append_line(lines.of_rank(1), record(0, 1))
+    append_line(lines.of_rank(1, "ab12"), record(0, 1))
     with monkeypatch.context() as broken:
         broken.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("no rename")))
         with pytest.raises(OSError, match="no rename"):

@@ -75,8 +75,8 @@ def test_batches_hold_requests_tokens_and_pixels(predict):
 )
 def test_the_layer_is_resolved_and_recorded(settings, layer, predict):
     model, _ = predict(**settings)
-    assert model.record_settings(model.plan.checkpoint)["layer"] == layer
-    assert model.record_settings(model.plan.checkpoint).keys() >= settings.keys()
+    assert model.record_settings(model.plan)["layer"] == layer
+    assert model.record_settings(model.plan).keys() >= settings.keys()
 
 
 def gather(batches):
