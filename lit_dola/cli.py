@@ -21,7 +21,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from lit_dola import __version__
 from lit_dola.callbacks.image_logger import ImageLogger
@@ -294,6 +294,7 @@ def main(args: list[str] | None = None) -> None:
     own_messages.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.getLogger("lit_dola").handlers = [own_messages]
     disable_progress_bar()
+    set_verbosity_error()
     set_parsing_settings(add_print_completion_argument=True)
     for name in ("fsdp2", "fsdp"):  # by class, it also runs without a GPU
         StrategyRegistry.register(name, ModelParallelStrategy, override=True)
@@ -357,7 +358,7 @@ def _trainer_message(error: Exception) -> str:
 
 def _seed(seed: int | None) -> int:
     """Return the seed of the model for Lightning; null, which it cannot be, is reported later."""
-    return seed or 0
+    return int(seed or 0)  # of a plain type, which YAML can write
 
 
 def _fail(message: str, code: int) -> int:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -19,7 +20,7 @@ from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import Backend, load_janus
 from lit_dola.janus.model import Backbone
-from lit_dola.janus.tokenizer import Roles
+from lit_dola.janus.tokenizer import PromptEncoder, Roles
 from lit_dola.janus.vq import decode_pixels, to_pillow
 from lit_dola.tasks.generate import GeneratedImages, LitDoLa
 
@@ -90,7 +91,14 @@ class JanusPipeline:
             device=device,
             backend=backend,
         )
-        return cls(janus, checkpoint, roles)
+        pipeline = cls(janus, checkpoint, roles)
+        pipeline.encoder = encoder
+        return pipeline
+
+    @cached_property
+    def encoder(self) -> PromptEncoder:
+        """The checkpoint's tokenizer."""
+        return encoder_of(self.checkpoint, self.roles)
 
     @property
     def device(self) -> torch.device:
@@ -129,7 +137,7 @@ class JanusPipeline:
             raise UserError(
                 f"prompts: found {type(prompts).__name__}; expected a text or a list of texts"
             )
-        data = _GivenPrompts([*given], model, self.checkpoint)
+        data = _GivenPrompts([*given], model, self.checkpoint, self.encoder)
         with quiet_lightning():
             predictions = self._trainer().predict(model, datamodule=data)
         return _in_order(cast(list[GeneratedImages], predictions))
@@ -210,12 +218,15 @@ def _check_device(device: torch.device | str | None) -> torch.device:
 class _GivenPrompts(PromptDataModule):
     """Prompts from a list in place of a file."""
 
-    def __init__(self, prompts: list[str], model: LitDoLa, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self, prompts: list[str], model: LitDoLa, checkpoint: Checkpoint, encoder: PromptEncoder
+    ) -> None:
         super().__init__(
             "prompts", model.model_path, model.roles, model.parallel_size, model.images_per_batch
         )
         self.prompts = prompts
         self.checkpoint = checkpoint
+        self.encoder = encoder
 
     def read_prompts(self, skipped: list[Failure] | None) -> list[Prompt]:
         try:

@@ -28,10 +28,11 @@ def folder(tmp_path):
 
 
 def renamed(lines):
-    """The records of 0.1.0 under today's names, without versions."""
+    """Records under today's names, without versions and what 0.1.0 did not record."""
     for line in lines:
         line = {{"head": "apc"}.get(name, name): value for name, value in line.items()}
-        yield {**line, "versions": None}
+        line.pop("checkpoint", None)
+        yield {**line, "roles": None, "versions": None}
 
 
 def pixels(path):

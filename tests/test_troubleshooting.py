@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from lit_dola import ImageWriter
 from lit_dola.callbacks import writer
 from lit_dola.decoding.loop import TokenGenerator
+from lit_dola.runs.claim import Claim
 from lit_dola.runs.image_file import encode_image
 from tests.support.commands import ROOT
 
@@ -99,7 +100,103 @@ def long_prompt(predict, tmp_path, **_):
     return predict(), 1
 
 
-@case("NaN or infinite")
+@case("pixels are NaN")
+def pixels_not_finite(predict, spoilt, **_):
+    name = "model.vqmodel.quantize.embedding.weight"
+    return predict(spoilt(lambda weights: weights[name].fill_(float("nan")))), 1
+
+
+@case("prompt_json: empty")
+def empty_path(predict, **_):
+    return predict("--data.prompt_json="), 1
+
+
+@case("is writing to")
+def other_run(predict, tmp_path, **_):
+    (tmp_path / "outputs").mkdir()
+    claim = Claim(tmp_path / "outputs", {"alpha": 0.5})
+    claim.take()
+    found = predict()
+    claim.release()
+    return found, 1
+
+
+@case("images are missing")
+def ended_early(predict, **_):
+    flags = ["--trainer.limit_predict_batches=1", "--model.images_per_batch=1"]
+    return predict(*flags), 1
+
+
+@case("not readable as an image")
+def broken_image(predict, tmp_path, **_):
+    """Of a prompt that is no longer in the file."""
+    (tmp_path / "outputs" / "00001_old").mkdir(parents=True)
+    (tmp_path / "outputs" / "00001_old" / "img_00.jpg").write_bytes(b"")
+    return predict("--writer.grid=true"), 1
+
+
+@case("Git LFS pointer")
+def lfs_pointer(predict, spoilt, tmp_path, **_):
+    path = spoilt(lambda weights: None)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (tmp_path / "spoilt" / "model.safetensors").write_text(pointer)
+    return predict(path), 1
+
+
+def edit(folder, change):
+    """Change the config of a checkpoint."""
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@case("no Janus can be built")
+def wrong_activation(predict, spoilt, tmp_path, **_):
+    path = spoilt(lambda weights: None)
+    edit(tmp_path / "spoilt", lambda config: config["text_config"].update(hidden_act="siluu"))
+    return predict(path), 1
+
+
+@case("chosen by the name")
+def guessed_roles(predict, spoilt, tmp_path, **_):
+    path = spoilt(lambda weights: None)
+    (tmp_path / "spoilt" / "chat_template.jinja").unlink()
+    return predict(path), 0
+
+
+@case("temperature: null")
+def null(predict, tmp_path, **_):
+    (tmp_path / "null.yaml").write_text("model:\n  temperature:\n")
+    return predict("--config=null.yaml"), 1
+
+
+@case("the ids 'a/b' and 'a:b'")
+def equal_names(predict, tmp_path, **_):
+    prompts = [{"id": "a/b", "prompt": "a"}, {"id": "a:b", "prompt": "b"}]
+    (tmp_path / "prompt.json").write_text(json.dumps(prompts))
+    flags = ["--export=dpg", "--scorer=null", "--model.parallel_size=1"]
+    return evaluate(tmp_path, predict, *flags), 1
+
+
+@case("whose gallery would be replaced")
+def page_in_a_run(main_here, predict, tmp_path, **_):
+    for name, alpha in (("one", 0.1), ("two", 0.2)):
+        assert predict(f"--writer.output_dir={name}", f"--model.alpha={alpha}")[0] == 0
+    done = main_here(tmp_path, "compare", "one", "two", "--output=one")
+    return (done.returncode, done.stderr), 1
+
+
+@case("precision: bf16-mixed")
+def mixed_precision(predict, **_):
+    return predict("--trainer.precision=bf16-mixed"), 1
+
+
+@case("ddp_spawn copies")
+def spawn(predict, **_):
+    return predict("--trainer.strategy=ddp_spawn"), 1
+
+
+@case("logits are NaN")
 def not_finite(predict, spoilt, **_):
     path = spoilt(lambda weights: weights["model.generation_head.vision_head.weight"].fill_(1e38))
     return predict(path), 1
@@ -273,7 +370,7 @@ def too_large(predict, monkeypatch, **_):
 
 @case("on a machine without a GPU")
 def wrong_trainer(predict, **_):
-    return predict("--trainer.strategy=dpp"), 1
+    return predict("--trainer.accelerator=gpu"), 1
 
 
 @case("another rank ended early")

@@ -21,14 +21,26 @@ from lit_dola.janus.tokenizer import PromptEncoder, Roles
 _log = getLogger(__name__)
 
 
-def encoder_of(checkpoint: Checkpoint, roles: Roles) -> PromptEncoder:
+def encoder_of(checkpoint: Checkpoint, roles: Roles, note: bool = True) -> PromptEncoder:
     """Return the tokenizer of a checkpoint.
+
+    Args:
+        checkpoint: The checkpoint.
+        roles: Role names of the conversation template.
+        note: Whether to log which roles ``auto`` has guessed.
 
     Raises:
         UserError: As :class:`lit_dola.janus.tokenizer.PromptEncoder`.
     """
     vocab_size = int(checkpoint.config.text_config.vocab_size)
-    return PromptEncoder(checkpoint.folder, roles, checkpoint.name, vocab_size)
+    encoder = PromptEncoder(checkpoint.folder, roles, checkpoint.name, vocab_size)
+    if note and encoder.chosen_by:
+        _log.warning(
+            "model.roles: %s, chosen by the name %s; set pro or base if that is wrong",
+            encoder.roles,
+            encoder.chosen_by,
+        )
+    return encoder
 
 
 class ContiguousSampler(DistributedSampler[ImageRequest]):
@@ -109,14 +121,8 @@ class PromptDataModule(LightningDataModule):
     @cached_property
     def encoder(self) -> PromptEncoder:
         """The checkpoint's tokenizer, read once."""
-        encoder = encoder_of(self.checkpoint, self.roles)
-        if encoder.chosen_by and (self.trainer is None or self.trainer.is_global_zero):
-            _log.warning(
-                "model.roles: %s, chosen by the name %r; set pro or base if that is wrong",
-                encoder.roles,
-                encoder.chosen_by,
-            )
-        return encoder
+        is_first = self.trainer is None or self.trainer.is_global_zero
+        return encoder_of(self.checkpoint, self.roles, note=is_first)
 
     def prepare_data(self) -> None:
         """Fetch the checkpoint, once per node, if it is not on this machine yet."""

@@ -206,6 +206,8 @@ _SIZES = {
     ),
 }  # fmt: skip
 """What must be a positive number, by part of the config."""
+_COUNTS = re.compile("layers|blocks|depth")
+"""Names of settings that say how often a part is repeated."""
 
 
 def _check_sizes(config: JanusConfig) -> None:
@@ -217,8 +219,11 @@ def _check_sizes(config: JanusConfig) -> None:
     for part, names in _SIZES.items():
         for name in names:
             value = getattr(getattr(config, part), name)
-            if type(value) is not int or value < 1:
+            if type(value) is not int or not 1 <= value < 2**31:
                 raise UserError(f"{part}: {name} is {value!r:.40}; expected a positive integer")
+        for name, value in getattr(config, part).to_dict().items():
+            if _COUNTS.search(name) and isinstance(value, int) and value > 1000:
+                raise UserError(f"{part}: {name} is {value}; expected at most 1000")
     vision = config.vision_config
     tokens = (vision.image_size // vision.patch_size) ** 2
     if vision.num_image_tokens != tokens:

@@ -86,7 +86,9 @@ class Claim:
     def _compare(self, token: str) -> None:
         try:
             theirs = json.loads(self._file(token, "json").read_text())
-        except (OSError, ValueError):  # it has just ended, or the file was edited
+            if not isinstance(theirs, dict):
+                raise ValueError("not an object")
+        except (OSError, ValueError):  # somebody has changed or deleted the file
             return
         changed = [
             f"{name} {json.dumps(theirs.get(name))}, here {json.dumps(value)}"

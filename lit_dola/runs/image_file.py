@@ -2,7 +2,6 @@
 
 import json
 import re
-import struct
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +35,7 @@ def is_whole(path: Path) -> bool:
     except OSError:
         return False
     if path.suffix == ".webp":
-        return head[:4] == b"RIFF" and size == 8 + struct.unpack("<I", head[4:8])[0]
+        return head[:4] == b"RIFF" and size == 8 + int.from_bytes(head[4:8], "little")
     if path.suffix == ".npy":  # int32, after a header whose length it states
         shape = re.search(rb"'shape': \((\d+),\)", head)
         return shape is not None and size == 10 + int.from_bytes(head[8:10], "little") + 4 * int(

@@ -40,9 +40,9 @@ def records(folder):
 
 
 def files(folder):
-    """Return the content of every file of a run, by its relative name."""
+    """Return the content of every file of a run but its lock, by its relative name."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != ".run.lock"
     }
