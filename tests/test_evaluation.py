@@ -193,6 +193,46 @@ def test_errors_are_one_line(evaluate, folder, case):
     assert not list(folder.glob("out/*/*/*.png"))
 
 
+@pytest.mark.slow
+def test_only_what_was_asked_for_is_scored(folder, evaluate):
+    """In the folder of an earlier, larger evaluation."""
+    few = ["--model.parallel_size=1", "--data.prompt_json=few.jsonl"]
+    (folder / "few.jsonl").write_text("\n".join(map(json.dumps, PROMPTS[:2])))
+    assert evaluate(*few, "--writer.output_dir=alone", "--export=geneval").returncode == 0
+    assert evaluate("--export=geneval").returncode == 0
+    assert evaluate(*few, "--export=geneval").returncode == 0
+    for name in ("report.json", "report.md", "dola/scores.jsonl"):
+        assert (folder / "out" / name).read_text() == (folder / "alone" / name).read_text()
+    assert len(list(folder.glob("out/geneval/dola/*/samples/*.png"))) == 2
+
+
+@pytest.mark.slow
+def test_the_folder_that_the_run_has_chosen_is_scored(folder, evaluate):
+    seed = ["--model.seed=5", "--export=geneval"]
+    assert evaluate(*seed, "--writer.output_dir=alone").returncode == 0
+    assert evaluate().returncode == 0
+    assert evaluate(*seed, "--writer.on_mismatch=new_folder").returncode == 0
+    assert (folder / "out/report.json").read_text() == (folder / "alone/report.json").read_text()
+    sample = "geneval/dola/00000/samples/00000.png"
+    with Image.open(folder / "out" / sample) as one, Image.open(folder / "alone" / sample) as two:
+        assert np.array_equal(np.asarray(one), np.asarray(two))
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        ("{a: {}, b: {layer: 99}}", "variants.b: model.layer: 99 is not a middle layer"),
+        ("{a: {}, b: {alpha: null}}", "variants.b: alpha: null; expected a value"),
+        ("{a: {}, b: {temperature: .inf}}", "variants.b: .*temperature"),
+    ],
+)
+def test_every_variant_is_checked_before_anything_is_drawn(variants, message, folder, evaluate):
+    done = evaluate(f"--variants={variants}")
+    assert done.returncode == 1
+    assert re.search(message, done.stderr), done.stderr
+    assert not (folder / "out").exists()
+
+
 @pytest.mark.distributed
 def test_two_ranks_find_the_same(folder, evaluate):
     assert evaluate().returncode == 0

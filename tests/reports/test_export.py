@@ -81,3 +81,32 @@ def test_dpg_needs_ids_and_one_or_four_images(run, tmp_path):
         write_export("dpg", *run(images=4), tmp_path / "out")
     with pytest.raises(UserError, match=r"2 images of prompt 'a'; expected model\.parallel_size 4"):
         write_export("dpg", *run(2, [{"id": "a"}]), tmp_path / "out")
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+
+
+@pytest.mark.parametrize("export", ["geneval", "dpg"])
+def test_an_export_holds_exactly_this_run(export, run, tmp_path):
+    """After one of more prompts and images, nothing of it is left to be scored."""
+    ids = [{"id": f"p{number}"} for number in range(3)]
+    write_export(export, *run(4, ids), tmp_path / "out")
+    assert len(names(tmp_path / "out")) == (12 if export == "geneval" else 3)
+    (tmp_path / "out" / "results.jsonl").write_text("of the official program")
+    folder, records = run(1, ids[:2])
+    write_export(export, folder, records, tmp_path / "out")
+    write_export(export, folder, records, tmp_path / "fresh")
+    assert names(tmp_path / "out") == names(tmp_path / "fresh")
+    if export == "geneval":
+        assert not (tmp_path / "out" / "00002").exists()
+    assert (tmp_path / "out" / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("a/b", "a:b"), ("x" * 80 + "1", "x" * 80 + "2"), ("A", "a"), ("a", "a")]
+)
+def test_dpg_ids_that_become_one_file(one, other, run, tmp_path):
+    with pytest.raises(UserError, match=r"export dpg: the ids .* and .* both become .*\.png"):
+        write_export("dpg", *run(1, [{"id": one}, {"id": other}]), tmp_path / "out")
+    assert names(tmp_path / "out") == []
