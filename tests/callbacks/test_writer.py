@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import re
 import shutil
 import threading
@@ -349,6 +350,29 @@ def test_a_grid_is_made_anew_only_when_images_came_after_it(write, tmp_path):
     write(tmp_path, [request(image_index=n) for n in range(2)], grid=True)
     with Image.open(path) as grid:
         assert grid.size == (96, 48)
+
+
+def test_a_grid_from_the_future_is_not_believed(write, tmp_path):
+    """After a clock has gone back, images made later look older than the grid."""
+    write(tmp_path, [request(image_index=0)], grid=True)
+    (path,) = tmp_path.glob("*/grid.jpg")
+    os.utime(path, (2**32, 2**32))
+    write(tmp_path, [request(image_index=n) for n in range(2)], grid=True)
+    with Image.open(path) as grid:
+        assert grid.size == (96, 48)
+
+
+@pytest.mark.parametrize("length", [0, 1, -1])
+@pytest.mark.parametrize("format", ["jpg", "png", "webp"])
+def test_an_image_that_is_cut_off_is_made_again(write, tmp_path, format, length):
+    settings = {"format": format, "save_tokens": True, "grid": True}
+    write(tmp_path, THREE, **settings)
+    whole = files(tmp_path)
+    for name in (f"00001_b/img_00.{format}", "00002_c/img_00.npy"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[:length])
+    assert write(tmp_path, THREE, **settings).missing == [(1, 0), (2, 0)]
+    assert files(tmp_path) == whole
 
 
 def test_there_is_no_grid_unless_it_is_asked_for(write, tmp_path):

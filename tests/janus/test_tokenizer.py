@@ -126,3 +126,63 @@ def test_unknown_conversation_template(broken):
 def test_broken_json(broken):
     (broken / "tokenizer_config.json").write_text("{")
     assert "tokenizer_config.json: not readable as JSON" in error_of(broken)
+
+
+def test_a_stored_truncation_or_padding_is_not_obeyed(broken):
+    prompt = "a red apple and " * 20
+    expected = PromptEncoder(broken).encode(prompt)
+    tokenizer = Tokenizer.from_file(str(broken / "tokenizer.json"))
+    tokenizer.enable_truncation(5)
+    tokenizer.enable_padding(length=300)
+    tokenizer.save(str(broken / "tokenizer.json"))
+    assert PromptEncoder(broken).encode(prompt) == expected
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}Q {{ m.content }}{% endfor %} A",
+        "{% for m in messages %}{{ 'Q ' + m.content }}{% endfor %} A",
+        "{% for m in messages %}Q {{ m['content'] | trim }}{% endfor %} A",
+        "{% for m in messages %}Q {% if m.content is string %}{{ m.content }}"
+        "{% else %}{{ m.content[0].text }}{% endif %}{% endfor %} A",
+    ],
+)
+def test_a_template_may_want_text_or_parts(broken, template):
+    (broken / "chat_template.jinja").write_text(template)
+    assert PromptEncoder(broken).text(" a 'cat' ") == "Q a 'cat' A"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('no') }}", "the chat template fails"),
+        ("{% for m in messages %}", "the chat template fails"),
+        ("{{ messages[7].content }}", "the chat template"),
+        ("{{ 1 / 0 }}", "the chat template fails"),
+        ("nothing of the prompt", "without the prompt"),
+        ("", None),
+    ],
+)
+def test_a_template_that_renders_no_prompt(broken, template, message):
+    if message is None:  # an empty key is as none
+        (broken / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+        assert PromptEncoder(broken).roles == "pro"
+        return
+    (broken / "chat_template.jinja").write_text(template)
+    assert "chat_template.jinja: " in error_of(broken)
+    assert message in error_of(broken)
+    assert PromptEncoder(broken, "pro").text("cat") == PRO.format("cat")
+
+
+@pytest.mark.parametrize("value", [[], {}, None, ["<image>"], "x"])
+def test_extra_special_tokens_of_any_kind(broken, value):
+    (broken / "tokenizer_config.json").write_text(json.dumps({"extra_special_tokens": value}))
+    assert PromptEncoder(broken).boi_token_id > 0
+
+
+def test_a_token_that_the_model_cannot_embed(original_layout):
+    ids = PromptEncoder(original_layout).encode("a red apple")
+    assert PromptEncoder(original_layout, vocab_size=max(ids) + 1).encode("a red apple") == ids
+    with pytest.raises(UserError, match=r"tokenizer\.json: token \d+ is beyond the model's vocab"):
+        PromptEncoder(original_layout, vocab_size=max(ids)).encode("a red apple")

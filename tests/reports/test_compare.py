@@ -1,5 +1,6 @@
 """``compare``: which images are shown side by side, and notes about the others."""
 
+import json
 import re
 from pathlib import Path
 
@@ -124,3 +125,51 @@ def test_on_the_command_line(run, tmp_path, main_here):
     assert "WARNING: seed differs" in done.stderr
     done = main_here(tmp_path, "compare", "x", "--output", "page")
     assert (done.returncode, done.stderr) == (1, "error: compare: 1 run; expected two or more\n")
+
+
+def test_the_folder_of_a_run_is_not_overwritten(run, tmp_path):
+    runs = [run("x", ["a"]), run("y", ["a"])]
+    third = run("z", ["b"])
+    for output in (*runs, third):
+        before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+        with pytest.raises(UserError, match="is the folder of a run, whose gallery would be repl"):
+            compare(runs, output)
+        assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("link", ["images", "images/0", "images/0/00000_p"])
+def test_copies_are_not_written_through_a_link(link, run, tmp_path):
+    runs = [run("x", ["a"]), run("y", ["a"])]
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "page" / link).parent.mkdir(parents=True)
+    (tmp_path / "page" / link).symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match="a symbolic link; expected a folder"):
+        compare(runs, tmp_path / "page", copy_images=True)
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+def test_a_file_among_the_runs_is_an_error(run, tmp_path):
+    (tmp_path / "sheet.png").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"sheet\.png: not a folder; expected one that predict"):
+        compare([run("x", ["a"]), tmp_path / "sheet.png"], tmp_path / "page")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"prompt": 3}, {"prompt_index": "0"}, {"image_index": None}, {"file": 7}, {"metadata": []}],
+)
+def test_an_edited_record_is_a_line(change, run, tmp_path):
+    runs = [run("x", ["a"]), run("y", ["a"])]
+    path = runs[1] / "metadata.jsonl"
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps({**json.loads(first), **change}), *rest]))
+    with pytest.raises(UserError, match=r"metadata\.jsonl: line 1: not the record of an image"):
+        compare(runs, tmp_path / "page")
+
+
+def test_names_of_folders_need_not_be_utf_8(run, tmp_path):
+    runs = [run("x\udcff", ["a"]), run("y é%", ["a"])]
+    compare(runs, tmp_path / "page\udcff")
+    sources = [src for src in page_of(tmp_path / "page\udcff").attributes("img", "src") if src]
+    assert sources[0].startswith("../x%FF/")
+    assert sources[1].startswith("../y%20%C3%A9%25/")
