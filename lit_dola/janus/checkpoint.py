@@ -15,7 +15,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
-from lit_dola.errors import UserError, given_path
+from lit_dola.errors import UserError, given_path, printable
 from lit_dola.janus.files import read_json
 
 Layout = Literal["janus", "multi_modality"]
@@ -133,6 +133,8 @@ def find_checkpoint(model_path: str) -> Path:
         UserError: If there is no such folder and the hub cannot provide it.
     """
     folder = given_path("model.model_path", model_path)
+    if printable(model_path) != model_path:  # what reads weights and tokenizers cannot open it
+        raise UserError(f"model.model_path: {printable(model_path)} is not UTF-8; expected UTF-8")
     if folder.is_dir():
         return folder
     repo_id = VARIANTS[model_path].original if model_path in VARIANTS else model_path
