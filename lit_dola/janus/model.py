@@ -108,8 +108,13 @@ class TransformersJanus(nn.Module):
         tokens = torch.zeros(1, self.num_image_tokens, dtype=torch.long, device="meta")
         try:
             states = self.image_head.embed(tokens)
-            position_embeddings = self.language_model.rotary_emb(states, tokens)
-            states = self.language_model.layers[0](states, position_embeddings=position_embeddings)
+            rotary = type(self.language_model.rotary_emb)(config=self.language_model.config)
+            positions = torch.arange(self.num_image_tokens)[None]
+            # On the CPU: some releases of transformers enter autocast, which knows no meta device.
+            cos, sin = rotary(torch.zeros(1), positions)
+            states = self.language_model.layers[0](
+                states, position_embeddings=(cos.to("meta"), sin.to("meta"))
+            )
             self.image_head.logits(self.language_model.norm(states))
             self.decode_image_tokens(tokens)
         except Exception as error:
