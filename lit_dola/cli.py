@@ -193,9 +193,8 @@ class DoLaCLI(LightningCLI):
             parser.add_lightning_class_args(callback, group)
         for name in LINKED:
             parser.link_arguments(f"model.{name}", f"data.{name}")
-        parser.link_arguments(
-            "model.seed", "seed_everything", compute_fn=_seed
-        )  # one seed, not two
+        # One seed, not two.
+        parser.link_arguments("model.seed", "seed_everything", compute_fn=_seed)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and keep LightningCLI from seeding for tasks that draw nothing."""

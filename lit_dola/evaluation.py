@@ -17,7 +17,7 @@ from lit_dola.data.datamodule import PromptDataModule, shards_the_model
 from lit_dola.data.requests import RunPlan
 from lit_dola.errors import UserError, printable, require
 from lit_dola.reports.contact_sheet import write_contact_sheet
-from lit_dola.reports.export import Export, check_export, write_export
+from lit_dola.reports.export import Export, check_dpg, write_export
 from lit_dola.reports.scores import Score, write_report
 from lit_dola.runs.files import safe_name, to_json, write_atomically
 from lit_dola.runs.image_file import read_image
@@ -74,8 +74,8 @@ class EvaluationTrainer(Trainer):
                 changed.check(datamodule.checkpoint)
             except UserError as error:
                 raise UserError(f"variants.{name}: {error}") from error
-        if export:
-            check_export(export, datamodule.read_prompts([]), model.parallel_size)
+        if export == "dpg":
+            check_dpg(datamodule.read_prompts([]), model.parallel_size)
         if reference not in models:
             raise UserError(
                 f"reference: {reference!r} is not a variant; expected one of {', '.join(models)}"

@@ -132,7 +132,7 @@ def _parse_json(text: str, where: str | None = None) -> Any:
     """Parse a document, or one line whose place the caller reports."""
     try:
         return json.loads(
-            text, object_pairs_hook=_Pairs, parse_constant=_refuse, parse_float=_parse_float
+            text, object_pairs_hook=_Pairs, parse_constant=refuse_constant, parse_float=_parse_float
         )
     except json.JSONDecodeError as error:
         place = f"column {error.colno}" if where else f"line {error.lineno}, column {error.colno}"
@@ -143,7 +143,12 @@ def _parse_json(text: str, where: str | None = None) -> Any:
         raise UserError(f"not JSON: {error}") from error
 
 
-def _refuse(constant: str) -> NoReturn:
+def refuse_constant(constant: str) -> NoReturn:
+    """Refuse NaN and Infinity, which Python reads as JSON: for ``parse_constant``.
+
+    Raises:
+        ValueError: Always.
+    """
     raise ValueError(f"{constant} is no JSON value")
 
 

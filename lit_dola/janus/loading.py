@@ -48,8 +48,12 @@ def load_janus(
         try:
             janus = TransformersJanus(checkpoint.config, pad_token_id)
             janus.try_shapes()
-        except UserError as error:
-            raise UserError(f"{checkpoint.folder / 'config.json'}: {error}") from error.__cause__
+        except Exception as error:  # whatever transformers makes of a value it did not expect
+            reason = next(iter(str(error).strip().splitlines()), "no reason given")
+            raise UserError(
+                f"{checkpoint.folder / 'config.json'}: no Janus can be built of it:"
+                f" {type(error).__name__}: {reason}"
+            ) from error
         load_weights(janus.model, checkpoint, dtype=dtype, device=device)
         janus.restore_float32_buffers()
     if device.type == "cuda":  # tensor cores convolve fastest in this memory format

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from transformers import JanusConfig, JanusForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from lit_dola.errors import UserError
-
 
 @dataclass(frozen=True, eq=False)
 class Head:
@@ -73,18 +71,12 @@ class TransformersJanus(nn.Module):
         pad_token_id: Token that replaces the prompt in the unconditional branch.
 
     The weights are on the meta device until :func:`lit_dola.janus.weights.load_weights` fills them.
-
-    Raises:
-        UserError: If no model can be built of the config.
     """
 
     def __init__(self, config: JanusConfig, pad_token_id: int) -> None:
         super().__init__()
-        try:
-            with torch.device("meta"):
-                self.model = JanusForConditionalGeneration(config)
-        except Exception as error:  # whatever a class makes of a value that it did not expect
-            raise _unusable(error) from error
+        with torch.device("meta"):
+            self.model = JanusForConditionalGeneration(config)
         del self.model.lm_head, self.model.model.vision_model, self.model.model.aligner
         del self.model.model.vqmodel.encoder, self.model.model.vqmodel.quant_conv
         self.language_model = self.model.model.language_model
@@ -102,23 +94,19 @@ class TransformersJanus(nn.Module):
     def try_shapes(self) -> None:
         """Run each part once while the weights are on the meta device, where it costs nothing.
 
-        Raises:
-            UserError: If the config describes parts that do not work, or not together.
+        Raises whatever the parts raise if the config describes some that do not fit together.
         """
         tokens = torch.zeros(1, self.num_image_tokens, dtype=torch.long, device="meta")
-        try:
-            states = self.image_head.embed(tokens)
-            rotary = type(self.language_model.rotary_emb)(config=self.language_model.config)
-            positions = torch.arange(self.num_image_tokens)[None]
-            # On the CPU: some releases of transformers enter autocast, which knows no meta device.
-            cos, sin = rotary(torch.zeros(1), positions)
-            states = self.language_model.layers[0](
-                states, position_embeddings=(cos.to("meta"), sin.to("meta"))
-            )
-            self.image_head.logits(self.language_model.norm(states))
-            self.decode_image_tokens(tokens)
-        except Exception as error:
-            raise _unusable(error) from error
+        states = self.image_head.embed(tokens)
+        rotary = type(self.language_model.rotary_emb)(config=self.language_model.config)
+        positions = torch.arange(self.num_image_tokens)[None]
+        # On the CPU: some releases of transformers enter autocast, which knows no meta device.
+        cos, sin = rotary(torch.zeros(1), positions)
+        states = self.language_model.layers[0](
+            states, position_embeddings=(cos.to("meta"), sin.to("meta"))
+        )
+        self.image_head.logits(self.language_model.norm(states))
+        self.decode_image_tokens(tokens)
 
     def _image_features(self, hidden_states: Tensor) -> Tensor:
         features: Tensor = self.gen_head.activation_fn(self.gen_head.proj_out(hidden_states))
@@ -132,11 +120,6 @@ class TransformersJanus(nn.Module):
     def restore_float32_buffers(self) -> None:
         """See :class:`Backbone`."""
         restore_rotary_frequencies(self.language_model)
-
-
-def _unusable(error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
-    return UserError(f"no Janus can be built of it: {type(error).__name__}: {reason}")
 
 
 def restore_rotary_frequencies(language_model: LlamaModel) -> None:

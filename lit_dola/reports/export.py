@@ -48,21 +48,17 @@ def write_export(export: Export, run: Path, records: Iterable[ImageRecord], fold
         _write_dpg(run, prompts, folder)
 
 
-def check_export(export: Export, prompts: Iterable[Prompt], parallel_size: int) -> None:
-    """Check that prompts can be exported, before anything is drawn.
+def check_dpg(prompts: Iterable[Prompt], parallel_size: int) -> None:
+    """Check that prompts can be exported for DPG-Bench, before anything is drawn.
 
     Raises:
         UserError: As :func:`write_export`.
     """
-    if export == "dpg":
-        keys = range(parallel_size)
-        _by_dpg_name(
-            [
-                ImageRecord("", prompt.text, prompt.prompt_index, n, {}, prompt.metadata)
-                for n in keys
-            ]
-            for prompt in prompts
-        )
+    images = range(parallel_size)
+    _by_dpg_name(
+        [ImageRecord("", text, index, image, {}, metadata) for image in images]
+        for index, text, metadata in prompts
+    )
 
 
 def _write_geneval(run: Path, prompts: list[list[ImageRecord]], folder: Path) -> None:

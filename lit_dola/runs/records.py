@@ -9,9 +9,10 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lit_dola.data.old_names import rename_settings
+from lit_dola.data.prompt_file import refuse_constant
 from lit_dola.data.requests import ImageKey
 from lit_dola.errors import UserError
 from lit_dola.runs.files import to_json, write_atomically
@@ -137,7 +138,7 @@ class RecordLog:
             with suppress(FileNotFoundError), path.open("rb") as file:
                 for number, line in enumerate(file, start=1):
                     try:
-                        record = json.loads(line, parse_constant=_refuse)
+                        record = json.loads(line, parse_constant=refuse_constant)
                     except ValueError:
                         continue
                     except RecursionError:
@@ -190,10 +191,6 @@ class RecordLog:
 
     def _parts(self) -> list[Path]:
         return sorted(self.path.parent.glob(f"{self.path.stem}.*.jsonl"))
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON value")
 
 
 def _place(record: Record) -> tuple[int, int]:
