@@ -352,6 +352,8 @@ def _trainer_message(error: Exception) -> str:
     wants_gpu = re.search("gpu|cuda|accelerator", str(error), re.IGNORECASE)
     if not wants_gpu or torch.cuda.is_available():
         return f"trainer: {error}"
+    if "accelerator='cpu'" in str(error):
+        return f"trainer: {error}; strategies that run without a GPU are auto, ddp and fsdp2"
     return f"trainer: {error}; on a machine without a GPU add --trainer.accelerator cpu"
 
 

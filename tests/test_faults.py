@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -23,6 +24,8 @@ import pytest
 
 from lit_dola.callbacks.signals import requeue_slurm_job
 from lit_dola.runs import files as run_files
+from lit_dola.runs import resume
+from lit_dola.runs.records import RecordLog
 from tests.support.commands import MAIN, files
 from tests.support.forked import finish, run, start
 
@@ -56,8 +59,9 @@ def undisturbed(made_before, tmp_path):
     def of(args):
         key = (*args, (tmp_path / "prompt.json").read_text())
         if key not in made_before:
-            assert run(tmp_path, [*args, "--writer.output_dir=alone/out"]).returncode == 0
-            made_before[key] = files(tmp_path / "alone/out")
+            alone = f"alone{len(made_before)}/out"
+            assert run(tmp_path, [*args, f"--writer.output_dir={alone}"]).returncode == 0
+            made_before[key] = files(tmp_path / alone)
         return made_before[key]
 
     return of
@@ -190,6 +194,64 @@ def test_two_runs_at_once_in_one_folder(command, undisturbed, tmp_path):
         process.join(60)
     assert files(tmp_path / "out") == expected
     assert [process.exitcode for process in both] == [0, 0]
+
+
+def merge_slowly(begin_at):
+    """Start at a moment, and let others act while this run reads and merges the records."""
+    merge, differences = RecordLog.merge, resume.differences
+
+    def slow_merge(self, *args, **kwargs):
+        time.sleep(0.02)
+        merge(self, *args, **kwargs)
+
+    def slow_differences(*args):
+        found = differences(*args)
+        time.sleep(0.02)
+        return found
+
+    RecordLog.merge = slow_merge
+    resume.differences = slow_differences
+    time.sleep(max(0, begin_at - time.monotonic()))
+
+
+@pytest.mark.parametrize(
+    ("on_mismatch", "repetition"),
+    [
+        *(("error", repetition) for repetition in range(20)),
+        *itertools.product(["new_folder", "overwrite"], range(0, 20, 3)),
+    ],
+)
+def test_runs_of_different_settings_started_at_once(
+    on_mismatch, repetition, command, undisturbed, tmp_path
+):
+    """Whoever comes first, a folder holds the images of one of them, and exit 0 means all."""
+    args = command(1, 2, f"--writer.on_mismatch={on_mismatch}")
+    variants = [[*args, f"--model.alpha={alpha}"] for alpha in (0.1, 0.9)]
+    expected = [{**undisturbed(variant)} for variant in variants]
+    begin_at = time.monotonic() + 0.1
+    both = []
+    for number, variant in enumerate(variants):
+        # Each has a working folder of its own, for what it prints.
+        (tmp_path / f"{number}").mkdir()
+        shutil.copy(tmp_path / "prompt.json", tmp_path / f"{number}")
+        there = [*variant, "--writer.output_dir=../out"]
+        delay = repetition * 0.01 * number
+        both.append(start(tmp_path / f"{number}", there, merge_slowly, begin_at + delay))
+    done = [finish(process, tmp_path / f"{number}") for number, process in enumerate(both)]
+    codes = [each.returncode for each in done]
+    made = [files(path) for path in sorted(tmp_path.glob("out*"))]
+    if on_mismatch == "new_folder":
+        for folder in made + expected:
+            del folder["index.html"]  # it names its folder
+        assert codes == [0, 0]
+        assert made in (expected, expected[::-1])
+        return
+    assert codes.count(0) == 1 or on_mismatch == "overwrite"
+    assert made[0] in [files for files, code in zip(expected, codes) if code == 0]
+    for each in done:
+        if each.returncode:
+            assert each.returncode == 1
+            assert re.search("is writing to|holds images of another run", each.stderr)
 
 
 TWO_RANKS = ["--trainer.devices=2", "--trainer.strategy=ddp"]

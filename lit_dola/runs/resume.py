@@ -127,11 +127,11 @@ def _take(
             return [str(error)]
         raise
     try:
-        found = differences(read_images(claim.folder), settings, prompts)
-        if found and on_mismatch == "overwrite":
-            with alone_in(claim.folder):
+        with alone_in(claim.folder):  # an equal run, started at once, must not delete ours
+            found = differences(read_images(claim.folder), settings, prompts)
+            if found and on_mismatch == "overwrite":
                 delete_images(claim.folder)
-            return []
+                return []
     except BaseException:
         claim.release()
         raise

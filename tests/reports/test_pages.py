@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import Select
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from lit_dola.reports.compare import compare
 from lit_dola.reports.gallery import write_gallery
@@ -34,6 +34,9 @@ def visit(browser):
         requests(browser)
         look(browser, width, dark)
         browser.get(path.as_uri())
+        # On a busy machine, the driver may return before a long page is read to its end.
+        whole = "return document.readyState == 'complete'"
+        WebDriverWait(browser, 60).until(lambda page: page.execute_script(whole))
         return browser
 
     yield open_page

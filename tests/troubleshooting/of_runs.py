@@ -1,0 +1,247 @@
+"""What provokes the messages about settings, running and the folder of a run."""
+
+import errno
+import os
+import signal
+from types import ModuleType
+
+import torch
+
+from lit_dola import ImageWriter
+from lit_dola.callbacks import writer
+from lit_dola.decoding.loop import TokenGenerator
+from lit_dola.runs.claim import Claim
+from lit_dola.runs.image_file import encode_image
+from tests.troubleshooting.scene import CASES, case
+
+FLAGS = {
+    "is not a middle layer": ["--model.layer=8"],
+    "inspect: DoLa is off": ["--model.dola=false", "--model.inspect=[[0, 0]]"],
+    "is not an image of this run": ["--model.inspect=[[0, 9]]"],
+    "a sharded model cannot be inspected": ["--model.inspect=[[0, 0]]", "--trainer.strategy=fsdp2"],
+    "int8 weights cannot be sharded": ["--model.quantize=int8wo", "--trainer.strategy=fsdp2"],
+    "precision: bf16-mixed": ["--trainer.precision=bf16-mixed"],
+    "ddp_spawn copies": ["--trainer.strategy=ddp_spawn"],
+    "requires a GPU accelerator": ["--trainer.strategy=fsdp"],
+    "on a machine without a GPU": ["--trainer.accelerator=gpu"],
+    "images are missing": ["--trainer.limit_predict_batches=1", "--model.images_per_batch=1"],
+}
+"""Settings that end a run, by a part of the message."""
+
+
+def pass_flags(flags, scene):
+    # As if torchao were there, which is not loaded before a model.
+    scene.monkeypatch.setattr("lit_dola.janus.loading.require", lambda *args, **kwargs: None)
+    return scene.predict(*flags), 1
+
+
+for message, flags in FLAGS.items():
+    CASES[message] = lambda scene, flags=flags: pass_flags(flags, scene)
+
+
+@case("did you mean model.alpha")
+def misspelt(scene):
+    return scene.predict("--model.alhpa=0.2"), 2
+
+
+@case("is now called model.apc")
+def old_name(scene):
+    return scene.predict("--model.head=cond"), 0
+
+
+@case("temperature: null")
+def null(scene):
+    (scene.folder / "null.yaml").write_text("model:\n  temperature:\n")
+    return scene.predict("--config=null.yaml"), 1
+
+
+@case("torchao is not installed")
+def no_torchao(scene):
+    scene.monkeypatch.setattr("lit_dola.errors.find_spec", lambda name: None)
+    return scene.predict("--model.quantize=int8wo"), 1
+
+
+def use_deepseek(scene, *packages, transformers="4.57.6"):
+    """Run with DeepSeek's backend, as if these packages were installed."""
+    module = "lit_dola.janus.deepseek"
+    scene.monkeypatch.setattr(
+        f"{module}.find_spec", lambda name: ModuleType(name) if name in packages else None
+    )
+    scene.monkeypatch.setattr(f"{module}.version", lambda package: transformers)
+    return scene.predict("--model.backend=deepseek"), 1
+
+
+@case("DeepSeek's janus is not installed")
+def no_janus(scene):
+    return use_deepseek(scene)
+
+
+@case("is the asyncio queue of that name")
+def other_janus(scene):
+    return use_deepseek(scene, "janus")
+
+
+@case("cannot be imported under transformers")
+def newer_transformers(scene):
+    return use_deepseek(scene, "janus", "janus.models", transformers="5.24.0")
+
+
+@case("which is in transformers' layout")
+def other_layout(scene):
+    return use_deepseek(scene, "janus", "janus.models")
+
+
+@case("Requirement 'wandb")
+def no_wandb(scene):
+    class Missing:
+        __bool__ = staticmethod(lambda: False)
+        __str__ = staticmethod(lambda: "Requirement 'wandb>=0.12.10' not met. HINT: install it")
+
+    scene.monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", Missing())
+    return scene.predict("--trainer.logger=WandbLogger"), 1
+
+
+@case("skipped, see")
+def skipped(scene):
+    scene.write_prompts(["a", 3, 4])
+    return scene.predict("--data.on_error=skip"), 3
+
+
+@case("logits are NaN")
+def logits_not_finite(scene):
+    name = "model.generation_head.vision_head.weight"
+    scene.spoil(lambda weights: weights[name].fill_(1e38))
+    return scene.predict(), 1
+
+
+@case("image 0: the VQ decoder's pixels are NaN")
+def pixels_not_finite(scene):
+    name = "model.vqmodel.quantize.embedding.weight"
+    scene.spoil(lambda weights: weights[name].fill_(float("nan")))
+    return scene.predict(), 1
+
+
+def out_of_memory(scene, images):
+    """Let the token loop run out of memory above so many images."""
+    call = TokenGenerator.__call__
+
+    def limited(self, prompts, keys, on_step=None):
+        if len(prompts) > images:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return call(self, prompts, keys, on_step)
+
+    scene.monkeypatch.setattr(TokenGenerator, "__call__", limited)
+
+
+@case("at most 1 images at once")
+def too_many(scene):
+    out_of_memory(scene, 1)
+    return scene.predict(), 0
+
+
+@case("out of memory at 1 image")
+def too_large(scene):
+    out_of_memory(scene, 0)
+    return scene.predict("--model.images_per_batch=1"), 1
+
+
+@case("No space left on device")
+def full_disk(scene):
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "outputs/x")
+
+    scene.monkeypatch.setattr(writer, "write_atomically", no_space)
+    return scene.predict(), 1
+
+
+@case("another rank ended early")
+def other_rank(scene):
+    def lost(*_args, **_kwargs):
+        raise RuntimeError("Connection closed by peer")
+
+    scene.monkeypatch.setattr(torch.distributed, "barrier", lost)
+    setup = ImageWriter.setup
+
+    def as_if_there_were_more(self, *args, **kwargs):
+        setup(self, *args, **kwargs)
+        self._ranks = object()
+
+    scene.monkeypatch.setattr(ImageWriter, "setup", as_if_there_were_more)
+    return scene.predict(), 1
+
+
+def stop(scene, signum):
+    """Send the signal while the first image is written."""
+
+    def kill(*args):
+        os.kill(os.getpid(), signum)
+        return encode_image(*args)
+
+    scene.monkeypatch.setattr(writer, "encode_image", kill)
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    handlers = {signum: signal.getsignal(signum) for signum in handled}
+    done = scene.predict("--model.images_per_batch=1", "--model.parallel_size=50")
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+    return done
+
+
+@case("stopped by SIGTERM")
+def stopped(scene):
+    return stop(scene, signal.SIGTERM), 143
+
+
+@case("scontrol requeue")
+def not_queued_again(scene):
+    slurm = {"NTASKS": "1", "JOB_ID": "4711", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in {**slurm, "JOB_NAME": "dola", "NODELIST": "localhost"}.items():
+        scene.monkeypatch.setenv(f"SLURM_{name}", value)
+    scene.monkeypatch.setenv("PATH", "")
+    code, stderr = stop(scene, signal.SIGUSR1)
+    first, *others = stderr.splitlines(keepends=True)
+    assert first.startswith("stopped by SIGUSR1")
+    return (code, "".join(others)), 128 + signal.SIGUSR1
+
+
+@case("alpha was 0.1")
+def mismatch(scene):
+    assert scene.predict() == (0, "")
+    return scene.predict("--model.alpha=0.2"), 1
+
+
+@case("writing to …outputs-2")
+def another_folder(scene):
+    assert scene.predict() == (0, "")
+    return scene.predict("--model.alpha=0.2", "--writer.on_mismatch=new_folder"), 0
+
+
+@case("is writing to")
+def other_run(scene):
+    (scene.folder / "outputs").mkdir()
+    claim = Claim(scene.folder / "outputs", {"alpha": 0.5})
+    claim.take()
+    found = scene.predict()
+    claim.release()
+    return found, 1
+
+
+@case("not readable as an image")
+def broken_image(scene):
+    """Of a prompt that is no longer in the file."""
+    (scene.folder / "outputs" / "00001_old").mkdir(parents=True)
+    (scene.folder / "outputs" / "00001_old" / "img_00.jpg").write_bytes(b"")
+    return scene.predict("--writer.grid=true"), 1
+
+
+@case("not the record of an image")
+def foreign_folder(scene):
+    (scene.folder / "outputs").mkdir()
+    (scene.folder / "outputs" / "metadata.jsonl").write_text('{"file_name": "x.png"}\n')
+    return scene.predict(), 1
+
+
+@case("a symbolic link")
+def link(scene):
+    (scene.folder / "outputs").mkdir()
+    (scene.folder / "outputs" / "00000_a_cat").symlink_to(scene.folder)
+    return scene.predict(), 1

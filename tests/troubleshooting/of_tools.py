@@ -1,0 +1,135 @@
+"""What provokes the messages of ``evaluate``, ``compare`` and Python."""
+
+import numpy as np
+import torch
+
+from lit_dola import JanusPipeline, UserError
+from tests.troubleshooting.scene import CASES, case
+
+EVALUATE = {
+    "variants: empty": ["--variants={}"],
+    "'a/b' is not a safe folder name": ["--variants={a/b: {dola: false}}"],
+    "applies to all variants": ["--variants={sharp: {seed: 3}}"],
+    "alhpa: not a setting of the model": ["--variants={sharp: {alhpa: 0.3}}"],
+    "is not a variant": ["--reference=nothing"],
+    "has no id": ["--export=dpg", "--scorer=null"],
+    "fails on": ["--scorer=tests.troubleshooting.of_tools.Fails"],
+    "returns nan": ["--scorer=tests.troubleshooting.of_tools.NotANumber"],
+}
+"""Settings of ``evaluate``, by a part of the message."""
+
+
+class Fails:
+    def __call__(self, image, metadata):
+        return metadata["shape"]
+
+
+class NotANumber:
+    def __call__(self, image, metadata):
+        return float("nan")
+
+
+for message, flags in EVALUATE.items():
+    CASES[message] = lambda scene, flags=flags: (scene.evaluate(*flags), 1)
+
+
+@case("matplotlib is not installed")
+def no_matplotlib(scene):
+    scene.monkeypatch.setattr("lit_dola.errors.find_spec", lambda name: None)
+    return scene.evaluate(), 1
+
+
+@case("2 images of prompt")
+def two_images(scene):
+    (scene.folder / "dpg").mkdir()
+    (scene.folder / "dpg" / "a.txt").write_text("a cat")
+    return scene.evaluate("--export=dpg", "--scorer=null", "--data.prompt_json=dpg"), 1
+
+
+@case("the ids 'a/b' and 'a:b'")
+def equal_names(scene):
+    scene.write_prompts([{"id": "a/b", "prompt": "a"}, {"id": "a:b", "prompt": "b"}])
+    return scene.evaluate("--export=dpg", "--scorer=null", "--model.parallel_size=1"), 1
+
+
+@case("no images of a run")
+def no_run(scene):
+    return scene.main("compare", "outputs/nothing", "outputs", "--output=page"), 1
+
+
+@case("not a folder; expected one that predict has written")
+def file_for_a_folder(scene):
+    return scene.main("compare", "prompt.json", "outputs", "--output=page"), 1
+
+
+@case("compare: 1 run")
+def one_run(scene):
+    return scene.main("compare", "outputs", "--output=page"), 1
+
+
+@case("a run is given twice")
+def same_run(scene):
+    return scene.main("compare", "outputs", "outputs/", "--output=page"), 1
+
+
+@case("no image is in all of")
+def other_prompts(scene):
+    assert scene.predict("--writer.output_dir=one")[0] == 0
+    scene.write_prompts(["another"])
+    assert scene.predict("--writer.output_dir=two")[0] == 0
+    return scene.main("compare", "one", "two", "--output=page"), 1
+
+
+def two_runs(scene):
+    for name, alpha in (("one", 0.1), ("two", 0.2)):
+        assert scene.predict(f"--writer.output_dir={name}", f"--model.alpha={alpha}")[0] == 0
+
+
+@case("whose gallery would be replaced")
+def page_in_a_run(scene):
+    two_runs(scene)
+    return scene.main("compare", "one", "two", "--output=one"), 1
+
+
+@case("output: cannot write to")
+def page_in_a_file(scene):
+    two_runs(scene)
+    return scene.main("compare", "one", "two", "--output=prompt.json"), 1
+
+
+def python(load=None, generate=None, decode=None):
+    """Load a pipeline; generate or decode; return what a script that fails prints."""
+
+    def provoke(scene):
+        try:
+            pipeline = JanusPipeline.from_pretrained(scene.checkpoint, **(load or {}))
+            if generate is not None:
+                pipeline.generate(**generate)
+            else:
+                pipeline.decode(decode)
+        except UserError as error:
+            return (1, f"error: {error}\n"), 1
+        return (0, ""), 1
+
+    return provoke
+
+
+CASES |= {
+    "'gpu' is no device": python(load={"device": "gpu"}),
+    "device: cuda:9": python(load={"device": "cuda:9"}),
+    "device: mps": python(load={"device": "mps"}),
+    "dtype: torch.float64": python(load={"dtype": torch.float64}),
+    "backend: not a setting of generate": python(generate={"prompts": "a", "backend": "deepseek"}),
+    "prompts: found int": python(generate={"prompts": 3}),
+    "tokens: found shape": python(decode=[[1, 2]]),
+    "tokens: found torch.float32": python(decode=np.zeros(16, np.float32)),
+    "`tokens: found … to": python(decode=np.full(16, 10**6)),
+    "`tokens: …; expected": python(decode=[[1], [1, 2]]),
+}
+
+
+@case("pixels of image 0 are NaN")
+def not_finite(scene):
+    name = "model.vqmodel.quantize.embedding.weight"
+    scene.spoil(lambda weights: weights[name].fill_(float("nan")))
+    return python(decode=np.zeros(16, np.int64))(scene)
