@@ -132,7 +132,7 @@ def break_call(number, how):
         setattr(Path, call.__name__, counted(call))
 
 
-CALLS = 30
+CALLS = 31
 """Calls that change the folder in a run of two images."""
 
 
