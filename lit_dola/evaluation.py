@@ -19,13 +19,12 @@ from lit_dola.errors import UserError, printable, require
 from lit_dola.reports.contact_sheet import write_contact_sheet
 from lit_dola.reports.export import Export, check_dpg, write_export
 from lit_dola.reports.scores import Score, write_report
-from lit_dola.runs.files import safe_name, to_json, write_atomically
+from lit_dola.runs.files import to_json, write_atomically
 from lit_dola.runs.image_file import read_image
 from lit_dola.runs.records import ImageRecord, read_images
 from lit_dola.tasks.generate import LitDoLa
+from lit_dola.tasks.variants import all_variants, make_variants
 
-SHARED = ("model_path", "roles", "backend", "quantize", "parallel_size", "images_per_batch", "seed")
-"""Settings of the model that all variants of an evaluation share."""
 _COLUMNS = 14
 """Prompts on the contact sheet."""
 
@@ -44,7 +43,8 @@ class EvaluationTrainer(Trainer):
         self,
         model: LitDoLa,
         datamodule: PromptDataModule,
-        variants: dict[str, dict[str, Any]],
+        variants: dict[str, dict[str, Any]] | None = None,
+        grid: dict[str, list[Any]] | None = None,
         scorer: Scorer | None = None,
         export: Export | None = None,
         reference: str | None = None,
@@ -56,6 +56,8 @@ class EvaluationTrainer(Trainer):
             datamodule: The prompts; the key ``tag`` of an entry, if present, is its skill.
             variants: What each variant changes of the model's settings, by the variant's name, as
                 in ``{baseline: {dola: false}, sharp: {alpha: 0.3}}``.
+            grid: Values of some settings, as in ``{alpha: [0.02, 0.1], strength: [0, 0.5, 1]}``;
+                every combination is a further variant, named after what varies.
             scorer: Scores an image; null: no report is written.
             export: Benchmark whose folders the images are copied into,
                 ``{output_dir}/{export}/{name}``: geneval or dpg.
@@ -67,8 +69,8 @@ class EvaluationTrainer(Trainer):
         """
         if scorer:
             require("matplotlib", "scorer", extra="evaluation")
-        reference = reference or next(iter(variants), "")
-        models = _models(model, variants)
+        models = make_variants(model, variants or {}, grid or {})
+        reference = reference or next(iter(models))
         for name, changed in models.items():
             try:
                 changed.check(datamodule.checkpoint)
@@ -102,33 +104,11 @@ class EvaluationTrainer(Trainer):
             scores = {name: _scores(run, scorer) for name, run in runs.items() if scorer}
             if scores:
                 about = {"model": printable(model.model_path), "seed": model.hparams["seed"]}
-                write_report(folder, scores, reference, {**about, "variants": variants})
+                changes = all_variants(variants or {}, grid or {})
+                write_report(folder, scores, reference, {**about, "variants": changes})
             _write_sheet(folder, runs, scores)
         except OSError as error:
             raise UserError(writer.cannot_write(error)) from error
-
-
-def _models(model: LitDoLa, variants: dict[str, dict[str, Any]]) -> dict[str, LitDoLa]:
-    """Create a model for each variant, all checked before anything is generated."""
-    common = {key: value for key, value in model.hparams.items() if not key.startswith("_")}
-    models = {}
-    for name, changes in variants.items():
-        if not name or safe_name(name) != name:
-            raise UserError(
-                f"variants: {name!r} is not a safe folder name; expected letters, digits, - and _"
-            )
-        for key in changes:
-            if key in SHARED:
-                raise UserError(
-                    f"variants.{name}: {key} applies to all variants; expected it in model"
-                )
-        try:
-            models[name] = LitDoLa.checked({**common, **changes})
-        except UserError as error:
-            raise UserError(f"variants.{name}: {error}") from error
-    if not models:
-        raise UserError("variants: empty; expected at least one, as {baseline: {dola: false}}")
-    return models
 
 
 class _Run(NamedTuple):

@@ -17,30 +17,31 @@ from lit_dola.dola import (
     pick_static_layer_index,
 )
 from tests.support import reference
-from tests.support.strategies import alphas, logits
+from tests.support.strategies import alphas, log, logits, strengths
 
 
-@given(logits(largest=50.0), alphas)
-def test_equals_the_formula_in_float64(pair, alpha):
+@given(logits(largest=50.0), alphas, strengths)
+def test_equals_the_formula_in_float64(pair, alpha, strength):
     final, mid = pair
-    ours = contrast_with_apc_from_logits(final, mid, alpha).reshape(-1, final.shape[-1])
+    ours = contrast_with_apc_from_logits(final, mid, alpha, strength).reshape(-1, final.shape[-1])
     rows = zip(final.reshape_as(ours), mid.reshape_as(ours), ours, strict=True)
     for final_row, mid_row, row in rows:
-        contrast = reference.contrast(final_row.double().numpy(), mid_row.double().numpy())
+        both = final_row.double().numpy(), mid_row.double().numpy()
+        contrast = reference.contrast(*both, strength)
         inside = row != MASK_VALUE
         torch.testing.assert_close(
             row[inside].double(), torch.from_numpy(contrast)[inside], atol=2e-5, rtol=1e-5
         )
         # Inside or outside may differ only at the very threshold.
         q = torch.from_numpy(reference.log_softmax(final_row.double().numpy()))
-        margin = q - q.max() - math.log(alpha)
+        margin = q - q.max() - log(alpha)
         assert torch.equal(inside[margin.abs() > 1e-4], (margin > 0)[margin.abs() > 1e-4])
 
 
-@given(logits(), alphas)
-def test_head_is_never_empty_and_nothing_is_nan_or_inf(pair, alpha):
+@given(logits(), alphas, strengths)
+def test_head_is_never_empty_and_nothing_is_nan_or_inf(pair, alpha, strength):
     final, mid = pair
-    scores = contrast_with_apc_from_logits(final, mid, alpha)
+    scores = contrast_with_apc_from_logits(final, mid, alpha, strength)
     assert scores.dtype == torch.float32
     assert scores.shape == final.shape
     assert torch.isfinite(scores).all()
@@ -58,7 +59,7 @@ def test_a_shift_of_either_logits_changes_nothing(pair, alpha, shift_final, shif
     contrast, log_probs = log_contrast(final, mid)
     shifted, shifted_log_probs = log_contrast(final + shift_final, mid + shift_mid)
     torch.testing.assert_close(shifted, contrast, atol=1e-3, rtol=0)
-    margin = log_probs - log_probs.amax(dim=-1, keepdim=True) - math.log(alpha)
+    margin = log_probs - log_probs.amax(dim=-1, keepdim=True) - log(alpha)
     clear = margin.abs() > 1e-3
     assert torch.equal(apc_mask(shifted_log_probs, alpha)[clear], apc_mask(log_probs, alpha)[clear])
 
@@ -76,10 +77,65 @@ def test_alpha_one_leaves_the_most_probable_tokens_alone():
     assert (scores != MASK_VALUE).tolist() == [False, True, True, False]
 
 
-@pytest.mark.parametrize("alpha", [0.0, -0.1, 1.1, math.nan])
-def test_alpha_outside_its_range_is_an_error(alpha):
-    with pytest.raises(ValueError, match="expected 0 < alpha <= 1"):
-        contrast_with_apc_from_logits(torch.zeros(3), torch.zeros(3), alpha)
+@pytest.mark.parametrize("name", ["alpha", "strength"])
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf])
+def test_what_is_outside_its_range_is_an_error(name, value):
+    settings = {"alpha": 0.1, name: value}
+    with pytest.raises(ValueError, match=f"expected 0 <= {name} <= 1"):
+        contrast_with_apc_from_logits(torch.zeros(3), torch.zeros(3), **settings)
+
+
+@given(logits())
+def test_alpha_zero_leaves_nothing_out(pair):
+    final, mid = pair
+    assert apc_mask(final.float().log_softmax(-1), 0.0).all()
+    contrast, _ = log_contrast(final, mid)
+    assert torch.equal(contrast_with_apc_from_logits(final, mid, 0.0), contrast)
+
+
+@given(logits(), alphas)
+def test_strength_one_is_the_plain_contrast_bit_for_bit(pair, alpha):
+    final, mid = pair
+    plain = final.float().log_softmax(-1) - mid.float().log_softmax(-1)
+    scores = contrast_with_apc_from_logits(final, mid, alpha, strength=1.0)
+    inside = scores != MASK_VALUE
+    assert torch.equal(scores[inside], plain[inside])
+    assert torch.equal(scores, contrast_with_apc_from_logits(final, mid, alpha))
+
+
+@given(logits(count=1), alphas)
+def test_strength_zero_needs_no_middle_layer(made, alpha):
+    (final,) = made
+    scores = contrast_with_apc_from_logits(final, torch.full_like(final, math.nan), alpha, 0.0)
+    inside = scores != MASK_VALUE
+    assert torch.equal(scores[inside], final.float().log_softmax(-1)[inside])
+
+
+@given(logits(largest=30.0, dtype=torch.float32))
+def test_approaches_the_baseline_as_strength_vanishes(pair):
+    """With alpha 0: the continuous road from DoLa to the baseline."""
+    final, mid = pair
+    distances = [
+        (contrast_with_apc_from_logits(final, mid, 0.0, s).softmax(-1) - final.softmax(-1))
+        .abs()
+        .max()
+        .item()
+        for s in (0.0, 1e-6, 1e-4, 1e-2)
+    ]
+    spread = mid.log_softmax(-1).abs().max().item()
+    for strength, distance in zip((0.0, 1e-6, 1e-4, 1e-2), distances, strict=True):
+        assert distance <= 2 * strength * spread + 1e-6
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 1.0, 4.0])
+def test_contrastive_decoding_is_a_strength_and_a_temperature(beta):
+    """O'Brien and Lewis: (1 + beta) log q - beta log q_mid, on the same head set."""
+    final, mid = torch.randn(2, 300, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    q, q_mid = final.log_softmax(-1), mid.log_softmax(-1)
+    inside = q >= q.max() + math.log(0.05)
+    theirs = ((1 + beta) * q - beta * q_mid).masked_fill(~inside, -math.inf).softmax(-1)
+    ours = contrast_with_apc_from_logits(final, mid, 0.05, beta / (1 + beta)).double()
+    torch.testing.assert_close((ours * (1 + beta)).softmax(-1), theirs, atol=1e-5, rtol=0)
 
 
 def total_variation(scores, other):

@@ -64,7 +64,7 @@ def test_tokens_decode_to_the_same_images(pipeline):
 @pytest.mark.parametrize(
     ("prompts", "settings", "message"),
     [
-        ("a", {"alpha": 2}, "alpha.*v>0 and v<=1"),
+        ("a", {"alpha": 2}, "alpha.*v>=0 and v<=1"),
         ("a", {"alhpa": 0.2}, "alhpa: not a setting of the model; did you mean alpha"),
         ("a", {"quantize": "int8wo"}, "quantize: not a setting of generate"),
         ([], {}, "prompts: empty"),

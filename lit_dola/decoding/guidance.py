@@ -6,13 +6,13 @@ conditional head set scores about ``(w - 1) * |M|``, far above every token in bo
 contrasts are fused first, and a policy then decides which tokens may be drawn.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lit_dola.decoding.sampling import sample
+from lit_dola.decoding.sampling import EntropyTemperature, sample
 from lit_dola.dola import MASK_VALUE, apc_mask, log_contrast
 
 ApcPolicy = Literal["cond", "intersection", "union", "per_branch"]
@@ -31,22 +31,36 @@ class Scoring:
     """How logits become scores, and scores a token; :class:`lit_dola.LitDoLa` explains each field.
 
     Example:
-        >>> Scoring(alpha=0.02, apc="union", cfg_weight=2.0)
+        >>> Scoring(alpha=0.02, strength=0.2, cfg_weight=2.0)
     """
 
     alpha: float = 0.1
+    strength: float = 1.0
     mid_norm: bool = False
     apc: ApcPolicy = "cond"
     cfg_weight: float = 5.0
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    entropy_temperature: EntropyTemperature | None = None
     seed: int = 0
+
+    @property
+    def baseline(self) -> "Scoring":
+        """The same without DoLa: no head set, nothing subtracted."""
+        return replace(self, alpha=0.0, strength=0.0)
 
     def draw(self, scores: Tensor, noise: Tensor) -> Tensor:
         """Draw one token per row, see :func:`lit_dola.decoding.sampling.sample`."""
         return sample(
-            scores, noise, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
+            scores,
+            noise,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            entropy_temperature=self.entropy_temperature,
         )
 
 
@@ -71,11 +85,11 @@ def allowed_tokens(
     Args:
         cond_final: Final-layer logits of the conditional branch, ``(..., vocab)``.
         uncond_final: Final-layer logits of the unconditional branch; unused by ``cond``.
-        alpha: Threshold of the head sets, ``0 < alpha <= 1``.
+        alpha: Threshold of the head sets, ``0 <= alpha <= 1``.
         apc: The policy, see :data:`ApcPolicy`.
 
     Raises:
-        ValueError: If ``alpha`` is not in (0, 1], or ``apc`` is not a policy that masks after
+        ValueError: If ``alpha`` is not in [0, 1], or ``apc`` is not a policy that masks after
             fusing.
     """
     in_cond = apc_mask(cond_final.float(), alpha)
@@ -99,6 +113,7 @@ def guided_dola(
     alpha: float,
     cfg_weight: float,
     apc: ApcPolicy = "cond",
+    strength: float = 1.0,
 ) -> Tensor:
     """Fuse the DoLa contrasts of both branches under a head-set policy.
 
@@ -107,19 +122,20 @@ def guided_dola(
         uncond_final: Final-layer logits of the unconditional branch, same shape.
         cond_mid: Middle-layer logits of the conditional branch, same shape.
         uncond_mid: Middle-layer logits of the unconditional branch, same shape.
-        alpha: Threshold of the head sets, ``0 < alpha <= 1``.
+        alpha: Threshold of the head sets, ``0 <= alpha <= 1``.
         cfg_weight: Guidance scale.
         apc: Which tokens may be drawn, see :data:`ApcPolicy`.
+        strength: How much of the middle layer is subtracted, ``0 <= strength <= 1``.
 
     Returns:
         Float32 scores ``(..., vocab)``, at least one of them finite; ``-inf`` for tokens that may
         not be drawn. No NaN and no +inf, unless the row's logits contain one.
 
     Raises:
-        ValueError: If ``alpha`` is not in (0, 1] or ``apc`` is unknown.
+        ValueError: If ``alpha`` or ``strength`` is not in [0, 1], or ``apc`` is unknown.
     """
-    cond, cond_log_probs = log_contrast(cond_final, cond_mid)
-    uncond, uncond_log_probs = log_contrast(uncond_final, uncond_mid)
+    cond, cond_log_probs = log_contrast(cond_final, cond_mid, strength)
+    uncond, uncond_log_probs = log_contrast(uncond_final, uncond_mid, strength)
     if apc == "per_branch":
         cond = cond.masked_fill(~apc_mask(cond_log_probs, alpha), MASK_VALUE)
         uncond = uncond.masked_fill(~apc_mask(uncond_log_probs, alpha), MASK_VALUE)
@@ -137,6 +153,7 @@ def guided_dola_from_features(
     alpha: float,
     cfg_weight: float,
     apc: ApcPolicy = "cond",
+    strength: float = 1.0,
 ) -> Tensor:
     """Compute :func:`guided_dola` before the vocabulary, with half as many rows projected onto it.
 
@@ -149,9 +166,10 @@ def guided_dola_from_features(
             branches, then the unconditional ones.
         mid: The same for the middle layer.
         linear: The head's last linear layer.
-        alpha: Threshold of the head sets, ``0 < alpha <= 1``.
+        alpha: Threshold of the head sets, ``0 <= alpha <= 1``.
         cfg_weight: Guidance scale.
         apc: Which tokens may be drawn, see :data:`ApcPolicy`.
+        strength: How much of the middle layer is subtracted, ``0 <= strength <= 1``.
 
     Returns:
         Float32 scores ``(images, vocab)``, equal to those of :func:`guided_dola` up to a constant
@@ -164,34 +182,38 @@ def guided_dola_from_features(
         (cond_final, uncond_final), (cond_mid, uncond_mid) = linear(torch.stack([final, mid]))
         return guided_dola(
             cond_final, uncond_final, cond_mid, uncond_mid,
-            alpha=alpha, cfg_weight=cfg_weight, apc=apc,
+            alpha=alpha, cfg_weight=cfg_weight, apc=apc, strength=strength,
         )  # fmt: skip
-    contrast = final.float() - mid.float()
+    contrast = final.float() - strength * mid.float()
     guided = classifier_free_guidance(contrast[0], contrast[1], cfg_weight)
     finals = final[:1] if apc == "cond" else final
     logits = linear(torch.cat([finals, guided[None].to(final.dtype)]))
     allowed = allowed_tokens(logits[0], logits[-2], alpha, apc)
-    return _mask_scores(logits, allowed, linear.bias)
+    return _mask_scores(logits, allowed, linear.bias, strength)
 
 
-def dola_from_features(final: Tensor, mid: Tensor, linear: nn.Linear, *, alpha: float) -> Tensor:
+def dola_from_features(
+    final: Tensor, mid: Tensor, linear: nn.Linear, *, alpha: float, strength: float = 1.0
+) -> Tensor:
     """Compute DoLa-static for one branch before the vocabulary, without guidance.
 
     Args:
         final: Input of ``linear`` for the final layer, ``(rows, features)``.
         mid: The same for the middle layer.
         linear: The head's last linear layer.
-        alpha: Threshold of the head set, ``0 < alpha <= 1``.
+        alpha: Threshold of the head set, ``0 <= alpha <= 1``.
+        strength: How much of the middle layer is subtracted, ``0 <= strength <= 1``.
 
     Returns:
-        Float32 scores ``(rows, vocab)``, ``-inf`` outside the head set.
+        Float32 scores ``(rows, vocab)``, ``-inf`` outside the head set, equal to those of
+        :func:`lit_dola.dola.contrast_with_apc_from_logits` up to a constant per row.
 
     Raises:
-        ValueError: If ``alpha`` is not in (0, 1].
+        ValueError: If ``alpha`` is not in [0, 1].
     """
-    contrast = (final.float() - mid.float()).to(final.dtype)
+    contrast = (final.float() - strength * mid.float()).to(final.dtype)
     logits = linear(torch.stack([final, contrast]))
-    return _mask_scores(logits, apc_mask(logits[0].float(), alpha), linear.bias)
+    return _mask_scores(logits, apc_mask(logits[0].float(), alpha), linear.bias, strength)
 
 
 def score_features(features: Tensor, linear: nn.Linear, scoring: Scoring) -> Tensor:
@@ -199,47 +221,46 @@ def score_features(features: Tensor, linear: nn.Linear, scoring: Scoring) -> Ten
 
     Args:
         features: Input of ``linear``, ``(layers, branches, sequences, features)``: the final layer,
-            with DoLa also the middle one; the conditional branch, with guidance also the
-            unconditional one.
+            and the middle one unless the strength is 0; the conditional branch, with guidance also
+            the unconditional one.
         linear: The head's last linear layer.
         scoring: The settings.
 
     Returns:
-        Scores ``(sequences, vocab)``, float32 with DoLa.
+        Scores ``(sequences, vocab)``, float32 unless the strength is 0.
     """
-    dola, guided = len(features) == 2, features.shape[1] == 2
-    if dola and guided:
-        return guided_dola_from_features(
-            features[0],
-            features[1],
-            linear,
-            alpha=scoring.alpha,
-            cfg_weight=scoring.cfg_weight,
-            apc=scoring.apc,
+    if scoring.strength == 0:
+        return _score_without_mid(linear(features[0]), scoring)
+    final, mid = features
+    if len(final) == 1:
+        return dola_from_features(
+            final[0], mid[0], linear, alpha=scoring.alpha, strength=scoring.strength
         )
-    if dola:
-        return dola_from_features(features[0, 0], features[1, 0], linear, alpha=scoring.alpha)
-    logits: Tensor = linear(features[0])
-    if guided:
-        return classifier_free_guidance(logits[0], logits[1], scoring.cfg_weight)
-    return logits[0]
+    return guided_dola_from_features(
+        final,
+        mid,
+        linear,
+        alpha=scoring.alpha,
+        cfg_weight=scoring.cfg_weight,
+        apc=scoring.apc,
+        strength=scoring.strength,
+    )
 
 
 def score_logits(logits: Tensor, scoring: Scoring) -> Tensor:
     """Score tokens from logits of both branches: the form that inspection uses.
 
     Args:
-        logits: ``(layers, 2, ..., vocab)``: the final layer, with DoLa also the middle one; the
-            conditional branch, then the unconditional one.
+        logits: ``(layers, 2, ..., vocab)``: the final layer, and the middle one unless the strength
+            is 0; the conditional branch, then the unconditional one.
         scoring: The settings.
 
     Returns:
         Scores ``(..., vocab)``.
     """
-    cond_final, uncond_final = logits[0]
-    if len(logits) == 1:
-        return classifier_free_guidance(cond_final, uncond_final, scoring.cfg_weight)
-    cond_mid, uncond_mid = logits[1]
+    if scoring.strength == 0:
+        return _score_without_mid(logits[0], scoring)
+    (cond_final, uncond_final), (cond_mid, uncond_mid) = logits
     return guided_dola(
         cond_final,
         uncond_final,
@@ -248,7 +269,37 @@ def score_logits(logits: Tensor, scoring: Scoring) -> Tensor:
         alpha=scoring.alpha,
         cfg_weight=scoring.cfg_weight,
         apc=scoring.apc,
+        strength=scoring.strength,
     )
+
+
+def _score_without_mid(logits: Tensor, scoring: Scoring) -> Tensor:
+    """Score tokens at strength 0: the baseline's own scores, cut to the head set.
+
+    Args:
+        logits: Final-layer logits, ``(branches, ..., vocab)``.
+        scoring: The settings.
+
+    Returns:
+        Scores ``(..., vocab)`` in the dtype of the logits.
+    """
+    guided = len(logits) == 2
+    if guided and scoring.apc == "per_branch" and scoring.alpha > 0:
+        cond, uncond = logits
+        return guided_dola(
+            cond, uncond, cond, uncond,
+            alpha=scoring.alpha, cfg_weight=scoring.cfg_weight, apc="per_branch", strength=0.0,
+        )  # fmt: skip
+    scores = logits[0]
+    if guided:
+        scores = classifier_free_guidance(scores, logits[1], scoring.cfg_weight)
+    if scoring.alpha == 0:
+        return scores
+    if guided:
+        allowed = allowed_tokens(logits[0], logits[1], scoring.alpha, scoring.apc)
+    else:
+        allowed = apc_mask(logits[0].float(), scoring.alpha)
+    return scores.masked_fill(~allowed, float("-inf"))
 
 
 def drawable_tokens(logits: Tensor, scoring: Scoring) -> Tensor:
@@ -261,11 +312,11 @@ def drawable_tokens(logits: Tensor, scoring: Scoring) -> Tensor:
     return allowed_tokens(logits[0], logits[1], scoring.alpha, apc)
 
 
-def _mask_scores(logits: Tensor, allowed: Tensor, bias: Tensor | None) -> Tensor:
+def _mask_scores(logits: Tensor, allowed: Tensor, bias: Tensor | None, strength: float) -> Tensor:
     """Mask the last entry of ``logits``, a contrast; the others only determined ``allowed``."""
     scores = logits[-1].float()
-    if bias is not None:
-        scores = scores - bias.float()  # it cancels in a contrast
+    if bias is not None:  # a share ``strength`` of it cancels in a contrast
+        scores = scores - strength * bias.float()
     scores = scores.masked_fill(~allowed, float("-inf"))
     # A NaN in logits that only determine the head sets must not go unnoticed.
     sound = logits[:-1].amax(dim=-1, keepdim=True).isfinite().all(dim=0)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lit_dola.decoding.guidance import Scoring, drawable_tokens, score_logits
 from lit_dola.decoding.loop import StreamKey, cfg_pair
-from lit_dola.decoding.sampling import gumbel_noise, stream_keys, temper
+from lit_dola.decoding.sampling import entropy_of, gumbel_noise, stream_keys, temper
 from lit_dola.janus.model import Backbone
 
 _STEPS_AT_ONCE = 64
@@ -101,19 +101,18 @@ def _inspect_logits(logits: Tensor, noise: Tensor, scoring: Scoring) -> tuple[Te
     between = torch.logaddexp(final, mid) - math.log(2)
     both = torch.stack([final, mid])
     divergence = F.kl_div(between, both, log_target=True, reduction="none").sum(dim=-1).mean(dim=0)
-    before, after = score_logits(logits[:1], scoring), score_logits(logits, scoring)
+    before, after = score_logits(logits, scoring.baseline), score_logits(logits, scoring)
     return (
         scoring.draw(before, noise).to(torch.int32),
         drawable_tokens(logits[0], scoring).sum(dim=-1, dtype=torch.int32),
         divergence,
-        _entropy(before, scoring.temperature),
-        _entropy(after, scoring.temperature),
+        _entropy(before, scoring),
+        _entropy(after, scoring),
     )
 
 
-def _entropy(scores: Tensor, temperature: float) -> Tensor:
-    """Entropy in nats of the distribution before top-k and top-p; 0 if decoding is greedy."""
-    if temperature == 0:
+def _entropy(scores: Tensor, scoring: Scoring) -> Tensor:
+    """Entropy in nats of the distribution before top-k, top-p and min-p; 0 if it is greedy."""
+    if scoring.temperature == 0:
         return torch.zeros_like(scores[..., 0])
-    entropy: Tensor = torch.special.entr(temper(scores, temperature).softmax(dim=-1)).sum(dim=-1)
-    return entropy
+    return entropy_of(temper(scores, scoring.temperature, scoring.entropy_temperature))

@@ -86,7 +86,10 @@ class TokenGenerator:
         compile: bool = False,
     ) -> None:
         run_layer = LayerAdapter.of(janus.language_model)
-        self.decoder = Decoder(janus.language_model, head, scoring, layer, run_layer)
+        if layer is None:
+            scoring = scoring.baseline
+        needed = layer if scoring.strength > 0 else None
+        self.decoder = Decoder(janus.language_model, head, scoring, needed, run_layer)
         self.max_new_tokens = max_new_tokens
         self.stop_ids = tuple(stop_ids)
         self.max_prompt_length = max_prompt_length

@@ -6,6 +6,9 @@ image does not depend on its batch, its device or the order of the run. It comes
 counter-based generator that takes a few integer operations on the device itself.
 """
 
+from math import log
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -50,6 +53,34 @@ def gumbel_noise(keys: Tensor, step: int | Tensor, vocab_size: int) -> Tensor:
     return uniform.neg_().log1p_().neg_().log_().neg_()
 
 
+class EntropyTemperature(NamedTuple):
+    """A temperature that falls with the entropy of the distribution.
+
+    The temperature is multiplied by ``span * exp(-entropy / scale) + floor``, with the entropy in
+    nats of the scores before temperature, top-k, top-p and min-p: where the model is sure, tokens
+    are drawn more freely, where it hesitates, more strictly.
+
+    Source: Ma et al., "Towards Better & Faster Autoregressive Image Generation: From the
+    Perspective of Entropy" (arXiv 2510.09012, 2025), section 3; their code for LlamaGen uses
+    2.5, 3 and 0.6.
+    """
+
+    span: float
+    scale: float
+    floor: float
+
+    def factor(self, scores: Tensor) -> Tensor:
+        """Return the factor of each row, ``(..., 1)``."""
+        span, scale, floor = map(_in_float32, self)
+        return span * torch.exp(-entropy_of(scores)[..., None] / scale) + floor
+
+
+def entropy_of(scores: Tensor) -> Tensor:
+    """Return the entropy in nats of ``softmax(scores)``, ``(...)``."""
+    entropy: Tensor = torch.special.entr(scores.softmax(dim=-1)).sum(dim=-1)
+    return entropy
+
+
 def sample(
     scores: Tensor,
     noise: Tensor,
@@ -57,6 +88,8 @@ def sample(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
+    entropy_temperature: EntropyTemperature | None = None,
 ) -> Tensor:
     """Draw one token per row by the Gumbel-max trick.
 
@@ -66,6 +99,9 @@ def sample(
         temperature: 0 is greedy: the largest score, ties to the lowest token id.
         top_k: Keep the k most probable tokens only.
         top_p: Keep the smallest set of most probable tokens whose mass reaches ``top_p``.
+        min_p: Keep tokens with at least ``min_p`` times the probability of the most probable one
+            (Nguyen et al., "Turning Up the Heat: Min-p Sampling", 2024, section 3).
+        entropy_temperature: Makes the temperature depend on the entropy of the scores.
 
     Returns:
         Token ids, int64 ``(batch,)``.
@@ -73,24 +109,46 @@ def sample(
     scores = scores.float()
     if temperature == 0:
         return scores.argmax(dim=-1)
-    # Subtract the maximum first, so that no temperature, however small, overflows.
-    logits = temper(scores - scores.amax(dim=-1, keepdim=True), temperature)
+    logits = temper(scores, temperature, entropy_temperature)
     if top_k is not None:
         threshold = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < threshold, float("-inf"))
     if top_p is not None:
         logits = logits.masked_fill(~_nucleus(logits, top_p), float("-inf"))
+    if min_p is not None:
+        logits = logits.masked_fill(logits < log(min_p), float("-inf"))  # the largest is 0
     return (logits + noise).argmax(dim=-1)
 
 
-def temper(scores: Tensor, temperature: float) -> Tensor:
+def temper(
+    scores: Tensor, temperature: float, entropy_temperature: EntropyTemperature | None = None
+) -> Tensor:
     """Divide scores by a temperature above 0, as near to it as float32 can represent.
 
-    Otherwise ``-inf`` over a temperature that overflows would be NaN, and so would 0 over one that
-    vanishes.
+    Args:
+        scores: Scores ``(..., vocab)``, float32.
+        temperature: Temperature above 0; ``inf`` is the largest float32.
+        entropy_temperature: Makes it depend on the entropy of the scores.
+
+    Returns:
+        Logits ``(..., vocab)`` whose largest is 0, without a NaN or ``+inf`` that ``scores`` lacks.
+    """
+    logits = scores - scores.amax(dim=-1, keepdim=True)  # or a small temperature would overflow
+    temperature = _in_float32(temperature)
+    if entropy_temperature is None:
+        return logits / temperature
+    limits = torch.finfo(torch.float32)
+    factor = entropy_temperature.factor(logits).clamp(limits.tiny, limits.max)
+    return logits / (temperature * factor).clamp(limits.tiny, limits.max)
+
+
+def _in_float32(number: float) -> float:
+    """Return a number as near as float32 has to it, above 0 and finite.
+
+    -inf over a temperature that overflows would be NaN, and so would 0 over one that vanishes.
     """
     limits = torch.finfo(torch.float32)
-    return scores / min(max(temperature, limits.tiny), limits.max)
+    return min(max(number, limits.tiny), limits.max)
 
 
 def _nucleus(logits: Tensor, top_p: float) -> Tensor:

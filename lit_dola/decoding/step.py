@@ -34,7 +34,7 @@ class Decoder:
     head: Head
     scoring: Scoring
     layer: int | None
-    """Index of the middle layer in ``hidden_states``; None turns DoLa off."""
+    """Index of the middle layer in ``hidden_states``; None if the scores need none."""
     run_layer: LayerAdapter
 
 
@@ -100,8 +100,8 @@ def forward_layers(
     """Run the layers as ``LlamaModel`` does, keeping only the last position of one or two layers.
 
     Returns:
-        ``(1, rows, hidden)``: the final hidden state, after the final norm. With DoLa
-        ``(2, rows, hidden)``: the middle layer's state follows it.
+        ``(1, rows, hidden)``: the final hidden state, after the final norm. If the scores need the
+        middle layer, its state follows: ``(2, rows, hidden)``.
     """
     language_model = decoder.language_model
     hidden_states = inputs_embeds

@@ -19,6 +19,8 @@ from lit_dola.runs.image_file import is_whole
 from lit_dola.runs.records import ImageRecord, Record, RecordLog, read_images
 
 OnMismatch = Literal["error", "new_folder", "overwrite"]
+_BEFORE_THEY_EXISTED = {"strength": 1.0, "min_p": None, "entropy_temperature": None}
+"""What settings amount to in a record that is older than they are."""
 FilesOf = Callable[[ImageRecord], Sequence[str] | None]
 """Returns the files that belong to a record, relative to the folder; None if it must be made again
 whatever is there."""
@@ -151,10 +153,11 @@ def differences(
         prompts: Prompts by their index in the file.
     """
     for record in records:
+        before = {**_BEFORE_THEY_EXISTED, **record.settings}
         found = [
-            f"{name} was {json.dumps(record.settings[name])}, is {json.dumps(value)}"
+            f"{name} was {json.dumps(before[name])}, is {json.dumps(value)}"
             for name, value in settings.items()
-            if name in record.settings and not _is_same(name, record.settings, settings)
+            if name in before and not _is_same(name, before, settings)
         ]
         index = record.prompt_index
         if prompts.get(index, record.prompt) != record.prompt:

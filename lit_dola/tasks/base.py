@@ -242,7 +242,7 @@ class JanusModule(LightningModule):
             UserError: If the model has no such layer.
         """
         settings = {
-            name: printable(value) if isinstance(value, str) else value
+            name: _recorded(value)
             for name, value in self.hparams.items()
             if name not in _NOT_RECORDED and not name.startswith("_")
         }
@@ -252,3 +252,10 @@ class JanusModule(LightningModule):
             "roles": plan.encoder.roles,
             "checkpoint": plan.checkpoint.fingerprint,
         }
+
+
+def _recorded(value: Any) -> Any:
+    """Return a setting as it is read back from JSON."""
+    if isinstance(value, str):
+        return printable(value)
+    return list(value) if isinstance(value, tuple) else value

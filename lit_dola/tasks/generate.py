@@ -23,6 +23,7 @@ from lit_dola.data.requests import Failure, ImageKey, ImageRequest
 from lit_dola.decoding.guidance import ApcPolicy, Scoring
 from lit_dola.decoding.inspection import Inspection, inspect_tokens
 from lit_dola.decoding.loop import NotFiniteError, TokenGenerator, cfg_pair
+from lit_dola.decoding.sampling import EntropyTemperature
 from lit_dola.errors import UserError, refuse_null, suggestion
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import Backend
@@ -33,9 +34,11 @@ from lit_dola.tasks.base import JanusModule
 if TYPE_CHECKING:
     Fraction = float
     Finite = float
+    PositiveFinite = float
     Seed = int
 else:
     Finite = restricted_number_type("Finite", float, [(">=", 0), ("<", math.inf)])
+    PositiveFinite = restricted_number_type("PositiveFinite", float, [(">", 0), ("<", math.inf)])
     Fraction = restricted_number_type("Fraction", float, [(">", 0), ("<=", 1)])
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
 
@@ -66,7 +69,9 @@ class LitDoLa(JanusModule):
             Janus-1.3B, Janus-Pro-1B, Janus-Pro-7B. DeepSeek's layout and transformers' both load.
         dola: Whether to use DoLa; without it every step is exactly Janus' own.
         alpha: Threshold of the head set (DoLa's relative top): tokens with at least ``alpha`` times
-            the probability of the most probable token may be drawn.
+            the probability of the most probable token may be drawn; 0: every token may be.
+        strength: How much of the middle layer is subtracted: 1 is DoLa, 0 leaves the baseline's
+            distribution on the head set; with alpha 0, too, it is the baseline itself.
         layer_ratio: Relative depth of the middle layer (DoLa's premature layer) that the final
             layer is contrasted with.
         layer: Index of the middle layer in ``hidden_states`` (0 is the embedding); overrides
@@ -79,6 +84,11 @@ class LitDoLa(JanusModule):
         temperature: Divides the scores before a token is drawn; 0 is greedy.
         top_k: Draw from the k most probable tokens only.
         top_p: Draw from the smallest set of most probable tokens with at least this mass.
+        min_p: Draw from tokens with at least this share of the top probability (min-p sampling),
+            after guidance and temperature.
+        entropy_temperature: ``[span, scale, floor]``: multiplies the temperature by
+            ``span * exp(-entropy / scale) + floor``, with the entropy of the scores in nats
+            (arXiv 2510.09012; its authors use [2.5, 3, 0.6]).
         parallel_size: Images per prompt.
         images_per_batch: Images per batch, of any prompts; each uses two rows of the language
             model. auto: as many as the GPU's memory allows, at most 64; 16 on a CPU.
@@ -98,7 +108,8 @@ class LitDoLa(JanusModule):
         self,
         model_path: str = "deepseek-ai/Janus-Pro-7B",
         dola: bool = True,
-        alpha: Fraction = 0.1,
+        alpha: ClosedUnitInterval = 0.1,
+        strength: ClosedUnitInterval = 1.0,
         layer_ratio: ClosedUnitInterval = 0.8,
         layer: PositiveInt | None = None,
         mid_norm: bool = False,
@@ -107,6 +118,8 @@ class LitDoLa(JanusModule):
         temperature: Finite = 1.0,
         top_k: PositiveInt | None = None,
         top_p: Fraction | None = None,
+        min_p: Fraction | None = None,
+        entropy_temperature: tuple[Finite, PositiveFinite, Finite] | None = None,
         parallel_size: PositiveInt = 8,
         images_per_batch: PositiveInt | Literal["auto"] = "auto",
         seed: Seed = 0,
@@ -130,16 +143,20 @@ class LitDoLa(JanusModule):
         self.parallel_size = parallel_size
         self.images_per_batch = images_per_batch
         self.inspect = {ImageKey(*key) for key in inspect or ()}
-        self.scoring = Scoring(
+        scoring = Scoring(
             alpha=alpha,
+            strength=strength,
             mid_norm=mid_norm,
             apc=apc,
             cfg_weight=cfg_weight,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            min_p=min_p,
+            entropy_temperature=entropy_temperature and EntropyTemperature(*entropy_temperature),
             seed=seed,
         )
+        self.scoring = scoring if dola else scoring.baseline
 
     @classmethod
     def checked(cls, settings: Mapping[str, Any]) -> "LitDoLa":

@@ -20,7 +20,7 @@ from lit_dola.decoding.guidance import (
 )
 from lit_dola.dola import MASK_VALUE, apc_mask, contrast_with_apc_from_logits, log_contrast
 from tests.support import reference
-from tests.support.strategies import alphas, logits
+from tests.support.strategies import alphas, logits, strengths
 
 POLICIES = ("cond", "intersection", "union", "per_branch")
 policies = st.sampled_from(POLICIES)
@@ -32,9 +32,9 @@ def drawable(scores):
     return scores.softmax(dim=-1) > 0
 
 
-@given(logits(count=4), alphas, weights, policies)
-def test_no_nan_no_inf_and_something_to_draw(four, alpha, cfg_weight, apc):
-    scores = guided_dola(*four, alpha=alpha, cfg_weight=cfg_weight, apc=apc)
+@given(logits(count=4), alphas, strengths, weights, policies)
+def test_no_nan_no_inf_and_something_to_draw(four, alpha, strength, cfg_weight, apc):
+    scores = guided_dola(*four, alpha=alpha, cfg_weight=cfg_weight, apc=apc, strength=strength)
     assert scores.dtype == torch.float32
     assert scores.shape == four[0].shape
     assert not scores.isnan().any()
@@ -71,14 +71,15 @@ def test_who_may_be_drawn(four, alpha, cfg_weight):
 
 @pytest.mark.parametrize("apc", POLICIES)
 @pytest.mark.parametrize("cfg_weight", [0.0, 1.0, 5.0])
-def test_equals_the_reference_in_float64(apc, cfg_weight):
+@pytest.mark.parametrize("alpha", [0.05, 0.0])
+@pytest.mark.parametrize("strength", [1.0, 0.3, 0.0])
+def test_equals_the_reference_in_float64(apc, cfg_weight, alpha, strength):
     generator = torch.Generator().manual_seed(3)
     four = torch.randn(4, 6, 300, generator=generator) * 2
-    scores = guided_dola(*four, alpha=0.05, cfg_weight=cfg_weight, apc=apc)
+    settings = {"alpha": alpha, "cfg_weight": cfg_weight, "apc": apc, "strength": strength}
+    scores = guided_dola(*four, **settings)
     for row in range(6):
-        expected = reference.fuse(
-            [x[row].double().numpy() for x in four], alpha=0.05, cfg_weight=cfg_weight, apc=apc
-        )
+        expected = reference.fuse([x[row].double().numpy() for x in four], **settings)
         tolerance = 300 if apc == "per_branch" else 1e-4  # -1e9 in float32 is exact to 64
         np.testing.assert_allclose(scores[row].double().numpy(), expected, atol=tolerance)
 
@@ -121,13 +122,15 @@ def test_a_shift_of_any_logits_changes_nothing(four, shifts, apc):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@given(st.integers(0, 2**31), alphas, weights, policies)
-def test_features_fused_before_the_head_give_the_same_scores(bias, seed, alpha, cfg_weight, apc):
+@given(st.integers(0, 2**31), alphas, strengths, weights, policies)
+def test_features_fused_before_the_head_give_the_same_scores(
+    bias, seed, alpha, strength, cfg_weight, apc
+):
     """The same as from four rows of logits, up to a constant per row; exact for ``per_branch``."""
     generator = torch.Generator().manual_seed(seed)
     final, mid = torch.randn(2, 2, 3, 16, generator=generator)
     linear = nn.Linear(16, 40, bias=bias).requires_grad_(False)
-    settings = {"alpha": alpha, "cfg_weight": cfg_weight, "apc": apc}
+    settings = {"alpha": alpha, "cfg_weight": cfg_weight, "apc": apc, "strength": strength}
     fused = guided_dola_from_features(final, mid, linear, **settings)
     scores = guided_dola(*linear(final), *linear(mid), **settings)
     assert fused.dtype == torch.float32
@@ -140,14 +143,14 @@ def test_features_fused_before_the_head_give_the_same_scores(bias, seed, alpha, 
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@given(st.integers(0, 2**31), alphas)
-def test_one_branch_from_features_is_the_plain_contrast(bias, seed, alpha):
-    """Up to a constant per row; the head's bias cancels."""
+@given(st.integers(0, 2**31), alphas, strengths)
+def test_one_branch_from_features_is_the_plain_contrast(bias, seed, alpha, strength):
+    """Up to a constant per row; a share of the head's bias cancels."""
     generator = torch.Generator().manual_seed(seed)
     final, mid = torch.randn(2, 3, 16, generator=generator)
     linear = nn.Linear(16, 40, bias=bias).requires_grad_(False)
-    fused = dola_from_features(final, mid, linear, alpha=alpha)
-    expected = contrast_with_apc_from_logits(linear(final), linear(mid), alpha)
+    fused = dola_from_features(final, mid, linear, alpha=alpha, strength=strength)
+    expected = contrast_with_apc_from_logits(linear(final), linear(mid), alpha, strength)
     inside = expected != MASK_VALUE
     assert torch.equal(fused.isfinite(), inside)
     shift = (fused - expected).masked_fill(~inside, 0).sum(-1, keepdim=True) / inside.sum(-1, True)
@@ -155,29 +158,38 @@ def test_one_branch_from_features_is_the_plain_contrast(bias, seed, alpha):
 
 
 @pytest.mark.parametrize("guided", [True, False])
-@pytest.mark.parametrize("dola", [True, False])
-def test_the_form_follows_from_layers_and_branches(dola, guided):
-    features = torch.randn(1 + dola, 1 + guided, 3, 16)
+@pytest.mark.parametrize("alpha", [0.2, 0.0])
+@pytest.mark.parametrize("strength", [1.0, 0.4, 0.0])
+@pytest.mark.parametrize("apc", POLICIES)
+def test_both_forms_score_as_the_formula_says(apc, strength, alpha, guided):
+    """From features, as decoding does, and from logits, as inspection does."""
+    features = torch.randn(2, 1 + guided, 3, 16, generator=torch.Generator().manual_seed(1))
     linear = nn.Linear(16, 40).requires_grad_(False)
-    scores = score_features(features, linear, Scoring(alpha=0.2, cfg_weight=3.0, apc="union"))
-    final, mid = features[0], features[-1]
-    expected = {
-        (False, False): lambda: linear(final)[0],
-        (False, True): lambda: classifier_free_guidance(*linear(final), 3.0),
-        (True, False): lambda: dola_from_features(final[0], mid[0], linear, alpha=0.2),
-        (True, True): lambda: guided_dola_from_features(
-            final, mid, linear, alpha=0.2, cfg_weight=3.0, apc="union"
-        ),
-    }[dola, guided]()
-    torch.testing.assert_close(scores, expected)
-    if guided:
-        logits = linear(features)
-        torch.testing.assert_close(
-            score_logits(logits, Scoring(alpha=0.2, cfg_weight=3.0, apc="union")).softmax(-1),
-            scores.softmax(-1),
-            atol=1e-4,
-            rtol=0,
-        )
+    scoring = Scoring(alpha=alpha, strength=strength, cfg_weight=0.7, apc=apc)
+    needed = features if strength else features[:1]
+    scores = score_features(needed, linear, scoring)
+    logits = linear(features)
+    if not guided:
+        expected = contrast_with_apc_from_logits(*logits[:, 0], alpha, strength)
+    else:
+        settings = {"alpha": alpha, "strength": strength, "cfg_weight": 0.7, "apc": apc}
+        expected = guided_dola(*logits[0], *logits[1], **settings)
+        from_logits = score_logits(logits, scoring).softmax(-1)
+        torch.testing.assert_close(from_logits, expected.softmax(-1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scores.softmax(-1), expected.softmax(-1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("apc", POLICIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strength_zero_and_alpha_zero_are_the_baseline_bit_for_bit(dtype, apc, guided):
+    features = torch.randn(1, 1 + guided, 3, 16, dtype=dtype)
+    linear = nn.Linear(16, 40, dtype=dtype).requires_grad_(False)
+    logits = linear(features[0])
+    own = classifier_free_guidance(*logits, 5.0) if guided else logits[0]
+    scoring = Scoring(alpha=0.0, strength=0.0, apc=apc)
+    assert torch.equal(score_features(features, linear, scoring), own)
+    assert scoring.baseline == scoring
 
 
 def test_features_fused_before_the_head_round_about_as_much_in_bfloat16():

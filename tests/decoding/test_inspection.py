@@ -12,6 +12,7 @@ from lit_dola import LitDoLa
 from lit_dola.data.requests import ImageKey
 from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.inspection import inspect_tokens
+from lit_dola.decoding.sampling import EntropyTemperature
 from lit_dola.errors import UserError
 from tests.support import forked, reference
 from tests.support.commands import CPU
@@ -24,6 +25,8 @@ SCORING = Scoring(alpha=0.3, cfg_weight=3.0, temperature=0.7, seed=11)
 CASES = [
     {}, {"mid_norm": True}, {"apc": "union"}, {"apc": "intersection", "alpha": 0.6},
     {"apc": "per_branch"}, {"temperature": 0.0}, {"top_k": 5}, {"cfg_weight": 1.0, "top_p": 0.8},
+    {"strength": 0.2, "mid_norm": True}, {"strength": 0.0, "min_p": 0.1}, {"alpha": 0.0},
+    {"entropy_temperature": EntropyTemperature(2.5, 3.0, 0.6)},
 ]  # fmt: skip
 
 
@@ -41,9 +44,11 @@ def inspect(load, encoder):
     return run
 
 
-def entropy(log_probs):
-    probs = np.exp(log_probs)
-    return -sum(p * q for p, q in zip(probs, log_probs) if p > 0)
+def temperature_of(scores, scoring):
+    if scoring.entropy_temperature is None:
+        return scoring.temperature
+    span, scale, floor = scoring.entropy_temperature
+    return scoring.temperature * (span * np.exp(-reference.entropy(scores) / scale) + floor)
 
 
 def plain_step(logits, noise, scoring):
@@ -55,12 +60,13 @@ def plain_step(logits, noise, scoring):
     cond, uncond = (reference.head_set(x, scoring.alpha) for x in (cond_final, uncond_final))
     allowed = {"union": cond | uncond, "intersection": cond & uncond}.get(scoring.apc, cond)
     allowed = allowed if allowed.any() else cond
-    how = {"alpha": scoring.alpha, "cfg_weight": scoring.cfg_weight, "apc": scoring.apc}
+    how = {name: getattr(scoring, name) for name in ("alpha", "strength", "cfg_weight", "apc")}
     scores = [reference.fuse(x, **how) for x in (logits[:2], logits)]
-    drawing = {name: getattr(scoring, name) for name in ("temperature", "top_k", "top_p")}
+    names = ("temperature", "top_k", "top_p", "min_p", "entropy_temperature")
+    drawing = {name: getattr(scoring, name) for name in names}
     entropies = [0.0, 0.0]
     if scoring.temperature:
-        entropies = [entropy(reference.log_softmax(s / scoring.temperature)) for s in scores]
+        entropies = [reference.entropy(s / temperature_of(s, scoring)) for s in scores]
     baseline_token = reference.draw(scores[0], noise, **drawing)
     return baseline_token, allowed.sum(), divergence, *entropies
 

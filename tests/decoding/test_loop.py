@@ -1,10 +1,13 @@
 """The token loop against the plain reference, and against transformers' own generate."""
 
+from typing import get_args
+
 import pytest
 import torch
 from transformers import JanusForConditionalGeneration
 
 from lit_dola.data.requests import ImageKey
+from lit_dola.decoding.guidance import ApcPolicy
 from lit_dola.decoding.loop import NotFiniteError
 from tests.support.images import BATCH, PROMPTS, ImageGenerator, expected, slow
 
@@ -27,6 +30,8 @@ SETTINGS = [
     {"layer": 6},
     {"layer": 6, "mid_norm": True, "seed": 2**62 + 5},
     {"layer": 6, "apc": "intersection"},
+    {"layer": 6, "strength": 0.3, "alpha": 0.02, "mid_norm": True},
+    {"layer": 6, "strength": 0.0, "min_p": 0.05, "entropy_temperature": (2.5, 3.0, 0.6)},
     # w < 1 and wide head sets; otherwise float32 cannot tell the scores of this policy apart.
     {"layer": 6, "apc": "per_branch", "cfg_weight": 0.5, "alpha": 1e-4},
 ]
@@ -46,6 +51,12 @@ MORE_SETTINGS = [
     {"layer": 6, "apc": "intersection", "cfg_weight": 1.0},
     {"layer": 5, "cfg_weight": 2.5, "top_k": 5},
     {"layer": 5, "top_p": 0.8, "temperature": 1.5},
+    {"layer": 6, "strength": 0.6, "alpha": 0.0},
+    {"layer": 6, "strength": 0.2, "apc": "union", "cfg_weight": 1.0},
+    {"layer": 6, "strength": 0.2, "apc": "intersection", "min_p": 0.1, "temperature": 2.0},
+    {"layer": 6, "strength": 0.0, "apc": "intersection"},
+    {"layer": 6, "strength": 0.0, "apc": "per_branch", "cfg_weight": 0.5, "alpha": 1e-4},
+    {"layer": 6, "strength": 0.4, "apc": "per_branch", "cfg_weight": 0.5, "alpha": 1e-4},
 ]
 
 
@@ -62,6 +73,18 @@ def test_same_tokens_in_float32(seed, layer, load, reference_model, encoder):
     assert run(load(torch.float32), encoder, settings, batch) == expected(
         reference_model, encoder, batch, **settings
     )
+
+
+@pytest.mark.parametrize("apc", get_args(ApcPolicy))
+@pytest.mark.parametrize("cfg_weight", [0.0, 1.0, 5.0])
+def test_strength_zero_and_alpha_zero_draw_the_baseline_s_tokens(cfg_weight, apc, load, encoder):
+    janus = load(torch.float32)
+    batch = [(prompt, image) for prompt in range(len(PROMPTS)) for image in range(8)]
+    for seed in (0, 1, 2**40):
+        shared = {"cfg_weight": cfg_weight, "seed": seed}
+        dola = {"layer": 6, "strength": 0.0, "alpha": 0.0, "apc": apc}
+        without = run(janus, encoder, {"layer": None, **shared}, batch)
+        assert run(janus, encoder, {**dola, **shared}, batch) == without
 
 
 def test_last_hidden_state_is_normed_and_the_middle_ones_are_not(reference_model, encoder):

@@ -6,7 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_dola.decoding.sampling import gumbel_noise, sample, stream_keys
+from lit_dola.decoding.sampling import (
+    EntropyTemperature,
+    gumbel_noise,
+    sample,
+    stream_keys,
+    temper,
+)
 from tests.support import reference
 from tests.support.strategies import logits
 
@@ -119,6 +125,10 @@ SCORES = [2.0, 1.0, 0.0, 1.5, -3.0, float("-inf")]
         ({"top_p": 0.1}, [0]),
         ({"top_p": 1.0}, [0, 1, 2, 3, 4]),
         ({"top_k": 3, "top_p": 0.7, "temperature": 2.0}, [0, 3]),
+        ({"min_p": 0.3}, [0, 1, 3]),  # the shares of the top one: 1, 0.37, 0.14, 0.61
+        ({"min_p": 1.0}, [0]),
+        ({"min_p": 0.3, "temperature": 3.0}, [0, 1, 2, 3]),
+        ({"min_p": 0.3, "top_k": 2}, [0, 3]),
     ],
     ids=str,
 )
@@ -128,6 +138,35 @@ def test_tokens_are_drawn_as_often_as_softmax_says(settings, kept):
     frequencies = draws(SCORES, **settings)
     assert (frequencies - scores.softmax(-1)).abs().max() < 0.01
     assert frequencies[[i for i in range(len(SCORES)) if i not in kept]].sum() == 0
+
+
+@pytest.mark.parametrize("scores", [[0.0] * 8, [5.0, 0.0, 0.0, -9.0], [0.0, float("-inf"), 1.0]])
+def test_the_temperature_falls_with_entropy(scores):
+    """Equation of arXiv 2510.09012: T0 exp(-H / scale) + floor, times the temperature."""
+    entropy = reference.entropy(np.array(scores))
+    temperature = 0.7 * (2.5 * np.exp(-entropy / 3.0) + 0.6)
+    expected = torch.tensor(scores).div(temperature).softmax(-1)
+    made = draws(scores, temperature=0.7, entropy_temperature=EntropyTemperature(2.5, 3.0, 0.6))
+    assert (made - expected).abs().max() < 0.01
+
+
+@given(
+    logits(count=1),
+    st.sampled_from([0.0, 1e-300, 1.0, 1e300]),
+    st.sampled_from([1e-300, 1.0, 1e300]),
+    st.sampled_from([0.0, 1.0, 1e300]),
+    st.sampled_from([1e-300, 1.0, 1e300]),
+)
+def test_no_entropy_temperature_draws_outside(made, span, scale, floor, temperature):
+    scores = made[0].float().reshape(-1, made[0].shape[-1])
+    scores[:, 1:2] = float("-inf")
+    changing = EntropyTemperature(span, scale, floor)
+    logits = temper(scores, temperature, changing)
+    assert not logits.isnan().any()
+    tokens = sample(
+        scores, torch.zeros(scores.shape), temperature=temperature, entropy_temperature=changing
+    )
+    assert (tokens != 1).all()
 
 
 @given(logits(count=1))

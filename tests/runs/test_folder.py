@@ -272,3 +272,11 @@ def test_differences_name_each_setting_and_the_prompt():
         "layer was null, is 6",
     ]
     assert differences(earlier, same, {0: "a", 1: "b"}) == ["prompt 1 was 'a', is 'b'"]
+
+
+def test_a_setting_that_is_younger_than_a_record_had_one_value_then():
+    earlier = [ImageRecord.from_line(record(0, 0, alpha=0.1))]
+    now = {"alpha": 0.1, "strength": 1.0, "min_p": None, "entropy_temperature": None}
+    assert differences(earlier, now, {0: "a"}) == []
+    assert differences(earlier, {**now, "strength": 0.2}, {0: "a"}) == ["strength was 1.0, is 0.2"]
+    assert differences(earlier, {**now, "min_p": 0.1}, {0: "a"}) == ["min_p was null, is 0.1"]

@@ -4,6 +4,7 @@ import pytest
 
 from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.loop import TokenGenerator, cfg_pair
+from lit_dola.decoding.sampling import EntropyTemperature
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import load_janus
 from tests.support import reference
@@ -17,6 +18,8 @@ class ImageGenerator(TokenGenerator):
     """Takes prompts as token ids and adds the unconditional branch."""
 
     def __init__(self, janus, *, layer, max_prompt_length=0, compile=False, **scoring):
+        if changing := scoring.get("entropy_temperature"):
+            scoring["entropy_temperature"] = EntropyTemperature(*changing)
         super().__init__(
             janus,
             janus.image_head,

@@ -28,7 +28,8 @@ def gumbel(seed: int, prompt_index: int, image_index: int, step: int, vocab_size
     noise = []
     for token in range(vocab_size):
         bits = splitmix64((key + token * 0x9E3779B97F4A7C15) & MASK)
-        uniform = min(((bits >> 33) + 0.5) / 2**31, 1 - 2.0**-24)
+        uniform = np.float32(np.float32(bits >> 33) + np.float32(0.5)) / np.float32(2**31)
+        uniform = min(float(uniform), 1 - 2.0**-24)
         noise.append(-math.log(-math.log1p(-uniform)))
     return np.array(noise)
 
@@ -38,8 +39,8 @@ def log_softmax(x):
     return x - np.log(np.exp(x).sum())
 
 
-def contrast(final, mid):
-    return log_softmax(final) - log_softmax(mid)
+def contrast(final, mid, strength=1.0):
+    return log_softmax(final) - strength * log_softmax(mid)
 
 
 def head_set(final, alpha):
@@ -47,13 +48,14 @@ def head_set(final, alpha):
     return q >= alpha * q.max() * (1 - 1e-12)
 
 
-def fuse(logits, *, alpha, cfg_weight, apc):
+def fuse(logits, *, alpha, cfg_weight, apc, strength=1.0):
     """Scores from (cond final, uncond final) or from those and (cond mid, uncond mid)."""
     if len(logits) == 2:
         cond, uncond = logits
         return uncond + cfg_weight * (cond - uncond)
     cond_final, uncond_final, cond_mid, uncond_mid = logits
-    cond, uncond = contrast(cond_final, cond_mid), contrast(uncond_final, uncond_mid)
+    cond = contrast(cond_final, cond_mid, strength)
+    uncond = contrast(uncond_final, uncond_mid, strength)
     in_cond, in_uncond = head_set(cond_final, alpha), head_set(uncond_final, alpha)
     if apc == "per_branch":
         cond, uncond = np.where(in_cond, cond, -1e9), np.where(in_uncond, uncond, -1e9)
@@ -66,9 +68,17 @@ def fuse(logits, *, alpha, cfg_weight, apc):
     return np.where(allowed, uncond + cfg_weight * (cond - uncond), -np.inf)
 
 
-def draw(scores, noise, *, temperature, top_k, top_p):
+def entropy(scores):
+    q = np.exp(log_softmax(scores))
+    return -sum(x * math.log(x) for x in q if x > 0)
+
+
+def draw(scores, noise, *, temperature, top_k, top_p, min_p=None, entropy_temperature=None):
     if temperature == 0:
         return int(np.argmax(scores))
+    if entropy_temperature is not None:
+        span, scale, floor = entropy_temperature
+        temperature *= span * math.exp(-entropy(scores) / scale) + floor
     logits = scores / temperature
     order = np.argsort(-logits, kind="stable")
     keep = np.ones(len(logits), dtype=bool)
@@ -83,6 +93,9 @@ def draw(scores, noise, *, temperature, top_k, top_p):
             nucleus.add(token)
             mass += probs[token]
         keep &= np.isin(np.arange(len(logits)), list(nucleus))
+    if min_p is not None:
+        probs = np.exp(log_softmax(logits))
+        keep &= probs >= min_p * probs.max()
     return int(np.argmax(np.where(keep, logits + noise, -np.inf)))
 
 
@@ -114,12 +127,15 @@ def generate(
     *,
     layer=None,
     alpha=0.1,
+    strength=1.0,
     mid_norm=False,
     apc="cond",
     cfg_weight=5.0,
     temperature=1.0,
     top_k=None,
     top_p=None,
+    min_p=None,
+    entropy_temperature=None,
     seed=0,
     prompt_index=0,
     image_index=0,
@@ -135,9 +151,17 @@ def generate(
             mid = hidden_states[layer][:, -1]
             states.append(janus.norm(mid) if mid_norm else mid)
         logits = [row.numpy() for state in states for row in janus.gen_head(state)]
-        scores = fuse(logits, alpha=alpha, cfg_weight=cfg_weight, apc=apc)
+        scores = fuse(logits, alpha=alpha, cfg_weight=cfg_weight, apc=apc, strength=strength)
         noise = gumbel(seed, prompt_index, image_index, step, len(scores))
-        token = draw(scores, noise, temperature=temperature, top_k=top_k, top_p=top_p)
+        token = draw(
+            scores,
+            noise,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            entropy_temperature=entropy_temperature,
+        )
         tokens.append(token)
         inputs = torch.cat([inputs, janus.embed_image(torch.tensor([[token], [token]]))], dim=1)
     return tokens

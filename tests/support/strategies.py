@@ -1,11 +1,14 @@
 """Hypothesis strategies that several tests share."""
 
+import math
+
 import torch
 from hypothesis import strategies as st
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-alphas = st.floats(1e-6, 1.0)
+alphas = st.just(0.0) | st.floats(1e-6, 1.0)
+strengths = st.sampled_from([0.0, 1.0]) | st.floats(0.0, 1.0)
 dtypes = st.sampled_from(DTYPES)
 
 
@@ -23,3 +26,7 @@ def logits(draw, count=2, max_vocab=40, largest=1e4, dtype=None):
             values = values.round()
         made.append((values * scale).to(dtype))
     return made
+
+
+def log(alpha):
+    return math.log(alpha) if alpha else -math.inf

@@ -1,0 +1,95 @@
+"""The variants that ``evaluate`` compares: named ones, and every combination of a grid."""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from lit_dola.errors import UserError
+from lit_dola.runs.files import safe_name
+from lit_dola.tasks.generate import LitDoLa
+
+SHARED = ("model_path", "roles", "backend", "quantize", "parallel_size", "images_per_batch", "seed")
+"""Settings of the model that all variants of an evaluation share."""
+
+Variants = dict[str, dict[str, Any]]
+Grid = Mapping[str, Sequence[Any]]
+
+
+def expand_grid(grid: Grid) -> Variants:
+    """Return one variant for every combination of values, named after them.
+
+    Raises:
+        UserError: If a setting has no values, or two of them have the same name.
+
+    Example:
+        >>> list(expand_grid({"alpha": [0.02, 0.1], "mid_norm": [True]}))
+        ['alpha-0.02-mid_norm-true', 'alpha-0.1-mid_norm-true']
+    """
+    for key, values in grid.items():
+        if not values:
+            raise UserError(f"grid.{key}: no values; expected a list, as [0.02, 0.1]")
+    found: Variants = {}
+    for values in product(*grid.values()):
+        changes = dict(zip(grid, values))
+        name = "-".join(f"{key}-{label(value)}" for key, value in changes.items())
+        if name in found:
+            raise UserError(f"grid: {name} is there twice; expected different values")
+        found[name] = changes
+    return found if grid else {}
+
+
+def label(value: Any) -> str:
+    """Return a value as it stands in the name of a variant.
+
+    Example:
+        >>> label(True), label("union"), label([2.5, 3, 0.6])
+        ('true', 'union', '2.5-3-0.6')
+    """
+    if isinstance(value, list | tuple):
+        return "-".join(map(label, value))
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def make_variants(model: LitDoLa, variants: Variants, grid: Grid) -> dict[str, LitDoLa]:
+    """Create a model for each variant, all checked before anything is generated.
+
+    Args:
+        model: The model with the settings that all variants share.
+        variants: What each named variant changes, by its name.
+        grid: Values by setting; every combination is a further variant.
+
+    Raises:
+        UserError: If there is no variant, or one is invalid.
+    """
+    common = {key: value for key, value in model.hparams.items() if not key.startswith("_")}
+    models = {}
+    for name, changes in all_variants(variants, grid).items():
+        if not name or safe_name(name) != name:
+            raise UserError(
+                f"variants: {name!r} is not a safe folder name; expected letters, digits, - and _"
+            )
+        for key in changes:
+            if key in SHARED:
+                raise UserError(
+                    f"variants.{name}: {key} applies to all variants; expected it in model"
+                )
+        try:
+            models[name] = LitDoLa.checked({**common, **changes})
+        except UserError as error:
+            raise UserError(f"variants.{name}: {error}") from error
+    if not models:
+        raise UserError("variants: empty; expected at least one, as {baseline: {dola: false}}")
+    return models
+
+
+def all_variants(variants: Variants, grid: Grid) -> Variants:
+    """Return the named variants, then those of the grid.
+
+    Raises:
+        UserError: If a name is in both.
+    """
+    combinations = expand_grid(grid)
+    for name in combinations.keys() & variants.keys():
+        raise UserError(f"grid: {name} is also in variants; expected it in one of them")
+    return {**variants, **combinations}
