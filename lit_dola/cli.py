@@ -3,14 +3,15 @@
 Parsing runs nothing: a task runs once its settings are known to be valid.
 """
 
+import json
 import logging
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import yaml
@@ -40,6 +41,7 @@ from lit_dola.errors import RankError, UserError, printable, refuse_null, sugges
 from lit_dola.evaluation import EvaluationTrainer
 from lit_dola.reports.compare import compare
 from lit_dola.tasks.generate import LitDoLa
+from lit_dola.tasks.recommended import recommended_settings
 
 _log = logging.getLogger(__name__)
 _UNKNOWN = re.compile(
@@ -100,6 +102,8 @@ class Parser(LightningArgumentParser):
 
     _config_file: Any = None
     subcommands_action: Any = None
+    notes: ClassVar[list[str]] = []
+    """About old names, of this parser and those of subcommands."""
 
     def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
         """Keep the action that subcommands are added to; Lightning does not."""
@@ -109,7 +113,7 @@ class Parser(LightningArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None, *rest: Any, **kwargs: Any) -> Any:
         """Parse arguments, accepting the old names of settings."""
         args, notes = rename_arguments(sys.argv[1:] if args is None else args)
-        _warn_on_first_rank(notes)
+        self.notes.extend(notes)
         return super().parse_args(_configs_first(args), namespace, *rest, **kwargs)
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -129,7 +133,7 @@ class Parser(LightningArgumentParser):
         if isinstance(config, dict):
             config, notes = rename_config(config)
             if notes:
-                _warn_on_first_rank(notes)
+                self.notes.extend(notes)
                 content = yaml.safe_dump(config)
         return super().parse_string(content, *args, **kwargs)
 
@@ -197,11 +201,35 @@ class DoLaCLI(LightningCLI):
         parser.link_arguments("model.seed", "seed_everything", compute_fn=_seed)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, and keep LightningCLI from seeding for tasks that draw nothing."""
-        super().parse_arguments(parser, args)
+        """Parse, with what the checkpoint recommends as defaults.
+
+        LightningCLI is kept from seeding for tasks that draw nothing.
+        """
+        given = sys.argv[1:] if args is None else [*args]
+        silent = [arg for arg in given if not arg.startswith("--print_config")]
+        Parser.notes = []
+        self.config = parser.parse_args(silent)
         name = self.config["subcommand"]
         if isinstance(TASKS[name], PlainTask):
             self.config[name]["seed_everything"] = False
+        else:
+            self._parse_again_if_the_checkpoint_recommends(name, silent)
+        _on_first_rank(_log.warning, dict.fromkeys(Parser.notes))
+        if given != silent:
+            parser.parse_args(given)  # prints and ends
+
+    def _parse_again_if_the_checkpoint_recommends(self, name: str, args: list[str]) -> None:
+        before = self.config[name]["model"]
+        recommended = recommended_settings(before["model_path"])
+        if not recommended:
+            return
+        self._parser(name).set_defaults({f"model.{key}": recommended[key] for key in recommended})
+        self.config = self.parser.parse_args(args)
+        now = self.config[name]["model"]
+        used = [f"{key} {json.dumps(now[key])}" for key in recommended if now[key] != before[key]]
+        if used:
+            path = printable(before["model_path"])
+            _on_first_rank(_log.info, [f"{path} recommends {', '.join(used)}"])
 
     def before_instantiate_classes(self) -> None:
         """Run a task that needs no model, and end; for the others, check what they are made of.
@@ -292,12 +320,13 @@ def main(args: list[str] | None = None) -> None:
     own_messages = logging.StreamHandler()
     own_messages.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.getLogger("lit_dola").handlers = [own_messages]
+    logging.getLogger("lit_dola").setLevel(logging.INFO)
     disable_progress_bar()
     set_verbosity_error()
     set_parsing_settings(add_print_completion_argument=True)
     for name in ("fsdp2", "fsdp"):  # by class, it also runs without a GPU
         StrategyRegistry.register(name, ModelParallelStrategy, override=True)
-    _warn_on_first_rank(rename_environment(os.environ, ENV_PREFIX))
+    _on_first_rank(_log.warning, rename_environment(os.environ, ENV_PREFIX))
     try:
         with signals_end_the_process(), quiet_lightning():
             DoLaCLI(
@@ -342,10 +371,11 @@ def _is_first_local_rank() -> bool:
     return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
 
 
-def _warn_on_first_rank(notes: Sequence[str]) -> None:
+def _on_first_rank(log: Callable[[str], None], notes: Iterable[str]) -> None:
     """Log notes on the first rank of each machine."""
-    for note in notes if _is_first_local_rank() else ():
-        _log.warning(note)
+    if _is_first_local_rank():
+        for note in notes:
+            log(note)
 
 
 def _trainer_message(error: Exception) -> str:

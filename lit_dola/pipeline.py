@@ -23,6 +23,7 @@ from lit_dola.janus.model import Backbone
 from lit_dola.janus.tokenizer import PromptEncoder, Roles
 from lit_dola.janus.vq import decode_pixels, to_pillow
 from lit_dola.tasks.generate import GeneratedImages, LitDoLa
+from lit_dola.tasks.recommended import recommended_settings
 
 _PRECISIONS = {torch.float32: "32-true", torch.bfloat16: "bf16-true", torch.float16: "16-true"}
 
@@ -100,6 +101,11 @@ class JanusPipeline:
         """The checkpoint's tokenizer."""
         return encoder_of(self.checkpoint, self.roles)
 
+    @cached_property
+    def recommended(self) -> dict[str, Any]:
+        """Settings that the checkpoint recommends, which :meth:`generate` has as defaults."""
+        return recommended_settings(str(self.checkpoint.folder))
+
     @property
     def device(self) -> torch.device:
         """Device of the model."""
@@ -119,7 +125,8 @@ class JanusPipeline:
             prompts: One or more prompts.
             dola: Whether to use DoLa.
             settings: Any other setting of :class:`lit_dola.LitDoLa` by name: ``alpha``,
-                ``cfg_weight``, ``parallel_size``, ``seed``, ...
+                ``cfg_weight``, ``parallel_size``, ``seed``, ... Defaults are those that the
+                checkpoint recommends, else those of the class.
 
         Raises:
             UserError: If a setting or prompt is invalid, or the model's logits are not finite.
@@ -130,7 +137,7 @@ class JanusPipeline:
                 f"{min(wrong)}: not a setting of generate; expected it in from_pretrained, or a run"
                 " of predict"
             )
-        model = LitDoLa.checked({**fixed, "dola": dola, **settings})
+        model = LitDoLa.checked({**self.recommended, **fixed, "dola": dola, **settings})
         model.janus = self.janus
         given = [prompts] if isinstance(prompts, str) else prompts
         if not isinstance(given, Iterable) or isinstance(given, Mapping | bytes):

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
@@ -37,6 +37,7 @@ VARIANTS = {
 """Short names that ``model.model_path`` accepts; each stands for DeepSeek's own checkpoint."""
 
 
+GENERATION_CONFIG = "generation_config.json"
 _COMMIT = re.compile("[0-9a-f]{40}")
 _BLOCKS, _BLOCK = 256, 4096
 """How much of a weight file the fingerprint reads, at most: blocks, and bytes per block."""
@@ -88,6 +89,8 @@ class Checkpoint:
         digest = sha256()
         try:
             for path in sorted(path for path in snapshot.iterdir() if path.is_file()):
+                if path.name == GENERATION_CONFIG:  # what it recommends is recorded by itself
+                    continue
                 if path.suffix in (".json", ".jinja"):
                     digest.update(f"{path.name}\0".encode() + path.read_bytes())
                 elif path.suffix in (".safetensors", ".bin"):
@@ -146,13 +149,35 @@ def find_checkpoint(model_path: str) -> Path:
     patterns = ["*.json", "*.jinja", "*.safetensors", "pytorch_model*.bin"]
     try:
         return Path(snapshot_download(repo_id, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except _HUB_ERRORS as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"model.model_path: {model_path!r} is not a local folder, and it could not be fetched"
             f" from the hub ({type(error).__name__}: {reason}); expected the folder of a downloaded"
             " checkpoint, or access to the hub"
         ) from error
+
+
+_HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
+
+
+def generation_config(model_path: str) -> tuple[Path, dict[str, Any]]:
+    """Return a checkpoint's ``generation_config.json``: its path, and its content or ``{}``.
+
+    Nothing else of the checkpoint is fetched, and nothing at all of a published Janus, which has no
+    settings of ours. What is wrong with ``model_path`` is left to :func:`find_checkpoint`.
+
+    Raises:
+        UserError: If there is one that is not a JSON object.
+    """
+    path = Path(model_path).expanduser() / GENERATION_CONFIG
+    published = {name for variant in VARIANTS.values() for name in variant} | {*VARIANTS}
+    if model_path.count("/") == 1 and model_path not in published and not path.parent.exists():
+        try:
+            path = Path(hf_hub_download(model_path, GENERATION_CONFIG))
+        except _HUB_ERRORS:
+            return path, {}
+    return path, read_json(path)
 
 
 def read_config(folder: Path) -> tuple[Layout, JanusConfig]:
