@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import Trainer
 from PIL import Image
 
@@ -48,6 +49,8 @@ class EvaluationTrainer(Trainer):
         scorer: Scorer | None = None,
         export: Export | None = None,
         reference: str | None = None,
+        sheet_prompts: list[NonNegativeInt] | None = None,
+        sheet_image: NonNegativeInt = 0,
     ) -> None:
         """Generate under each variant, then score the images or export them for a benchmark.
 
@@ -62,6 +65,9 @@ class EvaluationTrainer(Trainer):
             export: Benchmark whose folders the images are copied into,
                 ``{output_dir}/{export}/{name}``: geneval or dpg.
             reference: Variant that the others are compared with, image by image; null: the first.
+            sheet_prompts: Prompts on the contact sheet, by their index in the file; null: a few
+                from all over the file.
+            sheet_image: Which image of each prompt the contact sheet shows, from 0.
 
         Raises:
             UserError: If a variant changes an unknown setting, a run fails, or the report cannot be
@@ -70,18 +76,11 @@ class EvaluationTrainer(Trainer):
         if scorer:
             require("matplotlib", "scorer", extra="evaluation")
         models = make_variants(model, variants or {}, grid or {})
+        changes = all_variants(variants or {}, grid or {})
         reference = reference or next(iter(models))
-        for name, changed in models.items():
-            try:
-                changed.check(datamodule.checkpoint)
-            except UserError as error:
-                raise UserError(f"variants.{name}: {error}") from error
-        if export == "dpg":
-            check_dpg(datamodule.read_prompts([]), model.parallel_size)
-        if reference not in models:
-            raise UserError(
-                f"reference: {reference!r} is not a variant; expected one of {', '.join(models)}"
-            )
+        _check(models, datamodule, export, reference)
+        sheet = _Sheet(sheet_prompts, sheet_image)
+        sheet.check(datamodule, model.parallel_size)
         writer = find_writer(self)
         assert writer is not None
         folder = writer.output_dir
@@ -104,11 +103,32 @@ class EvaluationTrainer(Trainer):
             scores = {name: _scores(run, scorer) for name, run in runs.items() if scorer}
             if scores:
                 about = {"model": printable(model.model_path), "seed": model.hparams["seed"]}
-                changes = all_variants(variants or {}, grid or {})
-                write_report(folder, scores, reference, {**about, "variants": changes})
-            _write_sheet(folder, runs, scores)
+                write_report(folder, scores, reference, changes, grid or {}, about)
+            sheet.write(folder / "sheet.png", runs, scores)
         except OSError as error:
             raise UserError(writer.cannot_write(error)) from error
+
+
+def _check(
+    models: dict[str, LitDoLa], data: PromptDataModule, export: Export | None, reference: str
+) -> None:
+    """Check an evaluation before anything is generated.
+
+    Raises:
+        UserError: If a variant does not fit the checkpoint, the prompts do not fit the export, or
+            the reference is not a variant.
+    """
+    for name, model in models.items():
+        try:
+            model.check(data.checkpoint)
+        except UserError as error:
+            raise UserError(f"variants.{name}: {error}") from error
+    if export == "dpg":
+        check_dpg(data.read_prompts([]), data.parallel_size)
+    if reference not in models:
+        raise UserError(
+            f"reference: {reference!r} is not a variant; expected one of {', '.join(models)}"
+        )
 
 
 class _Run(NamedTuple):
@@ -155,29 +175,59 @@ def _scores(run: _Run, scorer: Scorer) -> list[Score]:
     return scores
 
 
-def _write_sheet(folder: Path, runs: dict[str, _Run], scores: dict[str, list[Score]]) -> None:
-    """Show the first image of a few prompts, spread over the prompt file, under each variant."""
-    first = {
-        name: {record.prompt_index: record for record in run.records if record.image_index == 0}
-        for name, run in runs.items()
-    }
-    common = sorted(set.intersection(*(set(records) for records in first.values())))
-    if not common:
-        return
-    shown = [
-        common[place] for place in sorted({len(common) * c // _COLUMNS for c in range(_COLUMNS)})
-    ]
-    right = {
-        name: {score.prompt_index: score.right >= 0.5 for score in found if score.image_index == 0}
-        for name, found in scores.items()
-    }
-    some = next(iter(first.values()))
-    write_contact_sheet(
-        folder / "sheet.png",
-        [some[prompt].prompt for prompt in shown],
-        {
-            name: [runs[name].folder / records[prompt].file for prompt in shown]
-            for name, records in first.items()
-        },
-        {name: [found[prompt] for prompt in shown] for name, found in right.items()} or None,
-    )
+class _Sheet(NamedTuple):
+    """What the contact sheet shows."""
+
+    prompts: list[int] | None
+    """Prompts by their index; None: a few, spread over the file."""
+    image: int
+    """Which image of each."""
+
+    def check(self, data: PromptDataModule, parallel_size: int) -> None:
+        """Check that its images are asked for.
+
+        Raises:
+            UserError: If one is not.
+        """
+        if self.image >= parallel_size:
+            raise UserError(
+                f"sheet_image: {self.image}; expected less than model.parallel_size,"
+                f" {parallel_size}: images are counted from 0"
+            )
+        known = {prompt.prompt_index for prompt in data.read_prompts([])} if self.prompts else set()
+        for prompt in self.prompts or ():
+            if prompt not in known:
+                raise UserError(
+                    f"sheet_prompts: {prompt} is not a prompt of {data.prompt_json}; expected"
+                    " indices of its entries, from 0"
+                )
+
+    def write(self, path: Path, runs: dict[str, _Run], scores: dict[str, list[Score]]) -> None:
+        """Write the sheet: one row per variant, one column per prompt."""
+        records = {
+            name: {record.prompt_index: record for record in run.records if self._shows(record)}
+            for name, run in runs.items()
+        }
+        common = sorted(set.intersection(*map(set, records.values())))
+        if not common:
+            return
+        spread = sorted({len(common) * column // _COLUMNS for column in range(_COLUMNS)})
+        shown = self.prompts or [common[place] for place in spread]
+        shown = [prompt for prompt in shown if prompt in common]  # a skipped entry has no image
+        right = {
+            name: {score.prompt_index: score.right >= 0.5 for score in found if self._shows(score)}
+            for name, found in scores.items()
+        }
+        some = next(iter(records.values()))
+        write_contact_sheet(
+            path,
+            [some[prompt].prompt for prompt in shown],
+            {
+                name: [runs[name].folder / own[prompt].file for prompt in shown]
+                for name, own in records.items()
+            },
+            {name: [found[prompt] for prompt in shown] for name, found in right.items()} or None,
+        )
+
+    def _shows(self, of: ImageRecord | Score) -> bool:
+        return of.image_index == self.image

@@ -2,6 +2,7 @@
 
 import json
 import re
+import weakref
 from statistics import fmean
 
 import numpy as np
@@ -121,6 +122,25 @@ def test_the_weights_are_loaded_once(evaluate, monkeypatch):
     monkeypatch.setattr(base, "load_janus", lambda *a, **k: loads.append(1) or load(*a, **k))
     assert evaluate().returncode == 0
     assert loads == [1]
+
+
+@pytest.mark.slow
+def test_a_variant_frees_its_cache(evaluate, monkeypatch):
+    """Dozens of variants have to fit into memory."""
+    from lit_dola.decoding.cache import KVCache
+
+    alive = weakref.WeakSet()
+    most = []
+    make = KVCache.__init__
+
+    def counted(self, *args, **kwargs):
+        make(self, *args, **kwargs)
+        alive.add(self)
+        most.append(len(alive))
+
+    monkeypatch.setattr(KVCache, "__init__", counted)
+    assert evaluate().returncode == 0
+    assert most == [1] * len(VARIANTS)
 
 
 @pytest.mark.slow

@@ -128,9 +128,13 @@ def test_the_same_report(old, folder, main_here, monkeypatch):
     assert (done.returncode, done.stderr.splitlines()) == (0, notes if old else [])
     report = json.loads((folder / "out/report.json").read_text())
     recorded = json.loads((RECORDED / "evaluate/report.json").read_text())
-    assert {name: report[name] for name in ("rates", "differences", "reference")} == {
-        name: recorded[name] for name in ("rates", "differences", "reference")
-    }
+    for kind in ("rates", "differences"):  # their intervals have another method now
+        means = [
+            {name: {skill: found["mean"] for skill, found in skills.items()} for name, skills in made}
+            for made in (report[kind].items(), recorded[kind].items())
+        ]
+        assert means[0] == means[1]
+    assert report["reference"] == recorded["reference"]
 
 
 @pytest.mark.slow

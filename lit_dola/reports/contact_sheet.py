@@ -16,6 +16,8 @@ from lit_dola.runs.image_file import is_whole, read_image
 _GAP = 12
 _FONT_SIZE = 13
 _LINE = 16
+_LABEL = _LINE + 5
+"""Height of a row's name, above the frames."""
 _FRAMES = {True: (40, 160, 60), False: (220, 35, 40)}
 
 
@@ -77,8 +79,9 @@ def write_contact_sheet(
     font = ImageFont.load_default(_FONT_SIZE)
     texts = [wrap(prompt, width=max(10, size // 7)) for prompt in prompts]
     head = _LINE * max(map(len, texts)) + _GAP
-    step = size + _LINE + _GAP
-    width = _GAP + (size + _GAP) * len(prompts)
+    step = size + _LABEL + _GAP
+    longest = max(font.getlength(name) for name in rows)
+    width = _GAP + max((size + _GAP) * len(prompts), math.ceil(longest) + _GAP)
     sheet = Image.new("RGB", (width, head + step * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, lines in enumerate(texts):
@@ -91,7 +94,7 @@ def write_contact_sheet(
             x = _GAP + (size + _GAP) * column
             shown = read_image(file).resize((size, size), Image.Resampling.BICUBIC)
             if right:
-                box = (x - 3, y + _LINE - 3, x + size + 2, y + _LINE + size + 2)
+                box = (x - 3, y + _LABEL - 3, x + size + 2, y + _LABEL + size + 2)
                 draw.rectangle(box, outline=_FRAMES[right[name][column]], width=2)
-            sheet.paste(shown, (x, y + _LINE))
+            sheet.paste(shown, (x, y + _LABEL))
     write_png(path, sheet, optimize=True)

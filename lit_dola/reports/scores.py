@@ -1,20 +1,32 @@
-"""Scores of an evaluation: rates per skill with bootstrap intervals, paired with a reference.
+"""Scores of an evaluation: rates per skill with intervals, paired with a reference.
 
-Written as JSON, as Markdown and as a plot.
+Written as JSON and as Markdown, with the figures of :mod:`lit_dola.reports.figures`.
 """
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from lit_dola.reports.figures import draw_grid, draw_rates
+from lit_dola.reports.intervals import (
+    FEWEST,
+    LEVEL,
+    Estimate,
+    average,
+    difference,
+    rate,
+    sign_test,
+)
 from lit_dola.runs.files import write_atomically
 
 OVERALL = "overall"
 """The unweighted mean of the skills, as GenEval's overall score is."""
-_RESAMPLES = 2000
-_LEVEL = 95
+_METHODS = (
+    f"{LEVEL} % intervals over prompts: Wilson's for rates, Bonett and Price's for paired"
+    " differences, Zou and Donner's for the mean of the skills; p by the exact sign test over"
+    " prompts"
+)
 
 
 class Score(NamedTuple):
@@ -27,99 +39,115 @@ class Score(NamedTuple):
     """1 or 0, or anything between."""
 
 
-class Estimate(NamedTuple):
-    """A mean and its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
+Prompts = dict[str, list[list[float]]]
+"""By skill, the values of each prompt's images."""
 
 
-def estimates(scores: list[Score], reference: list[Score] | None = None) -> dict[str, Estimate]:
-    """Estimate the mean score of each skill and overall, or the mean difference from a reference.
-
-    The bootstrap resamples prompts within each skill, with all their images, because the images of
-    one prompt are not independent (Efron and Tibshirani 1993, chapter 13: percentile intervals).
+def by_prompt(scores: list[Score], reference: list[Score] | None = None) -> Prompts:
+    """Group scores by skill and prompt; with a reference, differences from it, image by image.
 
     Args:
         scores: Scores of one variant.
-        reference: Scores of another variant on the same prompts. Differences are taken image by
-            image, because both were made with the same noise.
-
-    Returns:
-        Estimates by skill, in the order of the prompts, and :data:`OVERALL` last.
+        reference: Scores of another variant on the same prompts, made with the same noise; images
+            that it lacks are left out.
     """
     theirs = {score[1:3]: score.right for score in reference or ()}
-    by_prompt: dict[str, dict[int, list[float]]] = {}
+    found: dict[str, dict[int, list[float]]] = {}
     for score in sorted(scores, key=lambda score: score[1:3]):
         right = score.right
         if reference is not None:
             if score[1:3] not in theirs:
                 continue
             right -= theirs[score[1:3]]
-        by_prompt.setdefault(score.skill, {}).setdefault(score.prompt_index, []).append(right)
-    rng = np.random.default_rng(0)
-    found, means, draws = {}, [], []
-    for skill, prompts in by_prompt.items():
-        values = np.array([np.mean(images) for images in prompts.values()])
-        drawn = values[rng.integers(len(values), size=(_RESAMPLES, len(values)))].mean(axis=1)
-        found[skill] = _estimate(values.mean(), drawn)
-        means.append(values.mean())
-        draws.append(drawn)
-    if means:
-        found[OVERALL] = _estimate(np.mean(means), np.mean(draws, axis=0))
-    return found
+        found.setdefault(score.skill, {}).setdefault(score.prompt_index, []).append(right)
+    return {skill: list(prompts.values()) for skill, prompts in found.items()}
 
 
-def _estimate(mean: float, draws: np.ndarray) -> Estimate:
-    tail = (100 - _LEVEL) / 2
-    low, high = np.percentile(draws, [tail, 100 - tail])
-    return Estimate(*(round(float(value), 6) for value in (mean, low, high)))
+def rates(scores: list[Score]) -> dict[str, Estimate]:
+    """Estimate the rate of each skill, in the order of the prompts, and :data:`OVERALL` last."""
+    return _with_overall(by_prompt(scores), rate)
+
+
+def differences(scores: list[Score], reference: list[Score]) -> dict[str, Estimate]:
+    """Estimate the mean difference from a reference likewise, image by image."""
+    return _with_overall(by_prompt(scores, reference), lambda p: difference(_means(p)))
+
+
+def p_value(scores: list[Score], reference: list[Score]) -> float:
+    """Return the p-value of the difference from a reference, over the prompts of all skills."""
+    prompts = by_prompt(scores, reference).values()
+    return round(sign_test(_means([images for skill in prompts for images in skill])), 6)
+
+
+def _means(prompts: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(images) / len(images) for images in prompts]
+
+
+def _with_overall(
+    prompts: Prompts, estimate: Callable[[list[list[float]]], Estimate]
+) -> dict[str, Estimate]:
+    found = {skill: estimate(values) for skill, values in prompts.items()}
+    return {**found, OVERALL: average(list(found.values()))} if found else {}
 
 
 def write_report(
     folder: Path,
     scores: dict[str, list[Score]],
     reference: str,
-    about: dict[str, Any],
+    variants: Mapping[str, Mapping[str, Any]],
+    grid: Mapping[str, Sequence[Any]],
+    about: Mapping[str, Any],
 ) -> None:
-    """Write ``report.json``, ``report.md`` and ``report.svg``.
+    """Write ``report.json``, ``report.md`` and the figures ``report.*`` and ``grid.*``.
 
     Args:
         folder: Folder to write to.
         scores: Scores by variant.
         reference: Variant that the others are compared with.
+        variants: What each variant changes.
+        grid: Values by setting of the variants that are combinations; may be empty.
         about: What was evaluated; copied into the JSON.
     """
-    rates = {name: estimates(found) for name, found in scores.items()}
-    differences = {
-        name: estimates(found, scores[reference])
-        for name, found in scores.items()
-        if name != reference
-    }
+    others = {name: found for name, found in scores.items() if name != reference}
+    found = {name: rates(own) for name, own in scores.items()}
+    gained = {name: differences(own, scores[reference]) for name, own in others.items()}
+    p_values = {name: p_value(own, scores[reference]) for name, own in others.items()}
     report = {
         **about,
+        "variants": variants,
         "reference": reference,
-        "interval": f"{_LEVEL} % percentile bootstrap over prompts, {_RESAMPLES} resamples",
-        "rates": _plain(rates),
-        "differences": _plain(differences),
+        "intervals": _METHODS,
+        "rates": _plain(found),
+        "differences": _plain(gained),
+        "p": p_values,
     }
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     write_atomically(folder / "report.json", [text.encode()])
+    overall = {name: skills[OVERALL] for name, skills in found.items() if skills}
+    gains = {name: skills[OVERALL] for name, skills in gained.items() if skills}
+    figures = ["report.svg"]
+    draw_rates(folder / "report", overall, gains, reference)
+    if draw_grid(folder / "grid", overall, variants, grid):
+        figures.insert(0, "grid.svg")
     images = len(scores[reference])
-    prompts = len({score.prompt_index for score in scores[reference]})
     markdown = [
-        f"# {len(scores)} variants, {prompts} prompts, {images} images per variant\n\n",
-        f"Percent right, with the {report['interval']}.\n\n",
-        _table(rates, "{:.1f}"),
+        f"# {_count(len(scores), 'variant')}, {images} images each\n\n",
+        f"{_METHODS}. A dash: fewer than {FEWEST} prompts.\n\n",
+        *(f"![]({figure})\n\n" for figure in figures),
+        "Percent right:\n\n",
+        _table(found, "{:.1f}"),
     ]
-    if differences:
+    if gained:
         markdown += [
-            f"\nPercentage points more than `{reference}`, image by image on the same noise.\n\n",
-            _table(differences, "{:+.1f}"),
+            f"\nPercentage points more than `{reference}`, image by image on the same noise:\n\n",
+            _table(gained, "{:+.1f}", p_values),
         ]
+    markdown += ["\nWhat each variant changes:\n\n", _changes(variants)]
     write_atomically(folder / "report.md", ["".join(markdown).encode()])
-    _plot(folder / "report.svg", rates, differences, reference)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _plain(found: dict[str, dict[str, Estimate]]) -> dict[str, Any]:
@@ -129,44 +157,33 @@ def _plain(found: dict[str, dict[str, Estimate]]) -> dict[str, Any]:
     }
 
 
-def _table(found: dict[str, dict[str, Estimate]], number: str) -> str:
+def _table(
+    found: dict[str, dict[str, Estimate]], number: str, p_values: Mapping[str, float] | None = None
+) -> str:
     """Format a Markdown table in percent, with one row per variant and one column per skill."""
-    skills = list(next(iter(found.values())))
-    rows = [["variant", *skills], ["---", *["---:"] * len(skills)]]
-    for name, estimate in found.items():
-        cells = [
-            f"{number.format(100 * e.mean)} ({number.format(100 * e.low)} to"
-            f" {number.format(100 * e.high)})"
-            for e in estimate.values()
-        ]
-        rows.append([f"`{name}`", *cells])
+    some = max(found.values(), key=len)
+    rows = [["variant", *some], ["---", *["---:"] * len(some)]]
+    rows.append(["prompts", *(str(estimate.prompts) for estimate in some.values())])
+    for name, estimates in found.items():
+        rows.append([f"`{name}`", *(_cell(estimate, number) for estimate in estimates.values())])
+    if p_values is not None:
+        last = ["p", "---:", "", *(f"{p_values[name]:.2g}" for name in found)]
+        rows = [[*row, cell] for row, cell in zip(rows, last)]
+    return _markdown(rows)
+
+
+def _cell(estimate: Estimate, number: str) -> str:
+    mean, low, high = (number.format(100 * value) for value in estimate[:3])
+    return f"{mean} (–)" if estimate.prompts < FEWEST else f"{mean} ({low} to {high})"
+
+
+def _changes(variants: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [["variant", "changes"], ["---", "---"]]
+    for name, changes in variants.items():
+        told = ", ".join(f"{key}: {json.dumps(value)}" for key, value in changes.items())
+        rows.append([f"`{name}`", f"`{told}`" if told else "nothing"])
+    return _markdown(rows)
+
+
+def _markdown(rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def _plot(
-    path: Path,
-    rates: dict[str, dict[str, Estimate]],
-    differences: dict[str, dict[str, Estimate]],
-    reference: str,
-) -> None:
-    """Plot the overall rates, and next to them the differences from the reference."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 1.2 + 0.3 * len(rates)), layout="constrained")
-    axes = figure.subplots(1, 2)
-    names = list(rates)
-    for axis, found, label in (
-        (axes[0], rates, "overall, percent right"),
-        (axes[1], differences, f"percentage points more than {reference}"),
-    ):
-        shown = [name for name in names if found.get(name)]
-        places = [names.index(name) for name in shown]
-        overall = 100 * np.array([found[name][OVERALL] for name in shown]).reshape(-1, 3)
-        errors = [overall[:, 0] - overall[:, 1], overall[:, 2] - overall[:, 0]]
-        axis.errorbar(overall[:, 0], places, xerr=errors, fmt="o", capsize=3)
-        axis.set_yticks(range(len(names)), names if axis is axes[0] else [""] * len(names))
-        axis.set_ylim(len(names) - 0.5, -0.5)
-        axis.set_xlabel(label)
-        axis.grid(axis="x", alpha=0.3)
-    axes[1].axvline(0, color="black", linewidth=0.8)
-    figure.savefig(path, metadata={"Date": None})

@@ -168,6 +168,10 @@ class JanusModule(LightningModule):
             quantize_int8(self.janus)
         self.generator = self.make_generator()
 
+    def on_predict_end(self) -> None:
+        """Free the token loop and its cache: an evaluation keeps the models of all its variants."""
+        del self.generator
+
     @property
     def max_new_tokens(self) -> int:
         """Tokens that the task draws per sequence, at most."""

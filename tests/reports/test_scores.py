@@ -1,4 +1,4 @@
-"""Rates, paired differences and their intervals, against plain loops and known values."""
+"""Rates and paired differences by skill, and the report."""
 
 import json
 import random
@@ -6,7 +6,7 @@ from statistics import fmean
 
 import pytest
 
-from lit_dola.reports.scores import OVERALL, Score, estimates, write_report
+from lit_dola.reports.scores import OVERALL, Score, differences, p_value, rates, write_report
 
 
 def scores(skill, rights, first_prompt=0):
@@ -25,26 +25,11 @@ def drawn(seed, prompts, images, chance):
 
 def test_means_by_skill_and_their_unweighted_mean():
     counting, colors = drawn(0, 7, 3, 0.4), drawn(1, 5, 3, 0.8)
-    found = estimates(scores("counting", counting) + scores("colors", colors, 7))
+    found = rates(scores("counting", counting) + scores("colors", colors, 7))
     means = [fmean(map(fmean, rights)) for rights in (counting, colors)]
     assert list(found) == ["counting", "colors", OVERALL]
     assert [found[skill].mean for skill in found] == pytest.approx([*means, fmean(means)], abs=1e-6)
-    for estimate in found.values():
-        assert estimate.low < estimate.mean < estimate.high
-
-
-def test_the_interval_is_that_of_the_mean_of_prompts():
-    """200 prompts, half of them right: the normal interval is 0.5 -+ 1.96 sqrt(0.25 / 200)."""
-    half = 1.96 * (0.25 / 200) ** 0.5
-    rights = [[float(prompt % 2)] for prompt in range(200)]
-    one = estimates(scores("x", rights))["x"]
-    assert (one.low, one.high) == pytest.approx((0.5 - half, 0.5 + half), abs=0.01)
-    # Ten identical images carry no more information than one.
-    ten = estimates(scores("x", [images * 10 for images in rights]))["x"]
-    assert ten == one
-    # The mean of two skills has half the variance of either.
-    both = estimates(scores("x", rights) + scores("y", rights, 200))[OVERALL]
-    assert both.high - both.low == pytest.approx(2 * half / 2**0.5, abs=0.02)
+    assert [found[skill].prompts for skill in found] == [7, 5, 12]
 
 
 def test_differences_are_taken_image_by_image():
@@ -53,34 +38,59 @@ def test_differences_are_taken_image_by_image():
     for prompt in range(0, 100, 10):  # the first image of every tenth prompt
         better[prompt][0] = 1.0
     gained = fmean(b - a for one, two in zip(base, better) for a, b in zip(one, two))
-    found = estimates(scores("x", better), scores("x", base))["x"]
+    found = differences(scores("x", better), scores("x", base))["x"]
     assert found.mean == pytest.approx(gained, abs=1e-6)
-    assert 0 <= found.low <= gained <= found.high < 0.1  # unpaired it would be 0.2 wide
-    same = estimates(scores("x", base), scores("x", base))["x"]
-    assert same == (0, 0, 0)
+    assert found.low <= gained <= found.high < 0.1  # unpaired it would be 0.2 wide
+    same = differences(scores("x", base), scores("x", base))["x"]
+    assert same.mean == 0
+    assert p_value(scores("x", base), scores("x", base)) == 1
+    won = sum(one != two for one, two in zip(base, better))
+    assert p_value(scores("x", better), scores("x", base)) == pytest.approx(2 * 0.5**won, abs=1e-6)
 
 
 def test_what_only_one_of_the_two_has_is_left_out():
     base, other = scores("x", [[1.0], [0.0]]), scores("x", [[1.0], [1.0], [1.0]])
-    assert estimates(other, base)["x"].mean == 0.5
+    assert differences(other, base)["x"].mean == 0.5
+
+
+VARIANTS = {"baseline": {"dola": False}, "dola": {}}
 
 
 def test_the_report(tmp_path):
-    settings = {
-        "baseline": scores("colors", [[0.0, 1.0], [0.0, 0.0]]),
-        "dola": scores("colors", [[1.0, 1.0], [0.0, 0.0]]),
+    found = {
+        "baseline": scores("colors", [[0.0, 1.0], [0.0, 0.0]] * 3) + scores("few", [[1.0]], 6),
+        "dola": scores("colors", [[1.0, 1.0], [0.0, 0.0]] * 3) + scores("few", [[1.0]], 6),
     }
-    write_report(tmp_path, settings, "baseline", {"model": "m"})
+    write_report(tmp_path, found, "baseline", VARIANTS, {}, {"model": "m"})
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["model"] == "m"
     assert report["rates"]["baseline"]["colors"]["mean"] == 0.25
     assert report["differences"]["dola"]["colors"]["mean"] == 0.25
+    assert report["p"] == {"dola": 0.25}  # three prompts of three won
     assert "baseline" not in report["differences"]
     markdown = (tmp_path / "report.md").read_text()
-    assert "2 variants, 2 prompts, 4 images per variant" in markdown
-    assert "| `dola` | 50.0 (0.0 to 100.0) | 50.0 (0.0 to 100.0) |" in markdown
-    assert "| `dola` | +25.0 (+0.0 to +50.0) |" in markdown
-    plot = (tmp_path / "report.svg").read_text()
-    assert plot.lstrip().startswith("<?xml")
-    write_report(tmp_path, {"only": settings["dola"]}, "only", {})
-    assert "percentage points" not in (tmp_path / "report.md").read_text().lower()
+    assert "# 2 variants, 13 images each" in markdown
+    assert "| prompts | 6 | 1 | 7 |" in markdown
+    assert "| `baseline` | 25.0 (8.9 to 53.2) | 100.0 (–) | 62.5 (" in markdown
+    assert "| `dola` | +25.0 (" in markdown
+    assert "| +0.0 (–) |" in markdown
+    assert "| `baseline` | `dola: false` |" in markdown
+    assert "| `dola` | nothing |" in markdown
+    assert "![](report.svg)" in markdown
+    assert "grid.svg" not in markdown
+    for suffix in ("svg", "pdf", "png"):
+        assert (tmp_path / f"report.{suffix}").stat().st_size > 1000
+    write_report(tmp_path, {"dola": found["dola"]}, "dola", {"dola": {}}, {}, {})
+    text = (tmp_path / "report.md").read_text()
+    assert "percentage points" not in text.lower()
+    assert text.startswith("# 1 variant, 13 images each")
+
+
+def test_the_report_of_a_grid_shows_its_figure(tmp_path):
+    variants = {f"alpha-{alpha}": {"alpha": alpha} for alpha in (0.1, 0.2)}
+    found = {name: scores("x", [[1.0], [0.0]]) for name in variants}
+    write_report(tmp_path, found, "alpha-0.1", variants, {"alpha": [0.1, 0.2]}, {})
+    assert "![](grid.svg)" in (tmp_path / "report.md").read_text()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write_report(tmp_path, found, "alpha-0.1", variants, {"alpha": [0.1, 0.2]}, {})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -56,6 +56,8 @@ VALUES = {
     "no Janus can be built": ("config.json", ["text_config", "hidden_act"], "siluu"),
     "pad_token '<none>'": ("tokenizer_config.json", ["pad_token"], "<none>"),
     "beyond the model's vocabulary": ("config.json", ["text_config", "vocab_size"], 100),
+    "lit_dola is 3": ("generation_config.json", ["lit_dola"], 3),
+    "seed cannot be recommended": ("generation_config.json", ["lit_dola"], {"seed": 3}),
     "sft_format is 'vicuna'": ("processor_config.json", ["sft_format"], "vicuna"),
 }
 """File, keys and value of a setting that is changed in the checkpoint, by a part of the message."""
@@ -157,6 +159,12 @@ def template_of_another_type(scene):
 @case("chosen by the name")
 def guessed_roles(scene):
     (scene.copy / "chat_template.jinja").unlink()
+    return scene.predict(), 0
+
+
+@case("recommends alpha 0.3")
+def recommended(scene):
+    scene.edit("generation_config.json", lambda config: config.update(lit_dola={"alpha": 0.3}))
     return scene.predict(), 0
 
 

@@ -11,7 +11,7 @@ from tests.troubleshooting.scene import CASES, Scene
 
 PAGE = ROOT / "docs/troubleshooting.md"
 MESSAGES = re.findall(r"^\| (`.+?`) \|", PAGE.read_text(encoding="utf-8"), re.M)
-SPEAKS = ("UserError", "RankError", "_log.warning", "_fail")
+SPEAKS = ("UserError", "RankError", "_log.warning", "_log.info", "_fail")
 HOLE = "\0"
 
 
