@@ -130,7 +130,10 @@ def test_the_same_report(old, folder, main_here, monkeypatch):
     recorded = json.loads((RECORDED / "evaluate/report.json").read_text())
     for kind in ("rates", "differences"):  # their intervals have another method now
         means = [
-            {name: {skill: found["mean"] for skill, found in skills.items()} for name, skills in made}
+            {
+                name: {skill: found["mean"] for skill, found in skills.items()}
+                for name, skills in made
+            }
             for made in (report[kind].items(), recorded[kind].items())
         ]
         assert means[0] == means[1]

@@ -3,15 +3,16 @@
 Flags, configurations and the environment override them; they override the defaults.
 """
 
+from dataclasses import fields
 from typing import Any
 
+from lit_dola.decoding.guidance import Scoring
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import generation_config
 from lit_dola.tasks.generate import LitDoLa
 
 RECOMMENDABLE = (
-    "alpha", "strength", "layer_ratio", "layer", "mid_norm", "apc", "cfg_weight", "temperature",
-    "top_k", "top_p", "min_p", "entropy_temperature",
+    "layer_ratio", "layer", *(field.name for field in fields(Scoring) if field.name != "seed"),
 )  # fmt: skip
 """Settings of the model that a checkpoint may recommend: those that shape the distribution."""
 

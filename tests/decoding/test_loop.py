@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
-from transformers import JanusForConditionalGeneration
+from transformers import JanusForConditionalGeneration, TopKLogitsWarper
 
 from lit_dola.data.requests import ImageKey
 from lit_dola.decoding.guidance import ApcPolicy
@@ -144,6 +144,28 @@ def test_greedy_baseline_equals_transformers_generate(tiny_checkpoint, load, enc
         with torch.no_grad():
             pixels = model.decode_image_tokens(theirs).permute(0, 3, 1, 2)
             assert torch.equal(janus.decode_image_tokens(ours), pixels)
+
+
+def test_transformers_samples_from_50_tokens_by_default(tiny_checkpoint, encoder, monkeypatch):
+    """What docs/explanation.md warns of."""
+    kept = []
+    call = TopKLogitsWarper.__call__
+
+    def counted(self, input_ids, scores):
+        filtered = call(self, input_ids, scores)
+        kept.append(int(filtered.isfinite().sum(dim=-1).max()))
+        return filtered
+
+    monkeypatch.setattr(TopKLogitsWarper, "__call__", counted)
+    model = JanusForConditionalGeneration.from_pretrained(tiny_checkpoint).eval()
+    ids = torch.tensor([encoder.encode("a cat")])
+    settings = {"generation_mode": "image", "do_sample": True, "guidance_scale": 5.0}
+    model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
+    assert len(kept) == 16
+    assert all(50 <= tokens < 60 for tokens in kept)  # of 1024; equal scores are kept together
+    kept.clear()
+    model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings, top_k=0)
+    assert kept == []
 
 
 def test_on_step_counts_the_tokens(janus64, encoder):
