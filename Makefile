@@ -35,9 +35,9 @@ shapes-janus: $(VENV)/installed
 	$(VENV)/bin/python -m recipes.shapes.train fit --config recipes/shapes/language.yaml
 	@echo "Checkpoint: outputs/shapes/janus"
 
-# The figures of docs/study.md: about 40 minutes on 2 cores. Run it again to continue.
+# The figures of docs/study.md: about an hour on 2 cores. Run it again to continue.
 study: $(VENV)/installed
-	PYTHON=$(VENV)/bin/python recipes/shapes/study.sh
+	PYTHON=$(VENV)/bin/python recipes/shapes/study/study.sh
 
 # The tests that involve transformers, on its oldest supported version.
 test-compat: $(COMPAT)/installed

@@ -23,7 +23,7 @@ from benchmarks.stages import measure_scaling, measure_stages, plot, timed
 from lit_dola.decoding.cache import KVCache
 from lit_dola.janus.model import TransformersJanus
 
-RATIOS = (("d", "c"), ("b", "d"), ("a", "c"), ("a_batch", "c"))
+RATIOS = (("d", "c"), ("e", "c"), ("f", "c"), ("b", "d"), ("a", "c"), ("a_batch", "c"))
 _COPIED_NUMBERS = 2**28
 """Float32 numbers: 1 GiB, far more than any cache of a processor holds."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -52,7 +52,7 @@ def main(
         images: Images per prompt.
         tokens: Tokens per image; fewer than 576 for a quick look.
         repeats: Turns; in each, every method runs once.
-        methods: a, a_batch, b, c, d; null: all.
+        methods: a, a_batch, b, c, d, e, f; null: all.
         compile: Whether to compile lit-dola's step.
         scaling: Whether to measure batches of 1 to 64 images, and each stage by itself, too.
         output: Folder for decode.json and, with matplotlib, scaling.png.
@@ -98,7 +98,7 @@ def _run_in_turns(
         for turn in range(repeats + 1):
             for name, run in runs.items():
                 bar.set_description(NAMES[name])
-                compiled = compile and name in ("c", "d")
+                compiled = compile and name in ("c", "d", "e", "f")
                 count = tokens if turn or compiled else min(2, tokens)
                 seconds = timed(partial(run, count), device)
                 if turn:

@@ -21,6 +21,8 @@ NAMES = {
     "b": "plain loop with DoLa, a prompt at a time",
     "c": "lit-dola, DoLa off",
     "d": "lit-dola, DoLa on",
+    "e": "lit-dola, strength 0.2, mid_norm",
+    "f": "lit-dola, strength 0: the head set alone",
 }
 
 
@@ -39,6 +41,8 @@ def make_methods(
         "b": each(lambda ids, tokens: _plain_loop(janus, ids, images, layer, tokens)),
         "c": lit_dola(janus, prompts, images, None, compile),
         "d": lit_dola(janus, prompts, images, layer, compile),
+        "e": lit_dola(janus, prompts, images, layer, compile, Scoring(strength=0.2, mid_norm=True)),
+        "f": lit_dola(janus, prompts, images, layer, compile, Scoring(strength=0.0)),
     }
 
 
@@ -48,6 +52,7 @@ def lit_dola(
     images: int,
     layer: int | None,
     compile: bool,
+    scoring: Scoring | None = None,
 ) -> Method:
     """Return lit-dola's token loop as a method; it is set up once per number of tokens."""
     keys = [(i, j) for i in range(len(prompts)) for j in range(images)]
@@ -56,7 +61,12 @@ def lit_dola(
     @cache
     def generator(tokens: int) -> TokenGenerator:
         return TokenGenerator(
-            janus, janus.image_head, Scoring(), layer=layer, max_new_tokens=tokens, compile=compile
+            janus,
+            janus.image_head,
+            scoring or Scoring(),
+            layer=layer,
+            max_new_tokens=tokens,
+            compile=compile,
         )
 
     return lambda tokens: generator(tokens)(branches, keys)

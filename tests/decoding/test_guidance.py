@@ -179,6 +179,19 @@ def test_both_forms_score_as_the_formula_says(apc, strength, alpha, guided):
     torch.testing.assert_close(scores.softmax(-1), expected.softmax(-1), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("guided", [True, False])
+def test_strength_one_scores_as_before_it_existed_bit_for_bit(guided, dtype):
+    features = torch.randn(2, 1 + guided, 3, 16, dtype=dtype)
+    linear = nn.Linear(16, 40, dtype=dtype).requires_grad_(False)
+    contrast = features[0].float() - features[1].float()
+    fused = contrast[1] + 5.0 * (contrast[0] - contrast[1]) if guided else contrast[0]
+    rows = linear(torch.stack([features[0, 0], fused.to(dtype)]))
+    threshold = rows[0].float().amax(-1, keepdim=True) + np.log(0.1)
+    before = (rows[1].float() - linear.bias.float()).masked_fill(rows[0] < threshold, -np.inf)
+    assert torch.equal(score_features(features, linear, Scoring()), before)
+
+
 @pytest.mark.parametrize("guided", [True, False])
 @pytest.mark.parametrize("apc", POLICIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

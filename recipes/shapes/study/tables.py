@@ -1,0 +1,144 @@
+"""Every number of docs/study.md, as Markdown.
+
+python -m recipes.shapes.study.tables outputs/study
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from lit_dola.reports.intervals import Estimate
+from lit_dola.reports.scores import OVERALL, differences, p_value, rates
+from lit_dola.tasks.variants import label
+from recipes.shapes.study.choose import GUIDANCE
+from recipes.shapes.study.common import Variant, variants_of
+
+RIVALS = ("baseline", "top_p", "top_k", "min_p", "entropy_temperature")
+DOLA = ("head_set", "dola", "plain_contrast", "defaults")
+DEFAULTS = {
+    "dola": True, "alpha": 0.1, "strength": 1.0, "mid_norm": False, "layer": 8, "apc": "cond",
+    "temperature": 1.0,
+}  # fmt: skip
+"""Settings that the tables leave out."""
+
+
+def main(folder: Path) -> None:
+    """Print all tables."""
+    headline = variants_of(folder / "headline")
+    print("## Held-out prompts\n")
+    print(_table(_headline(headline)))
+    for weight in GUIDANCE:
+        print(f"\n## Guidance {weight}, held-out prompts\n")
+        print(_table(_parts(headline, weight)))
+    print("\n## Skills, held-out prompts\n")
+    print(_table(_skills([headline[name] for name in ("baseline", *DOLA[:3])])))
+    for name, title, rows, columns in SCREENED:
+        print(f"\n## {title}, tuning prompts\n")
+        print(_screened(list(variants_of(folder / name).values()), rows, columns))
+
+
+SCREENED: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
+    ("strength", "Strength, alpha and guidance", ("cfg_weight", "strength"), "alpha"),
+    ("plain", "The same without mid_norm", ("cfg_weight", "strength"), "alpha"),
+    ("temperature", "Strength at temperature 0.8", ("strength",), "cfg_weight"),
+    ("layers", "Layers", ("strength",), "layer"),
+    ("policies", "Head-set policies", ("strength",), "apc"),
+    ("baseline", "The baseline", ("temperature",), "cfg_weight"),
+    ("top_p", "Top-p", ("top_p",), "cfg_weight"),
+    ("top_k", "Top-k", ("top_k",), "cfg_weight"),
+    ("min_p", "Min-p", ("min_p",), "cfg_weight"),
+    ("entropy_temperature", "Temperature by entropy", ("entropy_temperature",), "cfg_weight"),
+)
+"""Evaluations of the tuning half: what the rows of their tables are, and the columns."""
+
+
+def _headline(found: dict[str, Variant]) -> Iterator[list[str]]:
+    yield ["", "settings", "percent right", "more than the baseline", "p"]
+    reference = found["baseline"].scores
+    for name in (*RIVALS, *DOLA):
+        variant = found[name]
+        cells = ["", ""]
+        if name != "baseline":
+            gained = differences(variant.scores, reference)[OVERALL]
+            cells = [_percent(gained, "+"), f"{p_value(variant.scores, reference):.2g}"]
+        yield [name, _told(variant), _percent(rates(variant.scores)[OVERALL]), *cells]
+
+
+def _parts(found: dict[str, Variant], weight: int) -> Iterator[list[str]]:
+    """Take the gain at one guidance scale apart: the head set, then the contrast."""
+    baseline, head_set, dola, plain = (
+        found[f"{name}-at-{weight}"] for name in ("baseline", "head_set", "dola", "plain_contrast")
+    )
+    yield ["", "settings", "percent right", "more than", "difference", "p"]
+    yield ["baseline", _told(baseline), _percent(rates(baseline.scores)[OVERALL]), "", "", ""]
+    for name, variant, reference in (
+        ("head_set", head_set, baseline),
+        ("dola", dola, head_set),
+        ("dola", dola, baseline),
+        ("plain_contrast", plain, baseline),
+    ):
+        yield [
+            name,
+            _told(variant),
+            _percent(rates(variant.scores)[OVERALL]),
+            reference.name.removesuffix(f"-at-{weight}"),
+            _percent(differences(variant.scores, reference.scores)[OVERALL], "+"),
+            f"{p_value(variant.scores, reference.scores):.2g}",
+        ]
+
+
+def _skills(variants: list[Variant]) -> Iterator[list[str]]:
+    yield ["skill", *(variant.name for variant in variants)]
+    by_variant = [rates(variant.scores) for variant in variants]
+    for skill in by_variant[0]:
+        yield [skill, *(_percent(found[skill]) for found in by_variant)]
+
+
+def _screened(variants: list[Variant], rows: Sequence[str], columns: str) -> str:
+    """Rates by the settings that vary; what all share stands above the table."""
+    by_values = {
+        tuple(label(variant.settings[key]) for key in (*rows, columns)): variant.rate
+        for variant in variants
+    }
+    values: list[list[Any]] = [list(dict.fromkeys(column)) for column in zip(*by_values)]
+    header = [*rows, *(f"{columns} {value}" for value in values[-1])]
+    table = [header]
+    for row in product(*values[:-1]):
+        found = [by_values.get((*row, column)) for column in values[-1]]
+        table.append([*row, *("" if rate is None else f"{100 * rate:.1f}" for rate in found)])
+    shared = _told(variants[0], leave_out=(*rows, columns))
+    return (f"{shared}\n\n" if shared else "") + _table(table)
+
+
+def _told(variant: Variant, leave_out: Sequence[str] = ()) -> str:
+    """Return the settings that differ from the defaults of the program."""
+    settings = variant.settings
+    if not settings["dola"]:
+        names = ["cfg_weight", "temperature", "top_p", "top_k", "min_p", "entropy_temperature"]
+    else:
+        names = list(settings)
+    told = [
+        f"{name} {label(settings[name])}"
+        for name in names
+        if name not in leave_out
+        and settings[name] is not None
+        and (name not in DEFAULTS or settings[name] != DEFAULTS[name])
+    ]
+    return ", ".join(told)
+
+
+def _percent(estimate: Estimate, sign: str = "") -> str:
+    mean, low, high = (f"{100 * value:{sign}.1f}" for value in estimate[:3])
+    return f"{mean} ({low} to {high})"
+
+
+def _table(rows: Iterator[list[str]] | list[list[str]]) -> str:
+    header, *rest = rows
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rest]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

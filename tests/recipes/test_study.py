@@ -1,0 +1,128 @@
+"""The study: its configurations can run, and its tables and choices are right."""
+
+import json
+import re
+import subprocess
+from itertools import product
+
+import pytest
+import yaml
+
+from lit_dola import LitDoLa
+from lit_dola.reports.scores import OVERALL, rates
+from lit_dola.tasks.recommended import RECOMMENDABLE
+from lit_dola.tasks.variants import all_variants, make_variants
+from recipes.shapes.study import choose, tables
+from recipes.shapes.study.common import Variant, variants_of
+from tests.support.commands import ROOT
+
+STUDY = ROOT / "recipes/shapes/study"
+EVALUATIONS = sorted(path for path in STUDY.glob("*.yaml") if "grid" in path.read_text())
+SKILLS = ("colors", "counting")
+
+
+def read(path):
+    return yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
+def test_every_variant_is_valid_and_depends_on_no_recommendation(path):
+    shared, own = read(STUDY / "common.yaml"), read(path)
+    assert set(RECOMMENDABLE) <= set(shared["model"])
+    defaults = LitDoLa().hparams
+    assert all(shared["model"][name] == defaults[name] for name in RECOMMENDABLE)
+    model = LitDoLa.checked({**shared["model"], **own.get("model", {})})
+    assert len(make_variants(model, {}, own["grid"])) >= 6
+    assert own["writer"]["output_dir"] == f"outputs/study/{path.stem}"
+    (names,) = re.findall(r"printf '%s\\n' (.+) \|", (STUDY / "study.sh").read_text())
+    assert path.stem in names.split()
+
+
+def test_tuning_and_held_out_prompts_are_the_two_halves():
+    prompts = (ROOT / "recipes/shapes/prompts.jsonl").read_text().splitlines()
+    tags = [json.loads(line)["tag"] for line in prompts]
+    script = (STUDY / "study.sh").read_text()
+    for rest, name in ((1, "tuning"), (0, "held_out")):
+        command = f"awk 'NR % 2 == {rest}' recipes/shapes/prompts.jsonl"
+        assert f"{command} > outputs/study/{name}.jsonl" in script
+        half = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True)
+        chosen = [json.loads(line)["tag"] for line in half.stdout.splitlines()]
+        assert {tag: chosen.count(tag) for tag in chosen} == dict.fromkeys(tags, 20)
+
+
+def write_variant(folder, settings, right):
+    """The files of a scored variant; ``right`` says how many of ten prompts per skill are right."""
+    folder.mkdir(parents=True)
+    defaults = {name: LitDoLa().hparams[name] for name in ("dola", *RECOMMENDABLE)}
+    with (folder / "metadata.jsonl").open("w") as log, (folder / "scores.jsonl").open("w") as out:
+        for prompt in range(20):
+            file = f"{prompt:05}_p/img_00.png"
+            tag = SKILLS[prompt // 10]
+            line = {
+                "file": file, "prompt": "p", "prompt_index": prompt, "image_index": 0,
+                "metadata": {"tag": tag}, **defaults, "layer": 8, **settings,
+            }  # fmt: skip
+            print(json.dumps(line), file=log)
+            print(json.dumps({"file": file, "score": float(prompt % 10 < right)}), file=out)
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study whose rates are made up: the best of each evaluation is known."""
+    best = {
+        "baseline": {"cfg_weight": 2, "temperature": 0.8},
+        "top_p": {"cfg_weight": 3, "top_p": 0.9},
+        "top_k": {"cfg_weight": 3, "top_k": 10},
+        "min_p": {"cfg_weight": 3, "min_p": 0.1},
+        "entropy_temperature": {"cfg_weight": 2, "entropy_temperature": [1, 1, 0.6]},
+        "strength": {"cfg_weight": 5, "strength": 0.2, "alpha": 0.02},
+    }
+    for path in EVALUATIONS:
+        own = read(path)
+        found = all_variants({}, own["grid"])
+        for name, changes in found.items():
+            right = 9 if changes == best.get(path.stem) else 3
+            settings = {**own.get("model", {}), **changes}
+            write_variant(tmp_path / path.stem / name, settings, right)
+        (tmp_path / path.stem / "report.json").write_text(json.dumps({"variants": found}))
+    return tmp_path, best
+
+
+def test_the_best_of_each_family_is_chosen_and_told(study, capsys):
+    folder, best = study
+    choose.main(folder)
+    printed = capsys.readouterr().out
+    chosen = yaml.safe_load(printed)
+    assert chosen["reference"] == "baseline"
+    variants = chosen["variants"]
+    for name in ("baseline", "top_p", "top_k", "min_p", "entropy_temperature"):
+        assert best[name].items() <= variants[name].items(), name
+        assert not variants[name]["dola"]
+        assert f"# {name}: " in printed
+    assert best["strength"].items() <= variants["dola"].items()
+    assert variants["dola-at-5"] == variants["dola"]
+    for weight, (name, low, high) in product(
+        (2, 5, 8), [("head_set", 0, 0), ("dola", 0.1, 0.9), ("plain_contrast", 1, 1)]
+    ):
+        found = variants[f"{name}-at-{weight}"]
+        assert found["cfg_weight"] == weight
+        assert low <= found["strength"] <= high
+    assert variants["defaults"] == {}
+    make_variants(LitDoLa(), variants, {})  # each can run
+
+
+def test_the_tables_have_the_rates(study, capsys):
+    folder, _ = study
+    choose.main(folder)
+    variants = yaml.safe_load(capsys.readouterr().out)["variants"]
+    for number, (name, settings) in enumerate(variants.items()):
+        write_variant(folder / "headline" / name, settings, number % 10)
+    (folder / "headline/report.json").write_text(json.dumps({"variants": variants}))
+    tables.main(folder)
+    printed = capsys.readouterr().out
+    for variant in variants_of(folder / "headline").values():
+        assert f"{100 * rates(variant.scores)[OVERALL].mean:.1f} (" in printed
+        assert variant.rate == list(variants).index(variant.name) % 10 / 10
+    assert "| 5.0 | 0.2 | 30.0 | 30.0 | 90.0 | 30.0 | 30.0 |" in printed.replace("| 5 |", "| 5.0 |")
+    assert printed.count("\n## ") == 14
+    assert isinstance(next(iter(variants_of(folder / "strength").values())), Variant)
