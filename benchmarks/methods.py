@@ -88,6 +88,7 @@ def _transformers(
         generation_mode="image",
         do_sample=True,
         guidance_scale=5.0,
+        top_k=0,  # by default it draws from the 50 most probable tokens only
         num_return_sequences=images,
     )
 
