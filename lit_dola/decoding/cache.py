@@ -64,46 +64,48 @@ def _head_dim(config: LlamaConfig) -> int:
 
 
 class PrefillView:
-    """Writes the keys and values of whole prompts into every row that starts from them.
+    """Writes the keys and values of one prompt into every row that starts from it.
 
     Args:
         cache: Written from slot 0 on.
-        rows: Row of the prefill that each row of the cache copies, int64 ``(rows,)``.
+        rows: Rows of the cache that start from each branch, int64 ``(branches, copies)``.
+        length: Tokens of the prompt; what follows them is padding and is not kept.
     """
 
-    def __init__(self, cache: KVCache, rows: Tensor) -> None:
-        self.cache, self.rows = cache, rows
+    def __init__(self, cache: KVCache, rows: Tensor, length: int) -> None:
+        self.cache, self.rows, self.length = cache, rows, length
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values; return those that it attends to."""
-        count, length = len(self.rows), key_states.shape[2]
-        self.cache.keys[layer_idx][:count, :, :length] = key_states[self.rows]
-        self.cache.values[layer_idx][:count, :, :length] = value_states[self.rows]
+        for rows, keys, values in zip(self.rows, key_states, value_states):
+            self.cache.keys[layer_idx][rows, :, : self.length] = keys[:, : self.length]
+            self.cache.values[layer_idx][rows, :, : self.length] = values[:, : self.length]
         return key_states, value_states
 
 
 class StepView:
-    """Writes one token per row, and returns all slots up to a length.
+    """Writes one token per row into a slot of its own, and returns all slots up to a length.
 
     Args:
         cache: The cache.
-        slot: Slot to write, int64 ``(1,)`` on the device.
-        rows: Number of rows in use, counted from the first.
-        length: Number of slots to attend to, counted from the first; those past ``slot`` must be
-            masked.
+        slots: Slot that each row writes, int64 ``(rows, 1)`` on the device; the rows are the first
+            ones of the cache.
+        length: Number of slots to attend to, counted from the first; those past a row's own slot
+            must be masked.
     """
 
-    def __init__(self, cache: KVCache, slot: Tensor, rows: int, length: int) -> None:
-        self.cache, self.slot, self.rows, self.length = cache, slot, rows, length
+    def __init__(self, cache: KVCache, slots: Tensor, length: int) -> None:
+        self.cache, self.slots, self.length = cache, slots, length
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values; return those that it attends to."""
-        keys = self.cache.keys[layer_idx][: self.rows]
-        values = self.cache.values[layer_idx][: self.rows]
-        keys.index_copy_(2, self.slot, key_states)
-        values.index_copy_(2, self.slot, value_states)
+        keys = self.cache.keys[layer_idx][: len(self.slots)]
+        values = self.cache.values[layer_idx][: len(self.slots)]
+        index = self.slots[:, :, None, None].expand_as(key_states)
+        keys.scatter_(2, index, key_states)
+        values.scatter_(2, index, value_states)
         return keys[:, :, : self.length], values[:, :, : self.length]

@@ -1,12 +1,13 @@
 """The token loop: decodes a batch of sequences, each with one or two branches.
 
 Rows are the conditional branches of all sequences first, then the unconditional ones in the same
-order. Left padding, which only aligns prompts of different length, is masked out.
+order. Every row starts at slot 0 of the cache and is as long as its own prompt and tokens, so what
+happens in a row does not depend on its neighbours.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,11 @@ from lit_dola.janus.layers import LayerAdapter
 from lit_dola.janus.model import Backbone, Head
 from lit_dola.janus.tokenizer import unconditional_ids
 
-COMPILED_BUCKET = 64
-"""A compiled step attends to a multiple of this many slots: one CUDA graph per multiple."""
+ATTENDED_BUCKET = 64
+"""A step attends to a multiple of this many slots. Otherwise the longest row would decide how the
+sums of all others are rounded; compiled, there is one CUDA graph per multiple."""
+PREFILL_BUCKET = 16
+"""A prompt is prefilled in a shape of a multiple of this many tokens."""
 _STOP_CHECK_EVERY = 16
 """Steps between two looks at whether every sequence has stopped: each look waits for the device."""
 
@@ -65,6 +69,8 @@ class TokenGenerator:
             longer.
         compile: Whether to compile the step, with CUDA graphs on a GPU. Every batch then uses as
             many rows as the largest batch before it, so that one compilation serves all.
+        share_prefill: Whether the sequences of a prompt share one pass. Ranks that share a model
+            must run the same number of passes, whatever prompts they have.
 
     Example:
         >>> generate = TokenGenerator(
@@ -84,6 +90,7 @@ class TokenGenerator:
         stop_ids: Sequence[int] = (),
         max_prompt_length: int = 0,
         compile: bool = False,
+        share_prefill: bool = True,
     ) -> None:
         run_layer = LayerAdapter.of(janus.language_model)
         if layer is None:
@@ -94,6 +101,7 @@ class TokenGenerator:
         self.stop_ids = tuple(stop_ids)
         self.max_prompt_length = max_prompt_length
         self.compile = compile
+        self.share_prefill = share_prefill
         self._cache: KVCache | None = None
         self._step = compile_step(janus.parameters()) if compile else decode_step
 
@@ -125,40 +133,36 @@ class TokenGenerator:
             spare = self._cache.rows // len(prompts[0]) - count
             prompts, keys = [*prompts, *[prompts[-1]] * spare], [*keys, *[keys[-1]] * spare]
         weight = self.decoder.language_model.embed_tokens.weight
-        batch = _pad_branches(prompts, weight.device)
-        cache = self._cache_for(batch)
+        cache = self._cache_for(prompts)
         prompt_index, image_index = torch.tensor(keys, device=weight.device).unbind(dim=1)
         streams = stream_keys(self.decoder.scoring.seed, prompt_index, image_index)
-        tokens, finite = self._decode(batch, cache, streams, on_step)
+        tokens, finite = self._decode(prompts, cache, streams, on_step)
         _check_finite(tokens[:count], finite[:count])
         return tokens[:count]
 
     def _decode(
-        self, batch: "_Batch", cache: KVCache, streams: Tensor, on_step: OnStep | None
+        self,
+        prompts: Sequence[Branches],
+        cache: KVCache,
+        streams: Tensor,
+        on_step: OnStep | None,
     ) -> tuple[Tensor, Tensor]:
         """Draw all tokens; returns them and whether their logits were finite."""
-        weight = self.decoder.language_model.embed_tokens.weight
-        counter = torch.arange(cache.slots, device=weight.device)
-        real = batch.attention_mask[batch.rows]
-        prompt_lengths = real.sum(dim=1, keepdim=True)
-        # Added to attention scores: 0 where there is a token, -inf where there is none yet.
-        attention_mask = weight.new_full((len(real), cache.slots), float("-inf"))
-        attention_mask[:, : real.shape[1]].masked_fill_(real, 0.0)
-
+        counter = torch.arange(cache.slots, device=streams.device)
+        lengths = [len(branches[0]) for branches in prompts]
+        prompt_lengths = counter.new_tensor(lengths * len(prompts[0]))[:, None]
         tokens = counter.new_empty(len(streams), self.max_new_tokens)
         finite = torch.ones_like(tokens, dtype=torch.bool)
         stop = _Stop(self.stop_ids, streams)
-        states = _prefill(self.decoder, batch, cache)
+        states = _prefill(self.decoder, prompts, cache, self.share_prefill)
         token, finite[:, 0] = draw(self.decoder, states, streams, counter[:1])
         for step in range(self.max_new_tokens):
             if step > 0:
-                slot = real.shape[1] + step - 1
-                attention_mask[:, slot] = 0.0
                 if self.compile:
                     torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
                 token, finite[:, step] = self._step(
                     self.decoder, cache, token, streams, counter[step : step + 1],
-                    counter[slot : slot + 1], prompt_lengths, self._attended(attention_mask, slot),
+                    prompt_lengths, self._attended(counter, max(lengths) + step),
                 )  # fmt: skip
                 token = token.clone()  # a CUDA graph reuses the memory that it returns
             token = stop.hold(token, finite[:, step])
@@ -169,18 +173,18 @@ class TokenGenerator:
                 return tokens[:, : step + 1], finite[:, : step + 1]
         return tokens, finite
 
-    def _attended(self, attention_mask: Tensor, slot: int) -> Tensor:
-        """Mask of the slots that a step reads: up to its own, or a few more if it is compiled."""
-        if not self.compile:
-            return attention_mask[:, None, None, : slot + 1]
-        attention_mask = attention_mask[:, None, None, : _round_up(slot + 1)]
-        torch._dynamo.maybe_mark_dynamic(attention_mask, 3)  # unless there is only one length
-        return attention_mask
+    def _attended(self, counter: Tensor, count: int) -> Tensor:
+        """Slots that a step reads: those in use, and a few more."""
+        slots = counter[: _round_up(count, ATTENDED_BUCKET)]
+        if self.compile:
+            torch._dynamo.maybe_mark_dynamic(slots, 0)  # unless there is only one length
+        return slots
 
-    def _cache_for(self, batch: "_Batch") -> KVCache:
+    def _cache_for(self, prompts: Sequence[Branches]) -> KVCache:
         """Return the cache of earlier batches if it is large enough, else a new one."""
-        rows, length = len(batch.rows), max(self.max_prompt_length, batch.input_ids.shape[1])
-        slots = _round_up(length + self.max_new_tokens)
+        rows = len(prompts) * len(prompts[0])
+        length = max(self.max_prompt_length, *(len(branches[0]) for branches in prompts))
+        slots = _round_up(length + self.max_new_tokens, ATTENDED_BUCKET)
         if self._cache is None or rows > self._cache.rows or slots > self._cache.slots:
             self._cache = None  # free it first
             language_model = self.decoder.language_model
@@ -221,50 +225,49 @@ def _check_finite(tokens: Tensor, finite: Tensor) -> None:
         raise NotFiniteError(tokens, {image: int((~finite[image]).nonzero()[0]) for image in bad})
 
 
-def _round_up(slots: int) -> int:
-    return math.ceil(slots / COMPILED_BUCKET) * COMPILED_BUCKET
+def _round_up(count: int, to: int) -> int:
+    return math.ceil(count / to) * to
 
 
-class _Batch(NamedTuple):
-    """The branches of every distinct prompt, left-padded to one length."""
+def _prefill(decoder: Decoder, prompts: Sequence[Branches], cache: KVCache, shared: bool) -> Tensor:
+    """Run every prompt by itself, in a shape that depends on it alone, and fill its rows.
 
-    input_ids: Tensor
-    """Int64 ``(branches * prompts, length)``: all conditional branches first."""
-    attention_mask: Tensor
-    """Bool, same shape; False at the padding."""
-    rows: Tensor
-    """Row of ``input_ids`` that each row of the loop starts from, int64
-    ``(branches * sequences,)``."""
+    Args:
+        decoder: Model and settings.
+        prompts: The branches of each sequence's prompt.
+        cache: Filled from slot 0 on.
+        shared: Whether sequences of one prompt share a pass.
 
-
-def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Left-pad rows of token ids to one length: int64 ids, and a bool mask, False at padding."""
-    length = max(map(len, rows))
-    input_ids = [[pad_token_id] * (length - len(ids)) + list(ids) for ids in rows]
-    attention_mask = [[False] * (length - len(ids)) + [True] * len(ids) for ids in rows]
-    return torch.tensor(input_ids), torch.tensor(attention_mask)
-
-
-def _pad_branches(prompts: Sequence[Branches], device: torch.device) -> _Batch:
-    hashable = [tuple(map(tuple, branches)) for branches in prompts]
-    places = {branches: place for place, branches in enumerate(dict.fromkeys(hashable))}
-    input_ids, attention_mask = pad_left([ids for branch in zip(*places) for ids in branch], 0)
-    rows = torch.tensor([places[branches] for branches in hashable])
-    rows = torch.cat([rows + branch * len(places) for branch in range(len(prompts[0]))])
-    return _Batch(input_ids.to(device), attention_mask.to(device), rows.to(device))
+    Returns:
+        The states that the first tokens are drawn from, ``(layers, branches * sequences, hidden)``.
+    """
+    sequences: dict[Any, list[int]] = {}
+    for sequence, branches in enumerate(prompts):
+        key = (tuple(map(tuple, branches)), None if shared else sequence)
+        sequences.setdefault(key, []).append(sequence)
+    device = decoder.language_model.embed_tokens.weight.device
+    place = torch.empty(len(prompts), dtype=torch.long)
+    states: list[Tensor] = []
+    for copies in sequences.values():
+        place[copies] = len(states)
+        rows = torch.tensor(copies) + len(prompts) * torch.arange(len(prompts[0]))[:, None]
+        states.append(_prefill_one(decoder, prompts[copies[0]], cache, rows.to(device)))
+    together = torch.stack(states, dim=2)  # (layers, branches, prompts, hidden)
+    return together[:, :, place.to(device)].flatten(1, 2)
 
 
-def _prefill(decoder: Decoder, batch: _Batch, cache: KVCache) -> Tensor:
-    """Run every branch of each distinct prompt once, then give each sequence its rows."""
-    valid = batch.attention_mask
-    length = valid.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=valid.device).tril()
-    itself = torch.eye(length, dtype=torch.bool, device=valid.device)  # or padding sees nothing
-    states = forward_layers(
+def _prefill_one(decoder: Decoder, branches: Branches, cache: KVCache, rows: Tensor) -> Tensor:
+    """Run the branches of one prompt; returns the states of the last token of each."""
+    embed, length = decoder.language_model.embed_tokens, len(branches[0])
+    bucket = _round_up(length, PREFILL_BUCKET)
+    padded = [[*ids, *[0] * (bucket - length)] for ids in branches]
+    input_ids = torch.tensor(padded, device=rows.device)
+    causal = torch.ones(bucket, bucket, dtype=torch.bool, device=rows.device).tril()
+    return forward_layers(
         decoder,
-        decoder.language_model.embed_tokens(batch.input_ids),
-        (causal & valid[:, None, None, :]) | itself,
-        (valid.cumsum(dim=1) - 1).clamp(min=0),
-        PrefillView(cache, batch.rows),
+        embed(input_ids),
+        causal[None, None],
+        torch.arange(bucket, device=rows.device)[None],
+        PrefillView(cache, rows, length),
+        last=length - 1,
     )
-    return states[:, batch.rows]

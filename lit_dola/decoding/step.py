@@ -38,7 +38,7 @@ class Decoder:
     run_layer: LayerAdapter
 
 
-Step = Callable[[Decoder, KVCache, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Any]
+Step = Callable[[Decoder, KVCache, Tensor, Tensor, Tensor, Tensor, Tensor], Any]
 """The type of :func:`decode_step`, compiled or not."""
 
 
@@ -59,33 +59,32 @@ def decode_step(
     token: Tensor,
     streams: Tensor,
     step: Tensor,
-    slot: Tensor,
     prompt_lengths: Tensor,
-    attention_mask: Tensor,
+    slots: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Append the last tokens to the cache and draw the next token of every sequence.
 
     Args:
         decoder: Model and settings.
-        cache: Keys and values of all earlier tokens.
+        cache: Keys and values of all earlier tokens; a token's slot is its position.
         token: The tokens drawn last, int64 ``(sequences,)``.
         streams: Random stream of each sequence, int64 ``(sequences,)``.
         step: Index of the token to draw, int64 ``(1,)``.
-        slot: Slot of the cache that the last token goes to, int64 ``(1,)``.
         prompt_lengths: Tokens of each row's prompt, int64 ``(rows, 1)``; the rows are
             ``branches * sequences``, all conditional branches first.
-        attention_mask: 0 for slots to attend to, else -inf, ``(rows, 1, 1, length)``.
+        slots: 0, 1, ... up to the last slot that any row attends to, int64.
 
     Returns:
         As :func:`draw`.
     """
     branches = len(prompt_lengths) // len(token)
+    own = prompt_lengths + step - 1
     states = forward_layers(
         decoder,
         decoder.head.embed(token.repeat(branches))[:, None],
-        attention_mask,
-        prompt_lengths + step - 1,
-        StepView(cache, slot, *attention_mask.shape[::3]),
+        (slots <= own)[:, None, None],
+        own,
+        StepView(cache, own, len(slots)),
     )
     return draw(decoder, states, streams, step)
 
@@ -96,8 +95,17 @@ def forward_layers(
     attention_mask: Tensor,
     position_ids: Tensor,
     cache: LayerCache,
+    last: int = -1,
 ) -> Tensor:
-    """Run the layers as ``LlamaModel`` does, keeping only the last position of one or two layers.
+    """Run the layers as ``LlamaModel`` does, keeping only one position of one or two layers.
+
+    Args:
+        decoder: Model and settings.
+        inputs_embeds: Embeddings of the tokens, ``(rows, length, hidden)``.
+        attention_mask: True where there is something to attend to.
+        position_ids: Positions of the tokens.
+        cache: Where keys and values go.
+        last: Index of the position to keep.
 
     Returns:
         ``(1, rows, hidden)``: the final hidden state, after the final norm. If the scores need the
@@ -118,10 +126,10 @@ def forward_layers(
             position_embeddings=position_embeddings,
         )
         if index == decoder.layer:
-            mid_state.append(hidden_states[:, -1])
+            mid_state.append(hidden_states[:, last])
     if decoder.scoring.mid_norm:
         mid_state = [language_model.norm(state) for state in mid_state]
-    return torch.stack([language_model.norm(hidden_states[:, -1]), *mid_state])
+    return torch.stack([language_model.norm(hidden_states[:, last]), *mid_state])
 
 
 def draw(decoder: Decoder, states: Tensor, streams: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:

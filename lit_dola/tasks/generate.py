@@ -213,6 +213,7 @@ class LitDoLa(JanusModule):
             max_new_tokens=self.max_new_tokens,
             max_prompt_length=self.plan.longest_prompt,
             compile=self.compiles,
+            share_prefill=not shards_the_model(self.trainer),
         )
 
     def predict_step(self, batch: list[ImageRequest], batch_idx: int) -> GeneratedImages:

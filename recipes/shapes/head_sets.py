@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
-from lit_dola.decoding.loop import pad_left
 from lit_dola.janus.tokenizer import PromptEncoder
 from recipes.shapes.data import ShapesDataset, collate
-from recipes.shapes.language import image_logits
+from recipes.shapes.language import image_logits, pad_left
 from recipes.shapes.vq import encode_pictures
 
 ALPHAS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5)

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from transformers import JanusForConditionalGeneration, get_cosine_schedule_with_warmup
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from lit_dola.decoding.loop import pad_left
 from lit_dola.janus.tokenizer import PromptEncoder, unconditional_ids
 from recipes.shapes.data import Batch
 from recipes.shapes.scene import describe, sample_scene
@@ -155,3 +154,11 @@ class JanusTraining(LightningModule):
         """Save the checkpoint."""
         if self.trainer.is_global_zero:
             save_janus(self.janus.eval(), self.tokenizer, Path(self.hparams["output_dir"]))
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Left-pad rows of token ids to one length: int64 ids, and a bool mask, False at padding."""
+    length = max(map(len, rows))
+    input_ids = [[pad_token_id] * (length - len(ids)) + list(ids) for ids in rows]
+    attention_mask = [[False] * (length - len(ids)) + [True] * len(ids) for ids in rows]
+    return torch.tensor(input_ids), torch.tensor(attention_mask)

@@ -194,11 +194,12 @@ def test_logits_that_are_not_finite_are_named(layer, branch, temperature, value,
     janus = load(torch.float32)
     config = {"layer": layer, "temperature": temperature}
     sound = run(janus, encoder, config)
-    calls = []
+    steps = []
 
     def poison(_module, _args, hidden_states):
-        calls.append(len(hidden_states))
-        if len(calls) == 5:  # the prefill was the first
+        if hidden_states.shape[1] == 1:  # not a prefill
+            steps.append(len(hidden_states))
+        if len(steps) == 4:
             row = 3 if branch == "cond" else len(BATCH) + 3
             hidden_states[row] = float(value)
         return hidden_states

@@ -44,7 +44,7 @@ def test_the_cache_arrives_under_the_name_that_the_layer_knows(forward, cache):
     states = torch.arange(4.0).view(1, 1, 2, 2)
     run = adapt(forward)
     same = {"attention_mask": None, "position_ids": None, "position_embeddings": None}
-    views = [PrefillView(cache, torch.tensor([0])), StepView(cache, torch.tensor([2]), 1, 3)]
+    views = [PrefillView(cache, torch.tensor([[0]]), 2), StepView(cache, torch.tensor([[2]]), 3)]
     for view, count in zip(views, (2, 1)):
         keys, values = run(forward, states[:, :, :count], view, **same)
         assert keys.shape == values.shape

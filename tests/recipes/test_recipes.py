@@ -14,10 +14,10 @@ from transformers import JanusForConditionalGeneration
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from lit_dola.decoding.loop import cfg_pair, pad_left
+from lit_dola.decoding.loop import cfg_pair
 from lit_dola.janus.tokenizer import PromptEncoder
 from recipes.shapes.data import ShapesDataModule
-from recipes.shapes.language import JanusTraining
+from recipes.shapes.language import JanusTraining, pad_left
 from recipes.shapes.train import main
 from recipes.shapes.vq import VQTraining, encode_pictures, merge_codes
 from tests.support.commands import ROOT
