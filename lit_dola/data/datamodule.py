@@ -148,7 +148,7 @@ class PromptDataModule(LightningDataModule):
                 ImageRequest(prompt, image_index, input_ids)
                 for image_index in range(self.parallel_size)
             ]
-        # Prompts of similar length share a batch, which needs less padding.
+        # Prompts of similar length share a batch, which then attends to fewer slots.
         requests.sort(key=lambda request: len(request.input_ids))
         self.plan = RunPlan(
             self.prompt_json, self.on_error, self.checkpoint, self.encoder, requests, failures
