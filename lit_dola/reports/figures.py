@@ -49,7 +49,7 @@ def draw_rates(
     right.set_yticks(range(len(names)), [""] * len(names))
     right.set_xlabel(f"percentage points more than {reference}")
     right.axvline(0, color="black", linewidth=0.8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _dots(axes: "Axes", names: list[str], found: Mapping[str, Estimate]) -> None:
@@ -142,7 +142,7 @@ def _draw_line(
     axes.set_ylabel("overall, percent right")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_heatmaps(
@@ -179,7 +179,7 @@ def _draw_heatmaps(
         axis.set_ylabel(y)
         axis.set_title(", ".join(f"{key} {_text(value)}" for key, value in zip(outer, combination)))
     figure.colorbar(image, ax=list(axes), label="overall, percent right")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _text(value: Any) -> str:
@@ -188,7 +188,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save(figure: "Figure", path: Path) -> None:
     """Save a figure; the same figure has the same bytes."""
     from matplotlib import rc_context
 

@@ -15,4 +15,5 @@ printf '%s\n' strength baseline top_p top_k min_p entropy_temperature policies p
 "$PYTHON" main.py evaluate --config $here/common.yaml --config outputs/study/headline.yaml \
     --config $here/held_out.yaml
 "$PYTHON" -m recipes.shapes.study.tables outputs/study > outputs/study/tables.md
-echo "Look at outputs/study/tables.md"
+"$PYTHON" -m recipes.shapes.study.figure outputs/study
+echo "Look at outputs/study/tables.md and study.svg"
