@@ -97,15 +97,18 @@ class StepView:
     """
 
     def __init__(self, cache: KVCache, slots: Tensor, length: int) -> None:
-        self.cache, self.slots, self.length = cache, slots, length
+        self.cache, self.rows, self.length = cache, len(slots), length
+        # Where each head of each row writes, in a buffer seen as one long list of slots.
+        heads = cache.keys[0].shape[1]
+        first = torch.arange(self.rows * heads, device=slots.device) * cache.slots
+        self.places = (first.view(self.rows, heads) + slots).flatten()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Store a layer's new keys and values; return those that it attends to."""
-        keys = self.cache.keys[layer_idx][: len(self.slots)]
-        values = self.cache.values[layer_idx][: len(self.slots)]
-        index = self.slots[:, :, None, None].expand_as(key_states)
-        keys.scatter_(2, index, key_states)
-        values.scatter_(2, index, value_states)
-        return keys[:, :, : self.length], values[:, :, : self.length]
+        keys, values = self.cache.keys[layer_idx], self.cache.values[layer_idx]
+        dim = key_states.shape[-1]
+        keys.view(-1, dim).index_copy_(0, self.places, key_states.reshape(-1, dim))
+        values.view(-1, dim).index_copy_(0, self.places, value_states.reshape(-1, dim))
+        return keys[: self.rows, :, : self.length], values[: self.rows, :, : self.length]

@@ -79,10 +79,13 @@ def decode_step(
     """
     branches = len(prompt_lengths) // len(token)
     own = prompt_lengths + step - 1
+    inputs_embeds = decoder.head.embed(token.repeat(branches))[:, None]
+    # Added to attention scores; from a bool mask every layer would make this again.
+    attention_mask = inputs_embeds.new_zeros(()).where(slots <= own, float("-inf"))
     states = forward_layers(
         decoder,
-        decoder.head.embed(token.repeat(branches))[:, None],
-        (slots <= own)[:, None, None],
+        inputs_embeds,
+        attention_mask[:, None, None],
         own,
         StepView(cache, own, len(slots)),
     )
