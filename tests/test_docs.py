@@ -203,3 +203,14 @@ def test_ten_changes_touch_at_most_three_files():
     for change, files in changes.items():
         assert all((ROOT / "lit_dola" / file).exists() for file in files)
         assert len(files) <= 3 or change == "a new task"
+
+
+@pytest.mark.parametrize("page", ["README.md", "configs/dola-gentle.yaml"])
+def test_figures_of_the_study_are_those_of_its_page(page):
+    """Rates and intervals that other pages quote stand in the study's."""
+    text = (ROOT / page).read_text()
+    if page == "README.md":
+        text = text[text.index("## Who gains") : text.index("## The real model")]
+    quoted = set(re.findall(r"(?<![\d.-])\d+\.\d(?!\d|\.\d)", text)) - {"0.9"}
+    assert len(quoted) >= 6
+    assert [figure for figure in quoted if figure not in PAGES["docs/study.md"]] == []

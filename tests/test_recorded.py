@@ -12,7 +12,10 @@ from tests.support.commands import CPU, ROOT, ddp, records, succeed
 
 RECORDED = ROOT / "tests" / "recorded"
 RUN = RECORDED / "run"
-MODEL = {"cfg_weight": 2, "alpha": 0.02, "layer_ratio": 0.5, "mid_norm": "true", "parallel_size": 2}
+MODEL = {
+    "cfg_weight": 2, "alpha": 0.02, "layer_ratio": 0.5, "mid_norm": "true", "parallel_size": 2,
+    "strength": 1,
+}  # fmt: skip
 ARGUMENTS = [
     *CPU[:2], "--model.model_path=checkpoints/shapes-janus", "--writer.format=png",
     f"--data.prompt_json={RECORDED / 'prompts.jsonl'}",

@@ -167,9 +167,14 @@ def _table(
     for name, estimates in found.items():
         rows.append([f"`{name}`", *(_cell(estimate, number) for estimate in estimates.values())])
     if p_values is not None:
-        last = ["p", "---:", "", *(f"{p_values[name]:.2g}" for name in found)]
+        last = ["p", "---:", "", *(show_p(p_values[name]) for name in found)]
         rows = [[*row, cell] for row, cell in zip(rows, last)]
     return _markdown(rows)
+
+
+def show_p(p: float) -> str:
+    """Return a p-value as reports print it."""
+    return f"{p:.2g}" if p >= 0.0001 else "< 0.0001"
 
 
 def _cell(estimate: Estimate, number: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_dola.reports.intervals import Estimate
-from lit_dola.reports.scores import OVERALL, differences, p_value, rates
+from lit_dola.reports.scores import OVERALL, differences, p_value, rates, show_p
 from lit_dola.tasks.variants import label
 from recipes.shapes.study.choose import GUIDANCE
 from recipes.shapes.study.common import Variant, variants_of
@@ -62,7 +62,7 @@ def _headline(found: dict[str, Variant]) -> Iterator[list[str]]:
         cells = ["", ""]
         if name != "baseline":
             gained = differences(variant.scores, reference)[OVERALL]
-            cells = [_percent(gained, "+"), f"{p_value(variant.scores, reference):.2g}"]
+            cells = [_percent(gained, "+"), show_p(p_value(variant.scores, reference))]
         yield [name, _told(variant), _percent(rates(variant.scores)[OVERALL]), *cells]
 
 
@@ -85,7 +85,7 @@ def _parts(found: dict[str, Variant], weight: int) -> Iterator[list[str]]:
             _percent(rates(variant.scores)[OVERALL]),
             reference.name.removesuffix(f"-at-{weight}"),
             _percent(differences(variant.scores, reference.scores)[OVERALL], "+"),
-            f"{p_value(variant.scores, reference.scores):.2g}",
+            show_p(p_value(variant.scores, reference.scores)),
         ]
 
 
