@@ -20,7 +20,7 @@ from lit_dola.errors import UserError, printable, require
 from lit_dola.reports.contact_sheet import write_contact_sheet
 from lit_dola.reports.export import Export, check_dpg, write_export
 from lit_dola.reports.scores import Score, write_report
-from lit_dola.runs.files import to_json, write_atomically
+from lit_dola.runs.files import safe_name, to_json, write_atomically
 from lit_dola.runs.image_file import read_image
 from lit_dola.runs.records import ImageRecord, read_images
 from lit_dola.tasks.generate import LitDoLa
@@ -115,10 +115,14 @@ def _check(
     """Check an evaluation before anything is generated.
 
     Raises:
-        UserError: If a variant does not fit the checkpoint, the prompts do not fit the export, or
-            the reference is not a variant.
+        UserError: If a variant's name cannot be a folder, it does not fit the checkpoint, the
+            prompts do not fit the export, or the reference is not a variant.
     """
     for name, model in models.items():
+        if not name or safe_name(name) != name:
+            raise UserError(
+                f"variants: {name!r} is not a safe folder name; expected letters, digits, - and _"
+            )
         try:
             model.check(data.checkpoint)
         except UserError as error:

@@ -6,7 +6,6 @@ from itertools import product
 from typing import Any
 
 from lit_dola.errors import UserError
-from lit_dola.runs.files import safe_name
 from lit_dola.tasks.generate import LitDoLa
 
 SHARED = ("model_path", "roles", "backend", "quantize", "parallel_size", "images_per_batch", "seed")
@@ -65,10 +64,6 @@ def make_variants(model: LitDoLa, variants: Variants, grid: Grid) -> dict[str, L
     common = {key: value for key, value in model.hparams.items() if not key.startswith("_")}
     models = {}
     for name, changes in all_variants(variants, grid).items():
-        if not name or safe_name(name) != name:
-            raise UserError(
-                f"variants: {name!r} is not a safe folder name; expected letters, digits, - and _"
-            )
         for key in changes:
             if key in SHARED:
                 raise UserError(
