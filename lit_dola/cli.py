@@ -31,6 +31,7 @@ from lit_dola.callbacks.run_writer import find_writer
 from lit_dola.callbacks.signals import (
     Interrupted,
     StopOnSignal,
+    leave_process_group,
     requeue_slurm_job,
     signals_end_the_process,
 )
@@ -289,6 +290,7 @@ class DoLaCLI(LightningCLI):
         self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
         if writer := find_writer(self.trainer):
             writer.check_complete(self.trainer)
+        leave_process_group()
         self._exit_if_skipped()
 
     def evaluate(self, model: LightningModule, datamodule: LightningDataModule, **how: Any) -> None:
@@ -296,6 +298,7 @@ class DoLaCLI(LightningCLI):
         cast(EvaluationTrainer, self.trainer).evaluate(
             cast(LitDoLa, model), cast(PromptDataModule, datamodule), **how
         )
+        leave_process_group()
         self._exit_if_skipped()
 
     def _exit_if_skipped(self) -> None:

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from threading import Event
 from typing import Any
 
+import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
@@ -131,3 +132,13 @@ def requeue_slurm_job() -> None:
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     subprocess.run(["scontrol", "requeue", job], check=True)
+
+
+def leave_process_group() -> None:
+    """Leave the other ranks in order, after everything is done.
+
+    gloo's threads would outlive the interpreter, which then aborts now and then; Lightning leaves
+    only NCCL's groups itself.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

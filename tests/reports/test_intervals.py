@@ -109,7 +109,7 @@ def test_the_difference_of_pairs_is_bonett_and_prices():
     )
 
 
-@given(st.lists(st.floats(-1, 1), min_size=1, max_size=30))
+@given(st.lists(st.floats(-1, 1).map(lambda d: round(d, 3)), min_size=1, max_size=30))
 def test_a_difference_lies_in_its_interval(prompts):
     found = difference(prompts)
     assert -1 <= found.low <= found.mean <= found.high <= 1
