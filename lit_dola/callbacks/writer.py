@@ -106,13 +106,15 @@ class ImageWriter(RunWriter):
 
     def write_batch(self, results: GeneratedImages) -> Sequence[Failure]:
         """Submit a batch of images; inspections are written at once."""
-        images = zip(results.requests, results.tokens, results.pixels, strict=True)
-        for place, (request, tokens, pixels) in enumerate(images):
+        images = zip(
+            results.requests, results.tokens, results.pixels, results.forwards, strict=True
+        )
+        for place, (request, tokens, pixels, forwards) in enumerate(images):
             image = to_pillow(pixels)
             plot = None
             if place in results.inspections:
                 plot = self._write_inspection(request, image, results.inspections[place])
-            self.submit(self._write, request, image, tokens.numpy(), plot)
+            self.submit(self._write, request, image, tokens.numpy(), plot, forwards)
         return results.failures
 
     def _write(
@@ -121,6 +123,7 @@ class ImageWriter(RunWriter):
         image: Image.Image,
         tokens: npt.NDArray[np.int32],
         plot: Path | None,
+        forwards: int | None,
     ) -> None:
         """Write an image and its tokens, then its record: a record means that both are complete."""
         record = ImageRecord(
@@ -131,6 +134,7 @@ class ImageWriter(RunWriter):
             self.record_settings(),
             request.prompt.metadata,
             plot.relative_to(self.output_dir).as_posix() if plot else None,
+            forwards,
         )
         path = self.output_dir / record.file
         make_folder(path.parent)

@@ -86,12 +86,12 @@ class PrefillView:
 
 
 class StepView:
-    """Writes one token per row into a slot of its own, and returns all slots up to a length.
+    """Writes a window of tokens per row into slots of its own, and returns all up to a length.
 
     Args:
         cache: The cache.
-        slots: Slot that each row writes, int64 ``(rows, 1)`` on the device; the rows are the first
-            ones of the cache.
+        slots: Slots that each row writes, int64 ``(rows, window)`` on the device; the rows are the
+            first ones of the cache.
         length: Number of slots to attend to, counted from the first; those past a row's own slot
             must be masked.
     """
@@ -101,7 +101,7 @@ class StepView:
         # Where each head of each row writes, in a buffer seen as one long list of slots.
         heads = cache.keys[0].shape[1]
         first = torch.arange(self.rows * heads, device=slots.device) * cache.slots
-        self.places = (first.view(self.rows, heads) + slots).flatten()
+        self.places = (first.view(self.rows, heads, 1) + slots[:, None]).flatten()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any

@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_dola.decoding.cache import KVCache, PrefillView
 from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.sampling import stream_keys
-from lit_dola.decoding.step import Decoder, compile_step, decode_step, draw, forward_layers
+from lit_dola.decoding.step import Decoder, compile_step, decode_window, draw, forward_layers
 from lit_dola.janus.layers import LayerAdapter
 from lit_dola.janus.model import Backbone, Head
 from lit_dola.janus.tokenizer import unconditional_ids
@@ -103,7 +103,13 @@ class TokenGenerator:
         self.compile = compile
         self.share_prefill = share_prefill
         self._cache: KVCache | None = None
-        self._step = compile_step(janus.parameters()) if compile else decode_step
+        self._step = compile_step(janus.parameters()) if compile else decode_window
+
+    lookahead = 0
+    """Slots that a row needs beyond its last token."""
+    forwards: Tensor | None = None
+    """Passes that each sequence of the last batch took after its prefill, int64 ``(sequences,)``;
+    None where it is always one per token."""
 
     @torch.no_grad()
     def __call__(
@@ -154,24 +160,31 @@ class TokenGenerator:
         tokens = counter.new_empty(len(streams), self.max_new_tokens)
         finite = torch.ones_like(tokens, dtype=torch.bool)
         stop = _Stop(self.stop_ids, streams)
-        states = _prefill(self.decoder, prompts, cache, self.share_prefill)
-        token, finite[:, 0] = draw(self.decoder, states, streams, counter[:1])
+        token, ok = self._first_token(prompts, cache, streams)
         for step in range(self.max_new_tokens):
             if step > 0:
                 if self.compile:
                     torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-                token, finite[:, step] = self._step(
-                    self.decoder, cache, token, streams, counter[step : step + 1],
+                token, ok = self._step(
+                    self.decoder, cache, token, streams, counter[None, step : step + 1],
                     prompt_lengths, self._attended(counter, max(lengths) + step),
                 )  # fmt: skip
                 token = token.clone()  # a CUDA graph reuses the memory that it returns
-            token = stop.hold(token, finite[:, step])
-            tokens[:, step] = token
+            finite[:, step] = ok[:, 0]
+            token = stop.hold(token[:, 0], finite[:, step])[:, None]
+            tokens[:, step] = token[:, 0]
             if on_step is not None:
                 on_step(step + 1)
             if stop.all_stopped(step):
                 return tokens[:, : step + 1], finite[:, : step + 1]
         return tokens, finite
+
+    def _first_token(
+        self, prompts: Sequence[Branches], cache: KVCache, streams: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Prefill, and draw the first token of each sequence; returns as :func:`draw`."""
+        states = _prefill(self.decoder, prompts, cache, self.share_prefill)
+        return draw(self.decoder, states, streams, torch.zeros_like(streams)[:, None])
 
     def _attended(self, counter: Tensor, count: int) -> Tensor:
         """Slots that a step reads: those in use, and a few more."""
@@ -184,7 +197,7 @@ class TokenGenerator:
         """Return the cache of earlier batches if it is large enough, else a new one."""
         rows = len(prompts) * len(prompts[0])
         length = max(self.max_prompt_length, *(len(branches[0]) for branches in prompts))
-        slots = _round_up(length + self.max_new_tokens, ATTENDED_BUCKET)
+        slots = _round_up(length + self.max_new_tokens + self.lookahead, ATTENDED_BUCKET)
         if self._cache is None or rows > self._cache.rows or slots > self._cache.slots:
             self._cache = None  # free it first
             language_model = self.decoder.language_model
@@ -239,7 +252,8 @@ def _prefill(decoder: Decoder, prompts: Sequence[Branches], cache: KVCache, shar
         shared: Whether sequences of one prompt share a pass.
 
     Returns:
-        The states that the first tokens are drawn from, ``(layers, branches * sequences, hidden)``.
+        The states that the first tokens are drawn from,
+        ``(layers, branches * sequences, 1, hidden)``.
     """
     sequences: dict[Any, list[int]] = {}
     for sequence, branches in enumerate(prompts):
@@ -252,7 +266,7 @@ def _prefill(decoder: Decoder, prompts: Sequence[Branches], cache: KVCache, shar
         place[copies] = len(states)
         rows = torch.tensor(copies) + len(prompts) * torch.arange(len(prompts[0]))[:, None]
         states.append(_prefill_one(decoder, prompts[copies[0]], cache, rows.to(device)))
-    together = torch.stack(states, dim=2)  # (layers, branches, prompts, hidden)
+    together = torch.stack(states, dim=2)  # (layers, branches, prompts, 1, hidden)
     return together[:, :, place.to(device)].flatten(1, 2)
 
 
@@ -269,5 +283,5 @@ def _prefill_one(decoder: Decoder, branches: Branches, cache: KVCache, rows: Ten
         causal[None, None],
         torch.arange(bucket, device=rows.device)[None],
         PrefillView(cache, rows, length),
-        last=length - 1,
+        kept=slice(length - 1, length),
     )

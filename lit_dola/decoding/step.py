@@ -39,37 +39,39 @@ class Decoder:
 
 
 Step = Callable[[Decoder, KVCache, Tensor, Tensor, Tensor, Tensor, Tensor], Any]
-"""The type of :func:`decode_step`, compiled or not."""
+"""The type of :func:`decode_window`, compiled or not."""
 
 
 def compile_step(weights: Iterable[Tensor]) -> Step:
-    """Compile :func:`decode_step`, with CUDA graphs on a GPU.
+    """Compile :func:`decode_window`, with CUDA graphs on a GPU.
 
     Args:
         weights: Every weight of the model; a CUDA graph would copy the others at every step.
     """
     for weight in weights:
         torch._dynamo.mark_static_address(weight, guard=False)
-    return torch.compile(decode_step, fullgraph=True, options=_COMPILE_OPTIONS)
+    return torch.compile(decode_window, fullgraph=True, options=_COMPILE_OPTIONS)
 
 
-def decode_step(
+def decode_window(
     decoder: Decoder,
     cache: KVCache,
-    token: Tensor,
+    inputs: Tensor,
     streams: Tensor,
-    step: Tensor,
+    first: Tensor,
     prompt_lengths: Tensor,
     slots: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Append the last tokens to the cache and draw the next token of every sequence.
+    """Append a window of tokens to the cache and draw the token after each of them.
+
+    With a window of one token this is a decoding step.
 
     Args:
         decoder: Model and settings.
         cache: Keys and values of all earlier tokens; a token's slot is its position.
-        token: The tokens drawn last, int64 ``(sequences,)``.
+        inputs: The tokens before those to draw, int64 ``(sequences, window)``.
         streams: Random stream of each sequence, int64 ``(sequences,)``.
-        step: Index of the token to draw, int64 ``(1,)``.
+        first: Index of the first token to draw, int64 ``(sequences, 1)``, or ``(1, 1)`` for all.
         prompt_lengths: Tokens of each row's prompt, int64 ``(rows, 1)``; the rows are
             ``branches * sequences``, all conditional branches first.
         slots: 0, 1, ... up to the last slot that any row attends to, int64.
@@ -77,19 +79,17 @@ def decode_step(
     Returns:
         As :func:`draw`.
     """
-    branches = len(prompt_lengths) // len(token)
-    own = prompt_lengths + step - 1
-    inputs_embeds = decoder.head.embed(token.repeat(branches))[:, None]
+    sequences, window = inputs.shape
+    branches = len(prompt_lengths) // sequences
+    steps = (first + torch.arange(window, device=first.device)).expand(sequences, window)
+    own = prompt_lengths + steps.repeat(branches, 1) - 1
+    inputs_embeds = decoder.head.embed(inputs.repeat(branches, 1))
     # Added to attention scores; from a bool mask every layer would make this again.
-    attention_mask = inputs_embeds.new_zeros(()).where(slots <= own, float("-inf"))
+    attention_mask = inputs_embeds.new_zeros(()).where(slots <= own[..., None], float("-inf"))
     states = forward_layers(
-        decoder,
-        inputs_embeds,
-        attention_mask[:, None, None],
-        own,
-        StepView(cache, own, len(slots)),
+        decoder, inputs_embeds, attention_mask[:, None], own, StepView(cache, own, len(slots))
     )
-    return draw(decoder, states, streams, step)
+    return draw(decoder, states, streams, steps)
 
 
 def forward_layers(
@@ -98,9 +98,9 @@ def forward_layers(
     attention_mask: Tensor,
     position_ids: Tensor,
     cache: LayerCache,
-    last: int = -1,
+    kept: slice = slice(None),
 ) -> Tensor:
-    """Run the layers as ``LlamaModel`` does, keeping only one position of one or two layers.
+    """Run the layers as ``LlamaModel`` does, keeping some positions of one or two layers.
 
     Args:
         decoder: Model and settings.
@@ -108,11 +108,11 @@ def forward_layers(
         attention_mask: True where there is something to attend to.
         position_ids: Positions of the tokens.
         cache: Where keys and values go.
-        last: Index of the position to keep.
+        kept: The positions to keep.
 
     Returns:
-        ``(1, rows, hidden)``: the final hidden state, after the final norm. If the scores need the
-        middle layer, its state follows: ``(2, rows, hidden)``.
+        ``(1, rows, kept, hidden)``: the final hidden state, after the final norm. If the scores
+        need the middle layer, its state follows: ``(2, rows, kept, hidden)``.
     """
     language_model = decoder.language_model
     hidden_states = inputs_embeds
@@ -129,28 +129,28 @@ def forward_layers(
             position_embeddings=position_embeddings,
         )
         if index == decoder.layer:
-            mid_state.append(hidden_states[:, last])
+            mid_state.append(hidden_states[:, kept])
     if decoder.scoring.mid_norm:
         mid_state = [language_model.norm(state) for state in mid_state]
-    return torch.stack([language_model.norm(hidden_states[:, last]), *mid_state])
+    return torch.stack([language_model.norm(hidden_states[:, kept]), *mid_state])
 
 
-def draw(decoder: Decoder, states: Tensor, streams: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw one token per sequence from the hidden states of its rows.
+def draw(decoder: Decoder, states: Tensor, streams: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw a window of tokens per sequence from the hidden states of its rows.
 
     Args:
         decoder: Model and settings.
         states: As :func:`forward_layers` returns them.
         streams: Random stream of each sequence, int64 ``(sequences,)``.
-        step: Index of the token to draw, int64 ``(1,)``.
+        steps: Indices of the tokens to draw, int64 ``(sequences, window)``.
 
     Returns:
-        The tokens, int64 ``(sequences,)``, and whether each one's logits are finite, bool
-        ``(sequences,)``.
+        The tokens, int64 ``(sequences, window)``, and whether each one's logits are finite, bool.
     """
-    rows = decoder.head.features(states)
-    # (layers, branches, sequences, features)
-    features = rows.view(len(states), -1, len(streams), rows.shape[-1])
+    features = decoder.head.features(states)
+    # (layers, branches, sequences * window, features)
+    features = features.view(len(states), -1, steps.numel(), features.shape[-1])
     scores = score_features(features, decoder.head.linear, decoder.scoring)
-    token = decoder.scoring.draw(scores, gumbel_noise(streams, step, scores.shape[-1]))
-    return token, scores.amax(dim=-1).isfinite()
+    streams = streams[:, None].expand_as(steps).flatten()
+    token = decoder.scoring.draw(scores, gumbel_noise(streams, steps.flatten(), scores.shape[-1]))
+    return token.view_as(steps), scores.amax(dim=-1).isfinite().view_as(steps)

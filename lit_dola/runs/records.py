@@ -7,7 +7,7 @@ merges them into ``metadata.jsonl``.
 import json
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ _TYPES: dict[str, set[type]] = {
     "image_index": {int},
     "metadata": {dict, type(None)},
     "inspection": {str, type(None)},
+    "forwards": {int, type(None)},
 }
 """Types of a record's keys; None also stands for a key that is not there."""
 _TYPES_OF_FAILURES: dict[str, set[type]] = {
@@ -51,6 +52,8 @@ class ImageRecord:
     """Everything else in the prompt file's entry."""
     inspection: str | None = None
     """Path of the inspection's plot, likewise relative."""
+    forwards: int | None = None
+    """Passes that its tokens took after the prefill, with speculative decoding."""
 
     @property
     def key(self) -> ImageKey:
@@ -60,7 +63,7 @@ class ImageRecord:
     @classmethod
     def from_line(cls, line: Record) -> "ImageRecord":
         """Read a line, also one written when settings had older names."""
-        own = ("file", "prompt", "prompt_index", "image_index", "metadata", "inspection")
+        own = {field.name for field in fields(cls)} - {"settings"}
         settings = {name: value for name, value in line.items() if name not in own}
         return cls(
             line.get("file") or "",
@@ -70,6 +73,7 @@ class ImageRecord:
             rename_settings(settings),
             line.get("metadata") or {},
             line.get("inspection"),
+            line.get("forwards"),
         )
 
     def provenance(self) -> Record:
@@ -85,7 +89,8 @@ class ImageRecord:
     def to_line(self) -> Record:
         """Return the line to write."""
         line = {**self.provenance(), "metadata": self.metadata}
-        return line if self.inspection is None else {**line, "inspection": self.inspection}
+        more = {"inspection": self.inspection, "forwards": self.forwards}
+        return {**line, **{name: value for name, value in more.items() if value is not None}}
 
 
 def read_images(folder: Path) -> Iterator[ImageRecord]:

@@ -19,7 +19,12 @@ from lit_dola.runs.image_file import is_whole
 from lit_dola.runs.records import ImageRecord, Record, RecordLog, read_images
 
 OnMismatch = Literal["error", "new_folder", "overwrite"]
-_BEFORE_THEY_EXISTED = {"strength": 1.0, "min_p": None, "entropy_temperature": None}
+_BEFORE_THEY_EXISTED = {
+    "strength": 1.0,
+    "min_p": None,
+    "entropy_temperature": None,
+    "speculative": None,
+}
 """What settings amount to in a record that is older than they are."""
 FilesOf = Callable[[ImageRecord], Sequence[str] | None]
 """Returns the files that belong to a record, relative to the folder; None if it must be made again

@@ -20,8 +20,8 @@ from lit_dola.janus.model import Backbone
 
 _log = getLogger(__name__)
 _PRECISIONS = ("32-true", "bf16-true", "16-true", "64-true")
-_NOT_RECORDED = {"parallel_size", "images_per_batch", "compile", "inspect"}
-"""Settings that do not change any single result."""
+_NOT_RECORDED = {"parallel_size", "images_per_batch", "compile", "inspect", "speculative"}
+"""Settings that do not change any single result; the last does in low precision."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -250,6 +250,8 @@ class JanusModule(LightningModule):
             for name, value in self.hparams.items()
             if name not in _NOT_RECORDED and not name.startswith("_")
         }
+        if self.trainer.precision not in ("32-true", "64-true"):
+            settings["speculative"] = self.hparams["speculative"]
         return {
             **settings,
             "layer": self.middle_layer(plan.checkpoint),

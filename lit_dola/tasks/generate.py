@@ -1,7 +1,8 @@
 """Text-to-image generation with Janus and DoLa-static, one batch of images at a time."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import chain
 from logging import getLogger
 from types import MappingProxyType
@@ -22,6 +23,7 @@ from lit_dola.data.old_names import notes, rename_settings
 from lit_dola.data.requests import Failure, ImageKey, ImageRequest
 from lit_dola.decoding.guidance import ApcPolicy, Scoring
 from lit_dola.decoding.inspection import Inspection, inspect_tokens
+from lit_dola.decoding.jacobi import SpeculativeGenerator
 from lit_dola.decoding.loop import NotFiniteError, TokenGenerator, cfg_pair
 from lit_dola.decoding.sampling import EntropyTemperature
 from lit_dola.errors import UserError, refuse_null, suggestion
@@ -36,11 +38,13 @@ if TYPE_CHECKING:
     Finite = float
     PositiveFinite = float
     Seed = int
+    Window = int
 else:
     Finite = restricted_number_type("Finite", float, [(">=", 0), ("<", math.inf)])
     PositiveFinite = restricted_number_type("PositiveFinite", float, [(">", 0), ("<", math.inf)])
     Fraction = restricted_number_type("Fraction", float, [(">", 0), ("<=", 1)])
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
+    Window = restricted_number_type("Window", int, [(">=", 2), ("<=", 1024)])
 
 
 _log = getLogger(__name__)
@@ -57,6 +61,8 @@ class GeneratedImages(NamedTuple):
     """Uint8 ``(images, 3, height, width)``."""
     failures: list[Failure]
     """The requests that failed."""
+    forwards: list[int | None]
+    """Passes that each image's tokens took, with speculative decoding; else None."""
     inspections: Mapping[int, Inspection] = MappingProxyType({})
     """Inspections of selected images, by index in ``requests``."""
 
@@ -89,6 +95,8 @@ class LitDoLa(JanusModule):
         entropy_temperature: ``[span, scale, floor]``: multiplies the temperature by
             ``span * exp(-entropy / scale) + floor``, with the entropy of the scores in nats
             (arXiv 2510.09012; its authors use [2.5, 3, 0.6]).
+        speculative: Window of speculative Jacobi decoding: tokens per pass and image, as 16. The
+            tokens are the same, from fewer passes; it pays for a few images at a time. null: off.
         parallel_size: Images per prompt.
         images_per_batch: Images per batch, of any prompts; each uses two rows of the language
             model. auto: as many as the GPU's memory allows, at most 64; 16 on a CPU.
@@ -120,6 +128,7 @@ class LitDoLa(JanusModule):
         top_p: Fraction | None = None,
         min_p: Fraction | None = None,
         entropy_temperature: tuple[Finite, PositiveFinite, Finite] | None = None,
+        speculative: Window | None = None,
         parallel_size: PositiveInt = 8,
         images_per_batch: PositiveInt | Literal["auto"] = "auto",
         seed: Seed = 0,
@@ -140,6 +149,7 @@ class LitDoLa(JanusModule):
         )
         self.save_hyperparameters()
         self.roles = roles
+        self.speculative = speculative
         self.parallel_size = parallel_size
         self.images_per_batch = images_per_batch
         self.inspect = {ImageKey(*key) for key in inspect or ()}
@@ -197,15 +207,21 @@ class LitDoLa(JanusModule):
         """Shard the layers over all ranks.
 
         Raises:
-            UserError: If images are to be inspected, which needs the whole model.
+            UserError: If images are to be inspected, which needs the whole model, or decoding is
+                speculative.
         """
         if self.inspect:
             raise UserError("model.inspect: a sharded model cannot be inspected; expected null")
+        if self.speculative:  # ranks would run different numbers of passes
+            raise UserError("model.speculative: a sharded model decodes in step; expected null")
         super().shard_layers()
 
     def make_generator(self) -> TokenGenerator:
         """Return the token loop of the image head."""
-        return TokenGenerator(
+        make: Callable[..., TokenGenerator] = TokenGenerator
+        if self.speculative:
+            make = partial(SpeculativeGenerator, window=self.speculative)
+        return make(
             self.janus,
             self.janus.image_head,
             self.scoring,
@@ -228,6 +244,7 @@ class LitDoLa(JanusModule):
             torch.cat([part.tokens for part in parts]),
             torch.cat([part.pixels for part in parts]),
             [*chain(*(part.failures for part in parts))],
+            [*chain(*(part.forwards for part in parts))],
         )
         return images._replace(inspections=self._inspect(images))
 
@@ -254,12 +271,13 @@ class LitDoLa(JanusModule):
             else:
                 pixels[image] = one
             self.call_on_step(self.max_new_tokens)
-        made = [*pixels]
+        made, forwards = [*pixels], self.generator.forwards
         return GeneratedImages(
             [requests[image] for image in made],
             tokens[made].to("cpu", torch.int32),
             torch.cat([torch.empty(0, dtype=torch.uint8), *pixels.values()]),
             [_failure(requests[image], not_finite[image]) for image in sorted(not_finite)],
+            [None if forwards is None else int(forwards[image]) for image in made],
         )
 
     def _inspect(self, images: GeneratedImages) -> dict[int, Inspection]:

@@ -41,7 +41,7 @@ def test_a_prompt_runs_once_and_the_head_once_a_step(layer, states, janus, gener
     lengths = {shape[1] for shape in layers[:3]}
     assert lengths == {16, 32}  # a multiple of 16 that the prompt fits into
     assert sorted(layers) == sorted([(2, n, 128) for n in (16, 16, 32)] + [(10, 1, 128)] * 15)
-    assert features == [(states, 10, 128)] * 16
+    assert features == [(states, 10, 1, 128)] * 16
     assert head == [(2, 5, 128)] * 16  # DoLa projects no more rows onto the vocabulary
 
 

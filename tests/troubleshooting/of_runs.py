@@ -19,6 +19,7 @@ FLAGS = {
     "inspect: DoLa is off": ["--model.dola=false", "--model.inspect=[[0, 0]]"],
     "is not an image of this run": ["--model.inspect=[[0, 9]]"],
     "a sharded model cannot be inspected": ["--model.inspect=[[0, 0]]", "--trainer.strategy=fsdp2"],
+    "a sharded model decodes in step": ["--model.speculative=4", "--trainer.strategy=fsdp2"],
     "int8 weights cannot be sharded": ["--model.quantize=int8wo", "--trainer.strategy=fsdp2"],
     "precision: bf16-mixed": ["--trainer.precision=bf16-mixed"],
     "ddp_spawn copies": ["--trainer.strategy=ddp_spawn"],

@@ -1,0 +1,123 @@
+"""Speculative Jacobi decoding: several tokens per pass, and the very same tokens.
+
+The noise of every position is known beforehand, so an image is the fixed point of
+``x[i] = argmax(scores(x[:i]) + noise[i])``. A pass runs a window of guesses at once and draws the
+token after each of them with that position's own noise. The first is right; each next one is right
+as long as the guess before it was. That prefix is accepted, and the rest are the next guesses.
+Nothing is rejected at random and nothing is approximated, unlike in speculative methods that keep
+the distribution only.
+
+Source: Song et al., "Accelerating Feedforward Computation via Parallel Nonlinear Equation Solving"
+(2021), and Wiggers and Hoogeboom, "Predictive Sampling with Forecasting Autoregressive Models"
+(2020); the coupling by Gumbel noise as in Daliri et al., "Coupling without Communication and
+Drafter-Invariant Speculative Decoding" (2024).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_dola.decoding.cache import KVCache
+from lit_dola.decoding.loop import Branches, OnStep, TokenGenerator
+
+
+class SpeculativeGenerator(TokenGenerator):
+    """Draws image tokens in windows; every sequence advances at its own pace.
+
+    Args:
+        args: As :class:`TokenGenerator`.
+        window: Tokens per pass and sequence, at least 2.
+        settings: As :class:`TokenGenerator`; stop tokens are not supported.
+
+    Example:
+        >>> generate = SpeculativeGenerator(
+        ...     janus, janus.image_head, Scoring(), layer=24, max_new_tokens=576, window=16
+        ... )
+    """
+
+    def __init__(self, *args: Any, window: int, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        if self.stop_ids:
+            raise ValueError("stop tokens are not supported with a window")
+        self.window = window
+        self.lookahead = window
+
+    def _decode(
+        self,
+        prompts: Sequence[Branches],
+        cache: KVCache,
+        streams: Tensor,
+        on_step: OnStep | None,
+    ) -> tuple[Tensor, Tensor]:
+        lengths = [len(branches[0]) for branches in prompts]
+        slots = torch.arange(cache.slots, device=streams.device)
+        prompt_lengths = slots.new_tensor(lengths * len(prompts[0]))[:, None]
+        first = self._first_token(prompts, cache, streams)
+        state = _Window(self.max_new_tokens, self.window, *first)
+        known, all_tokens = len(prompts), len(prompts) * self.max_new_tokens
+        while known < all_tokens:
+            before = state.known
+            if self.compile:
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            drawn, ok = self._step(
+                self.decoder, cache, state.inputs(), streams, state.count, prompt_lengths, slots
+            )
+            state.accept(drawn, ok)
+            # On a GPU, read the state before this pass: the device computes while the host waits.
+            known = int(state.known if streams.device.type == "cpu" else before)
+            if on_step is not None:
+                on_step(known // len(prompts))
+        self.forwards = state.forwards
+        return state.result()
+
+
+class _Window:
+    """The tokens that are known, and the guesses after them.
+
+    Args:
+        length: Tokens per sequence.
+        window: Tokens per pass.
+        first: First token of each sequence, int64 ``(sequences, 1)``.
+        ok: Whether its logits are finite.
+    """
+
+    def __init__(self, length: int, window: int, first: Tensor, ok: Tensor) -> None:
+        sequences = len(first)
+        self.length = length
+        self.row = math.isqrt(length)
+        self.offsets = torch.arange(window, device=first.device)
+        # Until there is a row above, the first token is as good a guess as any.
+        self.tokens = first.repeat(1, length + 2 * window)
+        self.finite = torch.ones_like(self.tokens, dtype=torch.bool)
+        self.finite[:, :1] = ok
+        self.count = torch.ones_like(first)
+        """Tokens of each sequence that are known, int64 ``(sequences, 1)``."""
+        self.forwards = first.new_zeros(sequences)
+        self.known = self.count.sum()
+        """Tokens of all sequences that are known; on the device."""
+
+    def inputs(self) -> Tensor:
+        """The last known token of each sequence, and the guesses after it."""
+        return self.tokens.gather(1, self.count - 1 + self.offsets)
+
+    def accept(self, drawn: Tensor, ok: Tensor) -> None:
+        """Accept what follows from known tokens alone; what else was drawn are new guesses."""
+        guessed_right = self.inputs()[:, 1:] == drawn[:, :-1]
+        right = 1 + guessed_right.cumprod(dim=1).sum(dim=1, keepdim=True)
+        places = self.count + self.offsets
+        self.tokens.scatter_(1, places, drawn)
+        self.finite.scatter_(1, places, ok)
+        # What enters the window: the token above, in an image of rows of tokens.
+        ahead = places + len(self.offsets)
+        above = self.tokens.gather(1, (ahead - self.row).clamp(min=0))
+        self.tokens.scatter_(1, ahead, above.where(ahead >= self.row, drawn[:, -1:]))
+        self.forwards += (self.count < self.length)[:, 0]
+        self.count = (self.count + right).clamp(max=self.length)
+        self.known = self.count.sum()
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """The tokens, and whether their logits were finite: each ``(sequences, length)``."""
+        return self.tokens[:, : self.length], self.finite[:, : self.length]
