@@ -42,7 +42,9 @@ def make(kind, janus, *, layer, compile=False, window=None, **scoring):
 
 
 def run(generate, janus, encoder, batch=BATCH, prompts=PROMPTS):
-    branches = [cfg_pair(encoder.encode(prompts[prompt]), janus.pad_token_id) for prompt, _ in batch]
+    branches = [
+        cfg_pair(encoder.encode(prompts[prompt]), janus.pad_token_id) for prompt, _ in batch
+    ]
     return generate(branches, [ImageKey(*key) for key in batch])
 
 
