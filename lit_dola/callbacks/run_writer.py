@@ -95,8 +95,7 @@ class RunWriter(BasePredictionWriter):
         assert isinstance(pl_module, JanusModule)
         self._plan = plan_of(trainer)
         self._settings = {
-            **pl_module.record_settings(self._plan),
-            "precision": trainer.precision,
+            **pl_module.record_settings(self._plan, trainer.precision),
             **self.settings(),
         }
         versions = {name: version(name) for name in ("torch", "transformers", "lightning")}

@@ -239,8 +239,12 @@ class JanusModule(LightningModule):
             " --trainer.strategy fsdp2 on several GPUs, a smaller --model.images_per_batch or model"
         )
 
-    def record_settings(self, plan: RunPlan) -> dict[str, Any]:
+    def record_settings(self, plan: RunPlan, precision: str) -> dict[str, Any]:
         """Return every setting that shapes a result, with what ``auto`` led to.
+
+        Args:
+            plan: The plan of the run.
+            precision: That of the trainer, as ``bf16-true``.
 
         Raises:
             UserError: If the model has no such layer.
@@ -250,13 +254,14 @@ class JanusModule(LightningModule):
             for name, value in self.hparams.items()
             if name not in _NOT_RECORDED and not name.startswith("_")
         }
-        if self.trainer.precision not in ("32-true", "64-true"):
+        if precision not in ("32-true", "64-true"):
             settings["speculative"] = self.hparams["speculative"]
         return {
             **settings,
             "layer": self.middle_layer(plan.checkpoint),
             "roles": plan.encoder.roles,
             "checkpoint": plan.checkpoint.fingerprint,
+            "precision": precision,
         }
 
 

@@ -63,8 +63,9 @@ def test_the_model_is_in_the_trainers_precision_and_its_positions_are_not(
 def test_batches_hold_requests_tokens_and_pixels(predict):
     _, batches = predict()
     assert [len(batch.requests) for batch in batches] == [3, 1]
-    for requests, tokens, pixels, failures, inspections in batches:
+    for requests, tokens, pixels, failures, forwards, inspections in batches:
         assert (failures, inspections) == ([], {})
+        assert forwards == [None] * len(requests)  # no window: one pass per token
         assert (tokens.dtype, tokens.shape) == (torch.int32, (len(requests), 16))
         assert (pixels.dtype, pixels.shape) == (torch.uint8, (len(requests), 3, 64, 64))
 
@@ -75,8 +76,9 @@ def test_batches_hold_requests_tokens_and_pixels(predict):
 )
 def test_the_layer_is_resolved_and_recorded(settings, layer, predict):
     model, _ = predict(**settings)
-    assert model.record_settings(model.plan)["layer"] == layer
-    assert model.record_settings(model.plan).keys() >= settings.keys()
+    recorded = model.record_settings(model.plan, "32-true")
+    assert recorded["layer"] == layer
+    assert recorded.keys() >= settings.keys()
 
 
 def gather(batches):
@@ -103,6 +105,7 @@ def enough_for(images, sizes, message="CUDA out of memory. Tried to allocate 20.
                     raise torch.OutOfMemoryError(message)
                 return generate(prompts, keys, on_step)
 
+            small.forwards = None
             return small
 
         model.make_generator = make_small
