@@ -75,8 +75,8 @@ class EvaluationTrainer(Trainer):
         """
         if scorer:
             require("matplotlib", "scorer", extra="evaluation")
-        models = make_variants(model, variants or {}, grid or {})
         changes = all_variants(variants or {}, grid or {})
+        models = make_variants(model, changes)
         reference = reference or next(iter(models))
         _check(models, datamodule, export, reference)
         sheet = _Sheet(sheet_prompts, sheet_image)

@@ -7,7 +7,7 @@ contrasts are fused first, and a policy then decides which tokens may be drawn.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,16 @@ class Scoring:
     def baseline(self) -> "Scoring":
         """The same without DoLa: no head set, nothing subtracted."""
         return replace(self, alpha=0.0, strength=0.0)
+
+    @property
+    def contrast(self) -> dict[str, Any]:
+        """The arguments that :func:`guided_dola` takes in both of its forms."""
+        return {
+            "alpha": self.alpha,
+            "cfg_weight": self.cfg_weight,
+            "apc": self.apc,
+            "strength": self.strength,
+        }
 
     def draw(self, scores: Tensor, noise: Tensor) -> Tensor:
         """Draw one token per row, see :func:`lit_dola.decoding.sampling.sample`."""
@@ -236,15 +246,7 @@ def score_features(features: Tensor, linear: nn.Linear, scoring: Scoring) -> Ten
         return dola_from_features(
             final[0], mid[0], linear, alpha=scoring.alpha, strength=scoring.strength
         )
-    return guided_dola_from_features(
-        final,
-        mid,
-        linear,
-        alpha=scoring.alpha,
-        cfg_weight=scoring.cfg_weight,
-        apc=scoring.apc,
-        strength=scoring.strength,
-    )
+    return guided_dola_from_features(final, mid, linear, **scoring.contrast)
 
 
 def score_logits(logits: Tensor, scoring: Scoring) -> Tensor:
@@ -261,16 +263,7 @@ def score_logits(logits: Tensor, scoring: Scoring) -> Tensor:
     if scoring.strength == 0:
         return _score_without_mid(logits[0], scoring)
     (cond_final, uncond_final), (cond_mid, uncond_mid) = logits
-    return guided_dola(
-        cond_final,
-        uncond_final,
-        cond_mid,
-        uncond_mid,
-        alpha=scoring.alpha,
-        cfg_weight=scoring.cfg_weight,
-        apc=scoring.apc,
-        strength=scoring.strength,
-    )
+    return guided_dola(cond_final, uncond_final, cond_mid, uncond_mid, **scoring.contrast)
 
 
 def _score_without_mid(logits: Tensor, scoring: Scoring) -> Tensor:
@@ -286,10 +279,7 @@ def _score_without_mid(logits: Tensor, scoring: Scoring) -> Tensor:
     guided = len(logits) == 2
     if guided and scoring.apc == "per_branch" and scoring.alpha > 0:
         cond, uncond = logits
-        return guided_dola(
-            cond, uncond, cond, uncond,
-            alpha=scoring.alpha, cfg_weight=scoring.cfg_weight, apc="per_branch", strength=0.0,
-        )  # fmt: skip
+        return guided_dola(cond, uncond, cond, uncond, **scoring.contrast)
     scores = logits[0]
     if guided:
         scores = classifier_free_guidance(scores, logits[1], scoring.cfg_weight)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lit_dola.decoding.cache import KVCache
-from lit_dola.decoding.loop import Branches, OnStep, TokenGenerator
+from lit_dola.decoding.loop import Branches, OnStep, TokenGenerator, row_lengths
 
 
 class SpeculativeGenerator(TokenGenerator):
@@ -52,20 +52,16 @@ class SpeculativeGenerator(TokenGenerator):
         streams: Tensor,
         on_step: OnStep | None,
     ) -> tuple[Tensor, Tensor]:
-        lengths = [len(branches[0]) for branches in prompts]
         slots = torch.arange(cache.slots, device=streams.device)
-        prompt_lengths = slots.new_tensor(lengths * len(prompts[0]))[:, None]
+        prompt_lengths = row_lengths(prompts, slots)
         first = self._first_token(prompts, cache, streams)
         state = _Window(self.max_new_tokens, self.window, *first)
         known, all_tokens = len(prompts), len(prompts) * self.max_new_tokens
         while known < all_tokens:
             before = state.known
-            if self.compile:
-                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            drawn, ok = self._step(
-                self.decoder, cache, state.inputs(), streams, state.count, prompt_lengths, slots
-            )
-            state.accept(drawn, ok)
+            inputs = state.inputs()
+            drawn, ok = self._run_step(cache, inputs, streams, state.count, prompt_lengths, slots)
+            state.accept(inputs, drawn, ok)
             # On a GPU, read the state before this pass: the device computes while the host waits.
             known = int(state.known if streams.device.type == "cpu" else before)
             if on_step is not None:
@@ -103,9 +99,9 @@ class _Window:
         """The last known token of each sequence, and the guesses after it."""
         return self.tokens.gather(1, self.count - 1 + self.offsets)
 
-    def accept(self, drawn: Tensor, ok: Tensor) -> None:
+    def accept(self, inputs: Tensor, drawn: Tensor, ok: Tensor) -> None:
         """Accept what follows from known tokens alone; what else was drawn are new guesses."""
-        guessed_right = self.inputs()[:, 1:] == drawn[:, :-1]
+        guessed_right = inputs[:, 1:] == drawn[:, :-1]
         right = 1 + guessed_right.cumprod(dim=1).sum(dim=1, keepdim=True)
         places = self.count + self.offsets
         self.tokens.scatter_(1, places, drawn)

@@ -79,6 +79,12 @@ class TokenGenerator:
         >>> tokens = generate([cfg_pair(input_ids, janus.pad_token_id)], [(0, 0)])
     """
 
+    lookahead = 0
+    """Slots that a row needs beyond its last token."""
+    forwards: Tensor | None = None
+    """Passes that each sequence of the last batch took after its prefill, int64 ``(sequences,)``;
+    None where it is always one per token."""
+
     def __init__(
         self,
         janus: Backbone,
@@ -104,12 +110,6 @@ class TokenGenerator:
         self.share_prefill = share_prefill
         self._cache: KVCache | None = None
         self._step = compile_step(janus.parameters()) if compile else decode_window
-
-    lookahead = 0
-    """Slots that a row needs beyond its last token."""
-    forwards: Tensor | None = None
-    """Passes that each sequence of the last batch took after its prefill, int64 ``(sequences,)``;
-    None where it is always one per token."""
 
     @torch.no_grad()
     def __call__(
@@ -155,19 +155,16 @@ class TokenGenerator:
     ) -> tuple[Tensor, Tensor]:
         """Draw all tokens; returns them and whether their logits were finite."""
         counter = torch.arange(cache.slots, device=streams.device)
-        lengths = [len(branches[0]) for branches in prompts]
-        prompt_lengths = counter.new_tensor(lengths * len(prompts[0]))[:, None]
+        prompt_lengths, longest = row_lengths(prompts, counter), _longest(prompts)
         tokens = counter.new_empty(len(streams), self.max_new_tokens)
         finite = torch.ones_like(tokens, dtype=torch.bool)
         stop = _Stop(self.stop_ids, streams)
         token, ok = self._first_token(prompts, cache, streams)
         for step in range(self.max_new_tokens):
             if step > 0:
-                if self.compile:
-                    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-                token, ok = self._step(
-                    self.decoder, cache, token, streams, counter[None, step : step + 1],
-                    prompt_lengths, self._attended(counter, max(lengths) + step),
+                token, ok = self._run_step(
+                    cache, token, streams, counter[None, step : step + 1], prompt_lengths,
+                    self._attended(counter, longest + step),
                 )  # fmt: skip
                 token = token.clone()  # a CUDA graph reuses the memory that it returns
             finite[:, step] = ok[:, 0]
@@ -186,6 +183,13 @@ class TokenGenerator:
         states = _prefill(self.decoder, prompts, cache, self.share_prefill)
         return draw(self.decoder, states, streams, torch.zeros_like(streams)[:, None])
 
+    def _run_step(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+        """Call :func:`decode_window`; compiled, what it returns lasts until the next call."""
+        if self.compile:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        drawn: tuple[Tensor, Tensor] = self._step(self.decoder, *inputs)
+        return drawn
+
     def _attended(self, counter: Tensor, count: int) -> Tensor:
         """Slots that a step reads: those in use, and a few more."""
         slots = counter[: _round_up(count, ATTENDED_BUCKET)]
@@ -196,7 +200,7 @@ class TokenGenerator:
     def _cache_for(self, prompts: Sequence[Branches]) -> KVCache:
         """Return the cache of earlier batches if it is large enough, else a new one."""
         rows = len(prompts) * len(prompts[0])
-        length = max(self.max_prompt_length, *(len(branches[0]) for branches in prompts))
+        length = max(self.max_prompt_length, _longest(prompts))
         slots = _round_up(length + self.max_new_tokens + self.lookahead, ATTENDED_BUCKET)
         if self._cache is None or rows > self._cache.rows or slots > self._cache.slots:
             self._cache = None  # free it first
@@ -236,6 +240,15 @@ def _check_finite(tokens: Tensor, finite: Tensor) -> None:
     if not finite.all():
         bad = (~finite).any(dim=1).nonzero().flatten().tolist()
         raise NotFiniteError(tokens, {image: int((~finite[image]).nonzero()[0]) for image in bad})
+
+
+def _longest(prompts: Sequence[Branches]) -> int:
+    return max(len(branches[0]) for branches in prompts)
+
+
+def row_lengths(prompts: Sequence[Branches], like: Tensor) -> Tensor:
+    """Return the length of each row's prompt, ``(rows, 1)``, on the device of ``like``."""
+    return like.new_tensor([len(ids) for branch in zip(*prompts) for ids in branch])[:, None]
 
 
 def _round_up(count: int, to: int) -> int:

@@ -105,7 +105,7 @@ def forward_layers(
     Args:
         decoder: Model and settings.
         inputs_embeds: Embeddings of the tokens, ``(rows, length, hidden)``.
-        attention_mask: True where there is something to attend to.
+        attention_mask: What each token attends to: True, or 0 where others are -inf.
         position_ids: Positions of the tokens.
         cache: Where keys and values go.
         kept: The positions to keep.

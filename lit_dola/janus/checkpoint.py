@@ -38,6 +38,7 @@ VARIANTS = {
 
 
 GENERATION_CONFIG = "generation_config.json"
+_HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
 _COMMIT = re.compile("[0-9a-f]{40}")
 _BLOCKS, _BLOCK = 256, 4096
 """How much of a weight file the fingerprint reads, at most: blocks, and bytes per block."""
@@ -156,9 +157,6 @@ def find_checkpoint(model_path: str) -> Path:
             f" from the hub ({type(error).__name__}: {reason}); expected the folder of a downloaded"
             " checkpoint, or access to the hub"
         ) from error
-
-
-_HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
 
 
 def generation_config(model_path: str) -> tuple[Path, dict[str, Any]]:

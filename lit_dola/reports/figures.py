@@ -3,7 +3,6 @@
 Colours and scales do not exaggerate: rates start at 0, and a heatmap's colours are in proportion.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import product
@@ -15,6 +14,7 @@ import numpy as np
 
 from lit_dola.reports.intervals import Estimate
 from lit_dola.runs.files import write_atomically
+from lit_dola.tasks.variants import label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,13 +55,13 @@ def draw_rates(
 def _dots(axes: "Axes", names: list[str], found: Mapping[str, Estimate]) -> None:
     shown = [name for name in names if name in found]
     places = [names.index(name) for name in shown]
-    means, errors = _errors([found[name] for name in shown])
+    means, errors = in_percent([found[name] for name in shown])
     axes.errorbar(means, places, xerr=errors, fmt="o", capsize=3)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
 
 
-def _errors(found: Sequence[Estimate]) -> tuple[np.ndarray, np.ndarray]:
+def in_percent(found: Sequence[Estimate]) -> tuple[np.ndarray, np.ndarray]:
     """Return means in percent, and the distances to both ends of their intervals."""
     means, low, high = 100 * np.array([estimate[:3] for estimate in found]).reshape(-1, 3).T
     return means, np.array([means - low, high - means])
@@ -127,7 +127,7 @@ def _draw_line(
     if numeric:
         values = sorted(values)
     places = values if numeric else list(range(len(values)))
-    means, errors = _errors([by_values[_key(value),] for value in values])
+    means, errors = in_percent([by_values[_key(value),] for value in values])
     axes.errorbar(places, means, yerr=errors, fmt="o-" if numeric else "o", capsize=3)
     if not numeric:
         axes.set_xticks(places, map(_text, values))
@@ -183,9 +183,7 @@ def _draw_heatmaps(
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_text, value))
-    return value if isinstance(value, str) else json.dumps(value)
+    return label(value, between=", ")
 
 
 def save(figure: "Figure", path: Path) -> None:

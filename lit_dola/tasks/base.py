@@ -20,8 +20,10 @@ from lit_dola.janus.model import Backbone
 
 _log = getLogger(__name__)
 _PRECISIONS = ("32-true", "bf16-true", "16-true", "64-true")
-_NOT_RECORDED = {"parallel_size", "images_per_batch", "compile", "inspect", "speculative"}
-"""Settings that do not change any single result; the last does in low precision."""
+_NOT_RECORDED = {"parallel_size", "images_per_batch", "compile", "inspect"}
+"""Settings that do not change any single result."""
+_ROUNDING = {"speculative"}
+"""Settings that change a result in low precision only."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -249,13 +251,13 @@ class JanusModule(LightningModule):
         Raises:
             UserError: If the model has no such layer.
         """
+        exact = precision in ("32-true", "64-true")
+        left_out = _NOT_RECORDED | _ROUNDING if exact else _NOT_RECORDED
         settings = {
             name: _recorded(value)
             for name, value in self.hparams.items()
-            if name not in _NOT_RECORDED and not name.startswith("_")
+            if name not in left_out and not name.startswith("_")
         }
-        if precision not in ("32-true", "64-true"):
-            settings["speculative"] = self.hparams["speculative"]
         return {
             **settings,
             "layer": self.middle_layer(plan.checkpoint),

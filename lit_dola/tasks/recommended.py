@@ -34,6 +34,8 @@ def recommended_settings(model_path: str) -> dict[str, Any]:
     found = config.get("lit_dola", {})
     if not isinstance(found, dict):
         raise UserError(f"{path}: lit_dola is {found!r:.40}; expected an object of settings")
+    if not found:  # as nearly always: spare every start a parser
+        return {}
     for name in found:
         if name not in RECOMMENDABLE:
             raise UserError(

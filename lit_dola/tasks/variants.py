@@ -29,41 +29,46 @@ def expand_grid(grid: Grid) -> Variants:
         if not values:
             raise UserError(f"grid.{key}: no values; expected a list, as [0.02, 0.1]")
     found: Variants = {}
+    if not grid:
+        return found
     for values in product(*grid.values()):
         changes = dict(zip(grid, values))
         name = "-".join(f"{key}-{label(value)}" for key, value in changes.items())
         if name in found:
             raise UserError(f"grid: {name} is there twice; expected different values")
         found[name] = changes
-    return found if grid else {}
+    return found
 
 
-def label(value: Any) -> str:
-    """Return a value as it stands in the name of a variant.
+def label(value: Any, between: str = "-") -> str:
+    """Return a value as it stands in the name of a variant, or in a figure.
+
+    Args:
+        value: The value of a setting.
+        between: What stands between the parts of a list.
 
     Example:
         >>> label(True), label("union"), label([2.5, 3, 0.6])
         ('true', 'union', '2.5-3-0.6')
     """
     if isinstance(value, list | tuple):
-        return "-".join(map(label, value))
+        return between.join(label(part, between) for part in value)
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def make_variants(model: LitDoLa, variants: Variants, grid: Grid) -> dict[str, LitDoLa]:
+def make_variants(model: LitDoLa, variants: Variants) -> dict[str, LitDoLa]:
     """Create a model for each variant, all checked before anything is generated.
 
     Args:
         model: The model with the settings that all variants share.
-        variants: What each named variant changes, by its name.
-        grid: Values by setting; every combination is a further variant.
+        variants: What each variant changes, by its name.
 
     Raises:
         UserError: If there is no variant, or one is invalid.
     """
     common = {key: value for key, value in model.hparams.items() if not key.startswith("_")}
     models = {}
-    for name, changes in all_variants(variants, grid).items():
+    for name, changes in variants.items():
         for key in changes:
             if key in SHARED:
                 raise UserError(

@@ -31,7 +31,7 @@ def test_names_are_safe_for_every_kind_of_value():
         "alpha": [0, 1e-300],
         "dola": [True],
     }
-    models = make_variants(LitDoLa(), {}, grid)
+    models = make_variants(LitDoLa(), expand_grid(grid))
     assert len(models) == 16
     assert all(safe_name(name) == name for name in models)
     model = models["entropy_temperature-2.5-3-0.6-layer-3-cfg_weight-2.5-alpha-0-dola-true"]
@@ -53,7 +53,7 @@ def test_names_are_safe_for_every_kind_of_value():
 )
 def test_what_cannot_be_is_an_error(variants, grid, message):
     with pytest.raises(UserError, match=message):
-        make_variants(LitDoLa(), variants, grid)
+        make_variants(LitDoLa(), all_variants(variants, grid))
 
 
 def test_named_variants_come_first():

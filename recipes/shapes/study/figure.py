@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from lit_dola.reports.figures import save
+from lit_dola.reports.figures import in_percent, save
 from lit_dola.reports.scores import OVERALL, rates
 from recipes.shapes.study.choose import GUIDANCE
 from recipes.shapes.study.common import variants_of
@@ -31,11 +31,7 @@ def main(folder: Path) -> None:
     axes = figure.subplots()
     for number, (name, (text, colour, marker)) in enumerate(LINES.items()):
         estimates = [rates(found[f"{name}-at-{weight}"].scores)[OVERALL] for weight in GUIDANCE]
-        means = [100 * estimate.mean for estimate in estimates]
-        errors = [
-            [100 * (estimate.mean - estimate.low) for estimate in estimates],
-            [100 * (estimate.high - estimate.mean) for estimate in estimates],
-        ]
+        means, errors = in_percent(estimates)
         places = [weight + 0.06 * (number - 1.5) for weight in GUIDANCE]
         axes.errorbar(
             places, means, yerr=errors, color=colour, marker=marker, capsize=3, label=text
