@@ -1,12 +1,14 @@
 """In bfloat16, too, an image does not depend on its company: neighbours, batch, ranks, resuming."""
 
 import json
+from itertools import chain
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.support import forked
-from tests.support.commands import ROOT, ddp, records, succeed
+from tests.support.commands import CPU, ROOT, ddp, files, one_line, records, succeed
 
 pytestmark = pytest.mark.slow
 
@@ -38,14 +40,36 @@ def predict(tmp_path):
     return run
 
 
+@pytest.fixture
+def resume(tmp_path, tiny_checkpoint):
+    """Run a second time with more images; returns what the command printed, and the records."""
+
+    def run(first, then, precision="bf16-true"):
+        (tmp_path / "prompt.json").write_text(json.dumps(PROMPTS))
+        for images, settings in (1, first), (2, then):
+            done = forked.run(
+                tmp_path,
+                ["predict", *CPU, f"--model.model_path={tiny_checkpoint}", "--model.compile=auto",
+                 f"--model.parallel_size={images}", f"--trainer.precision={precision}", *settings],
+            )  # fmt: skip
+        return done, records(tmp_path / "outputs")
+
+    return run
+
+
 def images_of(folder):
-    """The tokens and the bytes of each image, by prompt and image index."""
+    """The tokens and the pixels of each image, by prompt and image index."""
     found = {}
     for record in records(folder):
         path = folder / record["file"]
         tokens = np.load(path.with_suffix(".npy")).tolist()
-        found[record["prompt_index"], record["image_index"]] = tokens, path.read_bytes()
+        pixels = Image.open(path).tobytes()
+        found[record["prompt_index"], record["image_index"]] = tokens, pixels
     return found
+
+
+def image_files(folder):
+    return {name: content for name, content in files(folder).items() if name.endswith(".jpg")}
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +101,70 @@ def test_any_neighbours(others, predict, expected):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_any_number_of_ranks(ranks, predict, expected):
-    assert predict(PROMPTS, "out", ranks=ranks) == expected
+def test_any_number_of_ranks_down_to_the_bytes(ranks, predict, expected, tmp_path):
+    assert predict(PROMPTS, "out", ranks=ranks) == predict(PROMPTS, "one") == expected
+    assert image_files(tmp_path / "out") == image_files(tmp_path / "one")
 
 
-def test_images_and_prompts_that_are_added_later(predict, expected):
+def test_images_and_prompts_that_are_added_later(predict, expected, tmp_path):
+    """As if the run had stopped at two places, too."""
     predict(PROMPTS[:2], "out", images=1)
     predict(PROMPTS[:4], "out", images=2)
-    assert predict(PROMPTS, "out") == expected
+    assert predict(PROMPTS, "out") == predict(PROMPTS, "one") == expected
+    assert image_files(tmp_path / "out") == image_files(tmp_path / "one")
+
+
+BATCHING = {"images_per_batch": 3, "compile": False, "prefill_bucket": 16}
+
+
+def batching(record):
+    return {name: record.get(name) for name in BATCHING}
+
+
+@pytest.mark.parametrize("then", [[], ["--model.images_per_batch=3", "--model.compile=false"]])
+def test_a_resumed_run_batches_as_the_first_one_did(then, resume):
+    """5 images were left to make, and auto would be that."""
+    done, lines = resume(["--model.images_per_batch=3"], then)
+    succeed(done)
+    assert [batching(line) for line in lines] == [BATCHING] * 10
+
+
+def test_auto_is_what_it_amounted_to(resume):
+    _, lines = resume([], [])
+    assert [batching(line) for line in lines] == [{**BATCHING, "images_per_batch": 5}] * 10
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("images_per_batch=4", "images_per_batch was 3, is 4"),
+        ("compile=true", "compile was false, is true"),
+        ("speculative=8", "speculative was null, is 8"),
+    ],
+)
+def test_another_batching_is_another_run(setting, message, resume):
+    done, lines = resume(["--model.images_per_batch=3"], [f"--model.{setting}"])
+    one_line(done, 1, message)
+    assert len(lines) == 5  # all that there was
+
+
+@pytest.mark.parametrize("setting", ["images_per_batch=4", "speculative=8"])
+def test_in_float32_it_does_not_matter(setting, resume):
+    done, lines = resume(["--model.images_per_batch=3"], [f"--model.{setting}"], "32-true")
+    succeed(done)
+    assert {*BATCHING, "speculative"}.isdisjoint(chain(*lines))
+    assert len(lines) == 10
+
+
+@pytest.mark.parametrize("nonsense", [0, -1, True, "many", None, [3]])
+def test_a_record_that_says_nonsense_is_not_followed(nonsense, resume, tmp_path):
+    resume(["--model.images_per_batch=3"], [])
+    log = tmp_path / "outputs/metadata.jsonl"
+    lines = [{**line, "images_per_batch": nonsense} for line in records(log.parent)]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines[:6]))
+    done, lines = resume([], [])
+    succeed(done)
+    assert [line["images_per_batch"] for line in lines] == [nonsense] * 6 + [2] * 4
 
 
 def test_it_is_bfloat16_that_is_tested(predict, expected):

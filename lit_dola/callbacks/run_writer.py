@@ -106,8 +106,9 @@ class RunWriter(BasePredictionWriter):
         if isinstance(start, UserError):
             raise start
         assert start is not None
-        self.output_dir, missing, self._began, token = start
+        self.output_dir, missing, self._began, token, earlier = start
         self._plan.keep(missing)
+        pl_module.take_batching(self._plan, trainer.precision, earlier)
         self._log, self._error_log = (
             RecordLog(self.output_dir, name).of_rank(trainer.global_rank, token)
             for name in ("metadata", "errors")
@@ -136,6 +137,11 @@ class RunWriter(BasePredictionWriter):
             return error
         except OSError as error:
             return UserError(self.cannot_write(error))
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record what the model has decided since it was loaded."""
+        assert isinstance(pl_module, JanusModule)
+        self._settings |= pl_module.batching()
 
     def write_on_batch_end(
         self,

@@ -106,36 +106,28 @@ class ImageWriter(RunWriter):
 
     def write_batch(self, results: GeneratedImages) -> Sequence[Failure]:
         """Submit a batch of images; inspections are written at once."""
-        images = zip(
-            results.requests, results.tokens, results.pixels, results.forwards, strict=True
-        )
-        for place, (request, tokens, pixels, forwards) in enumerate(images):
-            image = to_pillow(pixels)
+        for place, request in enumerate(results.requests):
+            image = to_pillow(results.pixels[place])
             plot = None
             if place in results.inspections:
                 plot = self._write_inspection(request, image, results.inspections[place])
-            self.submit(self._write, request, image, tokens.numpy(), plot, forwards)
+            record = ImageRecord(
+                self.file_of(request),
+                request.prompt.text,
+                *request.key,
+                self.record_settings(),
+                request.prompt.metadata,
+                plot.relative_to(self.output_dir).as_posix() if plot else None,
+                results.forwards[place],
+                results.at_once[place],
+            )
+            self.submit(self._write, record, image, results.tokens[place].numpy())
         return results.failures
 
     def _write(
-        self,
-        request: ImageRequest,
-        image: Image.Image,
-        tokens: npt.NDArray[np.int32],
-        plot: Path | None,
-        forwards: int | None,
+        self, record: ImageRecord, image: Image.Image, tokens: npt.NDArray[np.int32]
     ) -> None:
         """Write an image and its tokens, then its record: a record means that both are complete."""
-        record = ImageRecord(
-            self.file_of(request),
-            request.prompt.text,
-            request.prompt.prompt_index,
-            request.image_index,
-            self.record_settings(),
-            request.prompt.metadata,
-            plot.relative_to(self.output_dir).as_posix() if plot else None,
-            forwards,
-        )
         path = self.output_dir / record.file
         make_folder(path.parent)
         if self.save_tokens:

@@ -151,7 +151,13 @@ class PromptDataModule(LightningDataModule):
         # Prompts of similar length share a batch, which then attends to fewer slots.
         requests.sort(key=lambda request: len(request.input_ids))
         self.plan = RunPlan(
-            self.prompt_json, self.on_error, self.checkpoint, self.encoder, requests, failures
+            self.prompt_json,
+            self.on_error,
+            self.checkpoint,
+            self.encoder,
+            requests,
+            failures,
+            images_per_batch=None if self.images_per_batch == "auto" else self.images_per_batch,
         )
 
     def _too_long(self, prompt: Prompt, length: int) -> str | None:
@@ -169,18 +175,16 @@ class PromptDataModule(LightningDataModule):
         return read_prompts(self.prompt_json, skipped)
 
     def predict_dataloader(self) -> DataLoader[list[ImageRequest]]:
-        """Return batches of at most ``images_per_batch`` requests."""
+        """Return batches of at most ``plan.images_per_batch`` requests."""
         trainer, plan = self.trainer, self.plan
         world_size, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         share = ContiguousSampler(
             plan.requests, world_size, rank, even=trainer is not None and shards_the_model(trainer)
         )
-        if self.images_per_batch != "auto":
-            batch_size = self.images_per_batch
-        else:
-            batch_size = max(1, min(plan.images_that_fit or 1, len(share)))
         dataset = cast(Dataset[list[ImageRequest]], plan.requests)
-        return DataLoader(dataset, batch_size=batch_size, sampler=share, collate_fn=list)
+        return DataLoader(
+            dataset, batch_size=plan.images_per_batch or 1, sampler=share, collate_fn=list
+        )
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Leave requests on the host; the token loop moves the tensors that it needs."""

@@ -58,7 +58,7 @@ class RunPlan:
     """What a run is to make, shared by the data module, the model and the callbacks.
 
     The data module creates it, the writer removes the images that are already done, and the model
-    adds the batch size that its memory allows.
+    decides what the settings leave to it.
     """
 
     prompt_file: Path
@@ -73,8 +73,10 @@ class RunPlan:
     """Entries of the prompt file that were skipped."""
     num_done: int = 0
     """Images that an earlier run has made."""
-    images_that_fit: int | None = None
-    """Images per batch that fit into memory; None until the model is loaded."""
+    images_per_batch: int | None = None
+    """Images per batch; None until the model is loaded, if they depend on its memory."""
+    compile: bool | None = None
+    """Whether the decoding step is compiled; None if the settings and the device decide."""
 
     def __post_init__(self) -> None:
         self.asked_for = self.requests

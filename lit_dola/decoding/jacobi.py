@@ -13,7 +13,6 @@ Source: Song et al., "Accelerating Feedforward Computation via Parallel Nonlinea
 Drafter-Invariant Speculative Decoding" (2024).
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,9 +82,7 @@ class _Window:
     def __init__(self, length: int, window: int, first: Tensor, ok: Tensor) -> None:
         sequences = len(first)
         self.length = length
-        self.row = math.isqrt(length)
         self.offsets = torch.arange(window, device=first.device)
-        # Until there is a row above, the first token is as good a guess as any.
         self.tokens = first.repeat(1, length + 2 * window)
         self.finite = torch.ones_like(self.tokens, dtype=torch.bool)
         self.finite[:, :1] = ok
@@ -106,10 +103,8 @@ class _Window:
         places = self.count + self.offsets
         self.tokens.scatter_(1, places, drawn)
         self.finite.scatter_(1, places, ok)
-        # What enters the window: the token above, in an image of rows of tokens.
-        ahead = places + len(self.offsets)
-        above = self.tokens.gather(1, (ahead - self.row).clamp(min=0))
-        self.tokens.scatter_(1, ahead, above.where(ahead >= self.row, drawn[:, -1:]))
+        # What enters the window: its last token again. See benchmarks/README.md for other guesses.
+        self.tokens.scatter_(1, places + len(self.offsets), drawn[:, -1:].expand_as(drawn))
         self.forwards += (self.count < self.length)[:, 0]
         self.count = (self.count + right).clamp(max=self.length)
         self.known = self.count.sum()

@@ -71,6 +71,8 @@ class TokenGenerator:
             many rows as the largest batch before it, so that one compilation serves all.
         share_prefill: Whether the sequences of a prompt share one pass. Ranks that share a model
             must run the same number of passes, whatever prompts they have.
+        fill_to: Sequences that a smaller batch is filled up to, with copies of its last one: a GPU
+            chooses kernels, and with them the order of sums, by the number of rows.
 
     Example:
         >>> generate = TokenGenerator(
@@ -97,6 +99,7 @@ class TokenGenerator:
         max_prompt_length: int = 0,
         compile: bool = False,
         share_prefill: bool = True,
+        fill_to: int = 1,
     ) -> None:
         run_layer = LayerAdapter.of(janus.language_model)
         if layer is None:
@@ -108,6 +111,7 @@ class TokenGenerator:
         self.max_prompt_length = max_prompt_length
         self.compile = compile
         self.share_prefill = share_prefill
+        self.fill_to = fill_to
         self._cache: KVCache | None = None
         self._step = compile_step(janus.parameters()) if compile else decode_window
 
@@ -135,9 +139,8 @@ class TokenGenerator:
             NotFiniteError: If a sequence's logits are NaN or infinite at some step.
         """
         count = len(prompts)
-        if self.compile and self._cache is not None:  # fill up with copies of the last sequence
-            spare = self._cache.rows // len(prompts[0]) - count
-            prompts, keys = [*prompts, *[prompts[-1]] * spare], [*keys, *[keys[-1]] * spare]
+        spare = max(self.fill_to, self._compiled_for(len(prompts[0]))) - count
+        prompts, keys = [*prompts, *[prompts[-1]] * spare], [*keys, *[keys[-1]] * spare]
         weight = self.decoder.language_model.embed_tokens.weight
         cache = self._cache_for(prompts)
         prompt_index, image_index = torch.tensor(keys, device=weight.device).unbind(dim=1)
@@ -189,6 +192,10 @@ class TokenGenerator:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         drawn: tuple[Tensor, Tensor] = self._step(self.decoder, *inputs)
         return drawn
+
+    def _compiled_for(self, branches: int) -> int:
+        """Return how many sequences of so many branches the step is compiled for, if it is."""
+        return self._cache.rows // branches if self.compile and self._cache is not None else 0
 
     def _attended(self, counter: Tensor, count: int) -> Tensor:
         """Slots that a step reads: those in use, and a few more."""

@@ -28,6 +28,7 @@ _TYPES: dict[str, set[type]] = {
     "metadata": {dict, type(None)},
     "inspection": {str, type(None)},
     "forwards": {int, type(None)},
+    "at_once": {int, type(None)},
 }
 """Types of a record's keys; None also stands for a key that is not there."""
 _TYPES_OF_FAILURES: dict[str, set[type]] = {
@@ -54,6 +55,8 @@ class ImageRecord:
     """Path of the inspection's plot, likewise relative."""
     forwards: int | None = None
     """Passes that its tokens took after the prefill, with speculative decoding."""
+    at_once: int | None = None
+    """Images decoded at once, if its batch was divided because it did not fit into memory."""
 
     @property
     def key(self) -> ImageKey:
@@ -74,6 +77,7 @@ class ImageRecord:
             line.get("metadata") or {},
             line.get("inspection"),
             line.get("forwards"),
+            line.get("at_once"),
         )
 
     def provenance(self) -> Record:
@@ -89,7 +93,7 @@ class ImageRecord:
     def to_line(self) -> Record:
         """Return the line to write."""
         line = {**self.provenance(), "metadata": self.metadata}
-        more = {"inspection": self.inspection, "forwards": self.forwards}
+        more = {name: getattr(self, name) for name in ("inspection", "forwards", "at_once")}
         return {**line, **{name: value for name, value in more.items() if value is not None}}
 
 

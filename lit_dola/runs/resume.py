@@ -43,6 +43,8 @@ class RunStart(NamedTuple):
     """When the run began, in the file system's own time."""
     token: str
     """Names the run's own logs."""
+    earlier: dict[str, Any]
+    """Settings of an image that an earlier run left there; empty if it left none."""
 
 
 def start_run(
@@ -87,7 +89,8 @@ def start_run(
         raise
     requests = enumerate(plan.requests)
     missing = [place for place, request in requests if file_of(request) not in done]
-    return RunStart(folder, missing, began, claim.token), claim
+    earlier = next((record.settings for record in read_images(folder)), {})
+    return RunStart(folder, missing, began, claim.token, earlier), claim
 
 
 def claim_folder(

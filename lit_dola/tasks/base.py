@@ -1,6 +1,7 @@
 """What every task on a Janus needs: its checkpoint, middle layer, loading, sharding and memory."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from logging import getLogger
 from typing import Any, Literal, TypeVar
 
@@ -11,7 +12,7 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_e
 from lit_dola.data.datamodule import plan_of, shards_the_model
 from lit_dola.data.requests import RunPlan
 from lit_dola.decoding.cache import images_that_fit
-from lit_dola.decoding.loop import TokenGenerator
+from lit_dola.decoding.loop import PREFILL_BUCKET, TokenGenerator
 from lit_dola.dola import pick_static_layer_index
 from lit_dola.errors import RankError, UserError, printable
 from lit_dola.janus.checkpoint import Checkpoint
@@ -20,10 +21,15 @@ from lit_dola.janus.model import Backbone
 
 _log = getLogger(__name__)
 _PRECISIONS = ("32-true", "bf16-true", "16-true", "64-true")
-_NOT_RECORDED = {"parallel_size", "images_per_batch", "compile", "inspect"}
+_EXACT = ("32-true", "64-true")
+"""Precisions in which a result does not depend on its batch."""
+_NOT_RECORDED = {"parallel_size", "inspect"}
 """Settings that do not change any single result."""
-_ROUNDING = {"speculative"}
-"""Settings that change a result in low precision only."""
+_BATCHING = {"images_per_batch", "compile"}
+_ROUNDING = {*_BATCHING, "speculative"}
+"""Settings that change how a result is rounded: only in low precision this changes the result."""
+
+_HALVED = "; in %s their pixels may differ slightly from those of whole batches: see their records"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -71,7 +77,7 @@ class JanusModule(LightningModule):
         self.quantize = quantize
         self.on_step: list[Callable[[int], None]] = []
         """Called after each decoding step with the number of tokens drawn per sequence."""
-        self._max_items: int | None = None
+        self.at_once: int | None = None
         """Items per part, once a batch has run out of memory."""
 
     @property
@@ -134,10 +140,15 @@ class JanusModule(LightningModule):
             if shards_the_model(self.trainer):
                 self.shard_layers()
         language_model = self.janus.language_model
-        slots = plan.longest_prompt + self.max_new_tokens
-        plan.images_that_fit = images_that_fit(
-            language_model.config, slots, language_model.embed_tokens.weight
-        )
+        if plan.images_per_batch is None:
+            slots = plan.longest_prompt + self.max_new_tokens
+            weight = language_model.embed_tokens.weight
+            fitting = images_that_fit(language_model.config, slots, weight)
+            on_all_ranks = self.trainer.strategy.reduce(
+                torch.tensor(fitting, device=weight.device), reduce_op="min"
+            )
+            share = math.ceil(len(plan.requests) / self.trainer.world_size)
+            plan.images_per_batch = min(int(on_all_ranks), share)
 
     def _load(self, plan: RunPlan) -> None:
         try:
@@ -186,9 +197,49 @@ class JanusModule(LightningModule):
     @property
     def compiles(self) -> bool:
         """Whether the decoding step is compiled."""
-        if self.compile_step == "auto":
-            return self.device.type == "cuda" and not shards_the_model(self.trainer)
-        return self.compile_step
+        if self.compile_step != "auto":
+            return self.compile_step
+        if self.plan.compile is not None:
+            return self.plan.compile
+        return self.device.type == "cuda" and not shards_the_model(self.trainer)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a result does not depend on its batch, in the trainer's precision."""
+        return self.trainer.precision in _EXACT
+
+    def take_batching(self, plan: RunPlan, precision: str, earlier: Mapping[str, Any]) -> None:
+        """In low precision, let ``auto`` mean what it meant in the run that is continued.
+
+        Args:
+            plan: The plan of the run.
+            precision: That of the trainer.
+            earlier: Settings of a result of the earlier run, as its record has them.
+        """
+        if precision in _EXACT:
+            return
+        images, compiled = (earlier.get(name) for name in ("images_per_batch", "compile"))
+        if plan.images_per_batch is None and type(images) is int and images > 0:
+            plan.images_per_batch = images
+        if type(compiled) is bool:
+            plan.compile = compiled
+
+    def batching(self) -> dict[str, Any]:
+        """Return what else shapes a result in low precision; known once the model is loaded."""
+        if self.is_exact:
+            return {}
+        return {
+            "images_per_batch": self.plan.images_per_batch,
+            "compile": self.compiles,
+            "prefill_bucket": PREFILL_BUCKET,
+        }
+
+    @property
+    def fill_to(self) -> int:
+        """Results that a smaller batch is filled up to."""
+        if self.is_exact or self.device.type != "cuda":
+            return 1
+        return self.at_once or self.plan.images_per_batch or 1
 
     def run_in_parts(self, batch: list[Item], run: Callable[[list[Item]], Result]) -> list[Result]:
         """Run a batch as a whole, or in smaller parts if it does not fit into memory.
@@ -199,13 +250,17 @@ class JanusModule(LightningModule):
         results: list[Result] = []
         rest, halved = batch, False
         while rest:
-            count = min(self._max_items or len(rest), len(rest))
+            count = self.at_once or len(rest)
             result = self._run_if_it_fits(rest[:count], run)
             if result is None:
-                self._max_items, halved = count // 2, True
+                halved = True
                 continue
             if halved:
-                _log.warning("out of memory: continuing with at most %d images at once", count)
+                _log.warning(
+                    "out of memory: continuing with at most %d images at once%s",
+                    self.at_once,
+                    "" if self.is_exact else _HALVED % self.trainer.precision,
+                )
                 halved = False
             results.append(result)
             rest = rest[count:]
@@ -220,9 +275,11 @@ class JanusModule(LightningModule):
         except RuntimeError as error:
             if not is_oom_error(error):
                 raise
-            if len(part) == 1 or shards_the_model(self.trainer):  # ranks must stay in step
-                raise RankError(self._out_of_memory(f"{len(part)} image(s)")) from error
+            items = max(len(part), self.fill_to)
+            if items == 1 or shards_the_model(self.trainer):  # ranks must stay in step
+                raise RankError(self._out_of_memory(f"{items} image(s)")) from error
         # After the handler, because the error keeps the tensors of its frames alive.
+        self.at_once = items // 2
         del self.generator
         torch.compiler.reset()  # frees the memory of CUDA graphs
         garbage_collection_cuda()
@@ -251,12 +308,13 @@ class JanusModule(LightningModule):
         Raises:
             UserError: If the model has no such layer.
         """
-        exact = precision in ("32-true", "64-true")
-        left_out = _NOT_RECORDED | _ROUNDING if exact else _NOT_RECORDED
+        left_out = _NOT_RECORDED | _ROUNDING if precision in _EXACT else _NOT_RECORDED
         settings = {
             name: _recorded(value)
             for name, value in self.hparams.items()
-            if name not in left_out and not name.startswith("_")
+            if name not in left_out
+            and not name.startswith("_")
+            and not (name in _BATCHING and value == "auto")  # see batching()
         }
         return {
             **settings,

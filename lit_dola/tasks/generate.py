@@ -63,6 +63,8 @@ class GeneratedImages(NamedTuple):
     """The requests that failed."""
     forwards: list[int | None]
     """Passes that each image's tokens took, with speculative decoding; else None."""
+    at_once: list[int | None]
+    """Images decoded at once, if a batch was divided for want of memory; else None."""
     inspections: Mapping[int, Inspection] = MappingProxyType({})
     """Inspections of selected images, by index in ``requests``."""
 
@@ -230,6 +232,7 @@ class LitDoLa(JanusModule):
             max_prompt_length=self.plan.longest_prompt,
             compile=self.compiles,
             share_prefill=not shards_the_model(self.trainer),
+            fill_to=self.fill_to,
         )
 
     def predict_step(self, batch: list[ImageRequest], batch_idx: int) -> GeneratedImages:
@@ -245,6 +248,7 @@ class LitDoLa(JanusModule):
             torch.cat([part.pixels for part in parts]),
             [*chain(*(part.failures for part in parts))],
             [*chain(*(part.forwards for part in parts))],
+            [*chain(*(part.at_once for part in parts))],
         )
         return images._replace(inspections=self._inspect(images))
 
@@ -278,6 +282,7 @@ class LitDoLa(JanusModule):
             torch.cat([torch.empty(0, dtype=torch.uint8), *pixels.values()]),
             [_failure(requests[image], not_finite[image]) for image in sorted(not_finite)],
             [None if forwards is None else int(forwards[image]) for image in made],
+            [self.at_once] * len(made),
         )
 
     def _inspect(self, images: GeneratedImages) -> dict[int, Inspection]:

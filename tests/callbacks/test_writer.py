@@ -65,6 +65,7 @@ def write(tiny_checkpoint):
             photo().expand(len(missing), -1, -1, -1),
             list(failures),
             [None] * len(missing),
+            [None] * len(missing),
         )
         try:
             image_writer.write_on_batch_end(trainer, module, images, None, missing, 0, 0)

@@ -40,15 +40,12 @@ def test_prompts_of_like_length_share_a_batch(prompt_file, tiny_checkpoint):
     assert first == [(i, j) for i in (0, 4, 8, 12) for j in (0, 1)]  # else the file's order
 
 
-def test_auto_asks_the_model_and_takes_no_more_than_there_are(prompt_file, tiny_checkpoint):
-    data = PromptDataModule(
-        str(prompt_file('["a", "b", "c"]')), str(tiny_checkpoint), parallel_size=4
-    )
+def test_auto_leaves_the_batch_size_to_the_model(prompt_file, tiny_checkpoint):
+    data = PromptDataModule(str(prompt_file('["a", "b"]')), str(tiny_checkpoint))
     data.setup("predict")
-    for fitting, world_size, expected in [(5, 1, 5), (64, 1, 12), (64, 2, 6), (64, 5, 2)]:
-        data.plan.images_that_fit = fitting
-        data.trainer = SimpleNamespace(world_size=world_size, global_rank=0, strategy=None)
-        assert data.predict_dataloader().batch_size == expected
+    assert data.plan.images_per_batch is None
+    data.plan.images_per_batch = 5
+    assert data.predict_dataloader().batch_size == 5
 
 
 @pytest.mark.slow

@@ -12,6 +12,23 @@ from lit_dola.decoding.loop import NotFiniteError
 from tests.support.images import BATCH, PROMPTS, ImageGenerator, expected, slow
 
 
+@pytest.mark.parametrize("count", [1, 2, 4, 5])
+def test_a_small_batch_is_filled_up_with_copies(count, load, encoder):
+    """Every step runs on the same number of rows, and only what was asked for is returned."""
+    janus = load(torch.float32)
+    rows = set()
+
+    def note(_layer, args):
+        if args[0].shape[1] == 1:  # not a prefill
+            rows.add(len(args[0]))
+
+    hook = janus.language_model.layers[0].register_forward_pre_hook(note)
+    filled = run(janus, encoder, {"layer": 6, "fill_to": 4}, BATCH[:count])
+    hook.remove()
+    assert rows == {2 * max(count, 4)}
+    assert filled == run(janus, encoder, {"layer": 6}, BATCH[:count])
+
+
 @pytest.fixture(scope="module")
 def janus64(load):
     return load(torch.float64)

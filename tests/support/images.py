@@ -17,7 +17,7 @@ BATCH = [(0, 3), (1, 0), (1, 1), (2, 0), (0, 2**20)]
 class ImageGenerator(TokenGenerator):
     """Takes prompts as token ids and adds the unconditional branch."""
 
-    def __init__(self, janus, *, layer, max_prompt_length=0, compile=False, **scoring):
+    def __init__(self, janus, *, layer, max_prompt_length=0, compile=False, fill_to=1, **scoring):
         if changing := scoring.get("entropy_temperature"):
             scoring["entropy_temperature"] = EntropyTemperature(*changing)
         super().__init__(
@@ -28,6 +28,7 @@ class ImageGenerator(TokenGenerator):
             max_new_tokens=janus.num_image_tokens,
             max_prompt_length=max_prompt_length,
             compile=compile,
+            fill_to=fill_to,
         )
         self.pad_token_id = janus.pad_token_id
 

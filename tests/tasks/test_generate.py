@@ -1,7 +1,9 @@
 """The LightningModule in a trainer: precision, device, layer, and its predictions."""
 
 import json
+import math
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,9 +65,10 @@ def test_the_model_is_in_the_trainers_precision_and_its_positions_are_not(
 def test_batches_hold_requests_tokens_and_pixels(predict):
     _, batches = predict()
     assert [len(batch.requests) for batch in batches] == [3, 1]
-    for requests, tokens, pixels, failures, forwards, inspections in batches:
+    for requests, tokens, pixels, failures, forwards, at_once, inspections in batches:
         assert (failures, inspections) == ([], {})
         assert forwards == [None] * len(requests)  # no window: one pass per token
+        assert at_once == [None] * len(requests)  # it fitted into memory
         assert (tokens.dtype, tokens.shape) == (torch.int32, (len(requests), 16))
         assert (pixels.dtype, pixels.shape) == (torch.uint8, (len(requests), 3, 64, 64))
 
@@ -90,7 +93,9 @@ def gather(batches):
     }
 
 
-def enough_for(images, sizes, message="CUDA out of memory. Tried to allocate 20.00 MiB."):
+def enough_for(
+    images, sizes, message="CUDA out of memory. Tried to allocate 20.00 MiB.", times=math.inf
+):
     """A token loop that runs out of memory above so many images, and records its batch sizes."""
 
     def spoil(model):
@@ -101,7 +106,7 @@ def enough_for(images, sizes, message="CUDA out of memory. Tried to allocate 20.
 
             def small(prompts, keys, on_step):
                 sizes.append(len(prompts))
-                if len(prompts) > images:
+                if len(prompts) > images and len(sizes) <= times:
                     raise torch.OutOfMemoryError(message)
                 return generate(prompts, keys, on_step)
 
@@ -139,6 +144,40 @@ def test_the_smaller_size_is_remembered(predict, caplog):
     predict(images_per_batch=3, spoil=enough_for(1, sizes))
     assert sizes == [3, 1, 1, 1, 1]
     assert warned(caplog) == ["out of memory: continuing with at most 1 images at once"]
+
+
+def test_in_low_precision_a_divided_batch_is_told_and_recorded(predict, caplog):
+    _, (batch,) = predict("bf16-true", 4, spoil=enough_for(2, []))
+    assert batch.at_once == [2] * 4
+    (told,) = warned(caplog)
+    assert told == (
+        "out of memory: continuing with at most 2 images at once; in bf16-true their pixels may"
+        " differ slightly from those of whole batches: see their records"
+    )
+
+
+def test_only_on_a_gpu_and_in_low_precision_batches_are_filled_up():
+    """There the number of rows decides how sums are rounded."""
+    fill_to = base.JanusModule.fill_to.fget
+
+    def of(device, is_exact, at_once=None):
+        plan = SimpleNamespace(images_per_batch=8)
+        return fill_to(
+            SimpleNamespace(
+                device=torch.device(device), is_exact=is_exact, at_once=at_once, plan=plan
+            )
+        )
+
+    assert of("cuda", False) == 8
+    assert of("cuda", False, at_once=2) == 2
+    assert of("cuda", True) == of("cpu", False) == of("cpu", True) == 1
+
+
+def test_a_batch_that_was_filled_up_is_divided_too(predict, monkeypatch):
+    monkeypatch.setattr(base.JanusModule, "fill_to", property(lambda self: self.at_once or 4))
+    sizes = []
+    predict(images_per_batch=1, spoil=enough_for(0, sizes, times=2))
+    assert sizes == [1] * 6  # twice in vain, then each of the four images
 
 
 def test_memory_too_small_for_one_image(predict):
