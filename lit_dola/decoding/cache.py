@@ -37,6 +37,12 @@ class KVCache:
         self.rows, self.slots = rows, slots
 
 
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Copy rows over others, each int64 ``(rows,)``."""
+        for buffer in (*self.keys, *self.values):
+            buffer[target] = buffer[source]
+
+
 def images_that_fit(config: LlamaConfig, slots: int, weight: Tensor) -> int:
     """Return how many images fit into the free memory of a GPU, at most 64.
 

@@ -52,63 +52,103 @@ class SpeculativeGenerator(TokenGenerator):
         on_step: OnStep | None,
     ) -> tuple[Tensor, Tensor]:
         slots = torch.arange(cache.slots, device=streams.device)
-        prompt_lengths = row_lengths(prompts, slots)
         first = self._first_token(prompts, cache, streams)
-        state = _Window(self.max_new_tokens, self.window, *first)
-        known, all_tokens = len(prompts), len(prompts) * self.max_new_tokens
-        while known < all_tokens:
-            before = state.known
-            inputs = state.inputs()
-            drawn, ok = self._run_step(cache, inputs, streams, state.count, prompt_lengths, slots)
+        state = _State(
+            self.max_new_tokens, self.window, *first, streams, row_lengths(prompts, slots)
+        )
+        # A GPU would wait whenever the host looks, and its graphs have a fixed number of rows.
+        looks = streams.device.type == "cpu" and not self.compile
+        known, attended = len(prompts), slots
+        while known < len(prompts) * self.max_new_tokens:
+            before, inputs = state.known, state.inputs()
+            if looks:
+                attended = self._attended(slots, state.longest() + self.window)
+            drawn, ok = self._run_step(
+                cache, inputs, state.streams, state.count, state.prompt_lengths, attended
+            )
             state.accept(inputs, drawn, ok)
-            # On a GPU, read the state before this pass: the device computes while the host waits.
-            known = int(state.known if streams.device.type == "cpu" else before)
+            if looks:
+                state.drop_finished(cache)
+            # On a GPU, what was known before this pass: it computes while the host waits.
+            known = int(state.known if looks else before)
             if on_step is not None:
                 on_step(known // len(prompts))
         self.forwards = state.forwards
-        return state.result()
+        return state.tokens[:, : self.max_new_tokens], state.finite[:, : self.max_new_tokens]
 
 
-class _Window:
-    """The tokens that are known, and the guesses after them.
+class _State:
+    """The tokens that are known and the guesses after them, for every sequence of the batch.
 
     Args:
         length: Tokens per sequence.
         window: Tokens per pass.
         first: First token of each sequence, int64 ``(sequences, 1)``.
         ok: Whether its logits are finite.
+        streams: Random stream of each sequence.
+        prompt_lengths: Tokens of each row's prompt, ``(rows, 1)``.
     """
 
-    def __init__(self, length: int, window: int, first: Tensor, ok: Tensor) -> None:
-        sequences = len(first)
+    def __init__(
+        self,
+        length: int,
+        window: int,
+        first: Tensor,
+        ok: Tensor,
+        streams: Tensor,
+        prompt_lengths: Tensor,
+    ) -> None:
         self.length = length
         self.offsets = torch.arange(window, device=first.device)
         self.tokens = first.repeat(1, length + 2 * window)
         self.finite = torch.ones_like(self.tokens, dtype=torch.bool)
         self.finite[:, :1] = ok
-        self.count = torch.ones_like(first)
-        """Tokens of each sequence that are known, int64 ``(sequences, 1)``."""
-        self.forwards = first.new_zeros(sequences)
-        self.known = self.count.sum()
+        self.forwards = torch.zeros_like(streams)
+        self.known = torch.ones_like(streams).sum()
         """Tokens of all sequences that are known; on the device."""
+        # Of those that the next pass runs, see drop_finished:
+        self.running = torch.arange(len(first), device=first.device)
+        self.count = torch.ones_like(first)
+        """Tokens of each that are known, int64 ``(running, 1)``."""
+        self.streams, self.prompt_lengths = streams, prompt_lengths
 
     def inputs(self) -> Tensor:
         """The last known token of each sequence, and the guesses after it."""
-        return self.tokens.gather(1, self.count - 1 + self.offsets)
+        return self.tokens[self.running[:, None], self.count - 1 + self.offsets]
 
     def accept(self, inputs: Tensor, drawn: Tensor, ok: Tensor) -> None:
         """Accept what follows from known tokens alone; what else was drawn are new guesses."""
         guessed_right = inputs[:, 1:] == drawn[:, :-1]
         right = 1 + guessed_right.cumprod(dim=1).sum(dim=1, keepdim=True)
-        places = self.count + self.offsets
-        self.tokens.scatter_(1, places, drawn)
-        self.finite.scatter_(1, places, ok)
-        # What enters the window: its last token again. See benchmarks/README.md for other guesses.
-        self.tokens.scatter_(1, places + len(self.offsets), drawn[:, -1:].expand_as(drawn))
-        self.forwards += (self.count < self.length)[:, 0]
-        self.count = (self.count + right).clamp(max=self.length)
-        self.known = self.count.sum()
+        rows, places = self.running[:, None], self.count + self.offsets
+        self.tokens[rows, places] = drawn
+        self.finite[rows, places] = ok
+        # What enters the window: its last token again. benchmarks/README.md compares guesses.
+        self.tokens[rows, places + len(self.offsets)] = drawn[:, -1:]
+        self.forwards[self.running] += (self.count < self.length)[:, 0]
+        before = self.count
+        self.count = (before + right).clamp(max=self.length)
+        self.known = self.known + (self.count - before).sum()
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        """The tokens, and whether their logits were finite: each ``(sequences, length)``."""
-        return self.tokens[:, : self.length], self.finite[:, : self.length]
+    def longest(self) -> int:
+        """Return how many slots the longest row uses; waits for the device."""
+        return int((self.prompt_lengths.view(len(self.count), -1) + self.count).max())
+
+    def drop_finished(self, cache: KVCache) -> None:
+        """Stop running sequences that are complete; the last ones take their rows."""
+        finished = (self.count == self.length)[:, 0]
+        left = int((~finished).sum())
+        if left == len(finished):
+            return
+        gaps = finished[:left].nonzero()[:, 0]
+        movers = (~finished[left:]).nonzero()[:, 0] + left
+        branches = torch.arange(len(self.prompt_lengths) // len(finished), device=gaps.device)
+        row_of = [(some[:, None] * len(branches) + branches).flatten() for some in (movers, gaps)]
+        cache.move(*row_of)
+        lengths = self.prompt_lengths.view(len(finished), -1)
+        for state in (self.running, self.count, self.streams, lengths):
+            state[gaps] = state[movers]
+        self.running, self.count, self.streams = (
+            state[:left] for state in (self.running, self.count, self.streams)
+        )
+        self.prompt_lengths = lengths[:left].reshape(-1, 1)

@@ -1,7 +1,6 @@
 """The token loop: decodes a batch of sequences, each with one or two branches.
 
-Rows are the conditional branches of all sequences first, then the unconditional ones in the same
-order. Every row starts at slot 0 of the cache and is as long as its own prompt and tokens, so what
+The branches of a sequence are rows next to each other, the conditional one first. Every row starts at slot 0 of the cache and is as long as its own prompt and tokens, so what
 happens in a row does not depend on its neighbours.
 """
 
@@ -255,7 +254,7 @@ def _longest(prompts: Sequence[Branches]) -> int:
 
 def row_lengths(prompts: Sequence[Branches], like: Tensor) -> Tensor:
     """Return the length of each row's prompt, ``(rows, 1)``, on the device of ``like``."""
-    return like.new_tensor([len(ids) for branch in zip(*prompts) for ids in branch])[:, None]
+    return like.new_tensor([len(ids) for branches in prompts for ids in branches])[:, None]
 
 
 def _round_up(count: int, to: int) -> int:
@@ -273,21 +272,22 @@ def _prefill(decoder: Decoder, prompts: Sequence[Branches], cache: KVCache, shar
 
     Returns:
         The states that the first tokens are drawn from,
-        ``(layers, branches * sequences, 1, hidden)``.
+        ``(layers, sequences * branches, 1, hidden)``.
     """
     sequences: dict[Any, list[int]] = {}
-    for sequence, branches in enumerate(prompts):
-        key = (tuple(map(tuple, branches)), None if shared else sequence)
+    for sequence, prompt in enumerate(prompts):
+        key = (tuple(map(tuple, prompt)), None if shared else sequence)
         sequences.setdefault(key, []).append(sequence)
     device = decoder.language_model.embed_tokens.weight.device
     place = torch.empty(len(prompts), dtype=torch.long)
     states: list[Tensor] = []
     for copies in sequences.values():
         place[copies] = len(states)
-        rows = torch.tensor(copies) + len(prompts) * torch.arange(len(prompts[0]))[:, None]
+        branches = torch.arange(len(prompts[0]))
+        rows = torch.tensor(copies) * len(branches) + branches[:, None]
         states.append(_prefill_one(decoder, prompts[copies[0]], cache, rows.to(device)))
-    together = torch.stack(states, dim=2)  # (layers, branches, prompts, 1, hidden)
-    return together[:, :, place.to(device)].flatten(1, 2)
+    together = torch.stack(states, dim=1)  # (layers, prompts, branches, 1, hidden)
+    return together[:, place.to(device)].flatten(1, 2)
 
 
 def _prefill_one(decoder: Decoder, branches: Branches, cache: KVCache, rows: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def decode_window(
         streams: Random stream of each sequence, int64 ``(sequences,)``.
         first: Index of the first token to draw, int64 ``(sequences, 1)``, or ``(1, 1)`` for all.
         prompt_lengths: Tokens of each row's prompt, int64 ``(rows, 1)``; the rows are
-            ``branches * sequences``, all conditional branches first.
+            ``sequences * branches``, all branches of the first sequence first.
         slots: 0, 1, ... up to the last slot that any row attends to, int64.
 
     Returns:
@@ -82,8 +82,8 @@ def decode_window(
     sequences, window = inputs.shape
     branches = len(prompt_lengths) // sequences
     steps = (first + torch.arange(window, device=first.device)).expand(sequences, window)
-    own = prompt_lengths + steps.repeat(branches, 1) - 1
-    inputs_embeds = decoder.head.embed(inputs.repeat(branches, 1))
+    own = prompt_lengths + steps.repeat_interleave(branches, dim=0) - 1
+    inputs_embeds = decoder.head.embed(inputs.repeat_interleave(branches, dim=0))
     # Added to attention scores; from a bool mask every layer would make this again.
     attention_mask = inputs_embeds.new_zeros(()).where(slots <= own[..., None], float("-inf"))
     states = forward_layers(
@@ -148,8 +148,9 @@ def draw(decoder: Decoder, states: Tensor, streams: Tensor, steps: Tensor) -> tu
         The tokens, int64 ``(sequences, window)``, and whether each one's logits are finite, bool.
     """
     features = decoder.head.features(states)
+    features = features.view(len(states), len(steps), -1, *features.shape[-2:])
     # (layers, branches, sequences * window, features)
-    features = features.view(len(states), -1, steps.numel(), features.shape[-1])
+    features = features.transpose(1, 2).flatten(2, 3)
     scores = score_features(features, decoder.head.linear, decoder.scoring)
     streams = streams[:, None].expand_as(steps).flatten()
     token = decoder.scoring.draw(scores, gumbel_noise(streams, steps.flatten(), scores.shape[-1]))

@@ -33,6 +33,7 @@ def write_gallery(folder: Path, num_failures: int = 0) -> None:
     """
     settings = common_settings(read_images(folder))
     pages = _pages(read_images(folder))
+    passes = _mean_passes(read_images(folder))
     prompts = (_prompt(list(images), settings) for images in _by_prompt(read_images(folder)))
     files = [page_file(page.number) for page in pages]
     for page, file in zip(pages, files):
@@ -44,6 +45,7 @@ def write_gallery(folder: Path, num_failures: int = 0) -> None:
             pages=files,
             settings=settings,
             num_failures=num_failures,
+            passes=passes,
             prompts=islice(prompts, page.num_prompts),
         )
     for old in folder.glob("index-*.html"):
@@ -71,6 +73,15 @@ def _pages(records: Iterable[ImageRecord]) -> list[_Page]:
     return pages
 
 
+def _mean_passes(records: Iterable[ImageRecord]) -> float | None:
+    """Return how many passes the images took on average; None without speculative decoding."""
+    total = count = 0
+    for record in records:
+        if record.forwards is not None:
+            total, count = total + record.forwards, count + 1
+    return total / count if count else None
+
+
 def _prompt(records: list[ImageRecord], settings: dict[str, Any]) -> dict[str, Any]:
     """Return a prompt and its images, as the template shows them."""
     first = records[0]
@@ -84,7 +95,12 @@ def _prompt(records: list[ImageRecord], settings: dict[str, Any]) -> dict[str, A
                 "index": record.image_index,
                 "inspection": record.inspection,
                 "own": {
-                    name: value for name, value in record.settings.items() if name not in settings
+                    **{
+                        name: value
+                        for name, value in record.settings.items()
+                        if name not in settings
+                    },
+                    **record.how_it_went(),
                 },
             }
             for record in records

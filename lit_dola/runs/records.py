@@ -92,9 +92,18 @@ class ImageRecord:
 
     def to_line(self) -> Record:
         """Return the line to write."""
-        line = {**self.provenance(), "metadata": self.metadata}
-        more = {name: getattr(self, name) for name in ("inspection", "forwards", "at_once")}
-        return {**line, **{name: value for name, value in more.items() if value is not None}}
+        inspection = {"inspection": self.inspection} if self.inspection is not None else {}
+        return {
+            **self.provenance(),
+            "metadata": self.metadata,
+            **inspection,
+            **self.how_it_went(),
+        }
+
+    def how_it_went(self) -> Record:
+        """Return what is known about how the image was made, other than its settings."""
+        known = {"forwards": self.forwards, "at_once": self.at_once}
+        return {name: value for name, value in known.items() if value is not None}
 
 
 def read_images(folder: Path) -> Iterator[ImageRecord]:

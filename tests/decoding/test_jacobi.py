@@ -111,6 +111,28 @@ def test_logits_that_are_not_finite_are_named_as_one_at_a_time(load, encoder):
     assert torch.equal(errors[0].tokens[whole], errors[1].tokens[whole])
 
 
+@pytest.mark.slow
+def test_finished_images_leave_the_batch(shapes):
+    """The others then go on in fewer rows, whichever of them are left."""
+    janus, encoder, prompts = shapes
+    batch = [(prompt, image) for prompt in range(5) for image in range(2)]
+    settings = {"layer": None, "cfg_weight": 2.0}
+    rows = []
+
+    def note(_layer, args):
+        if args[0].shape[1] == 10:  # not a prefill
+            rows.append(len(args[0]))
+
+    expected = run(make(TokenGenerator, janus, **settings), janus, encoder, batch, prompts)
+    generate = make(SpeculativeGenerator, janus, window=10, **settings)
+    hook = janus.language_model.layers[0].register_forward_pre_hook(note)
+    assert torch.equal(run(generate, janus, encoder, batch, prompts), expected)
+    hook.remove()
+    assert rows == sorted(rows, reverse=True)
+    assert sum(rows) == 2 * int(generate.forwards.sum())  # nobody waits for the slowest
+    assert len(set(rows)) > 3
+
+
 def test_progress_counts_known_tokens(load, encoder):
     janus = load(torch.float32)
     seen = []

@@ -217,8 +217,7 @@ def test_logits_that_are_not_finite_are_named(layer, branch, temperature, value,
         if hidden_states.shape[1] == 1:  # not a prefill
             steps.append(len(hidden_states))
         if len(steps) == 4:
-            row = 3 if branch == "cond" else len(BATCH) + 3
-            hidden_states[row] = float(value)
+            hidden_states[2 * 3 + ("cond", "uncond").index(branch)] = float(value)
         return hidden_states
 
     janus.language_model.layers[-1].register_forward_hook(poison)

@@ -67,6 +67,24 @@ def test_common_settings_stand_once_and_others_with_their_image(tmp_path):
     ]  # fmt: skip
 
 
+def test_passes_are_told_on_average_and_by_image(tmp_path):
+    write_run(tmp_path, ["a", "b"], images=2)
+    lines = [json.loads(line) for line in (tmp_path / "metadata.jsonl").open()]
+    for line, forwards in zip(lines, [20, 31, 45]):  # the last one was made without a window
+        line["forwards"] = forwards
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    write_gallery(tmp_path)
+    text = (tmp_path / "index.html").read_text()
+    assert "4 images. 32.0 passes per image on average." in text
+    assert [json.loads(own) for own in Page(text).attributes("a", "data-own")] == [
+        {"forwards": 20}, {"forwards": 31}, {"forwards": 45},
+    ]  # fmt: skip
+
+
+def test_without_a_window_nothing_is_said_of_passes(page):
+    assert not any("passes" in text for text in page(["a"]).texts)
+
+
 def test_a_large_run_goes_on_on_another_page(tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "IMAGES_PER_PAGE", 4)
     write_run(tmp_path, list("abcde"), images=2)
