@@ -177,6 +177,10 @@ for (const choice of ["left", "right", "tie"]) {
   byId(choice).addEventListener("click", () => vote(choice));
 }
 byId("undo").addEventListener("click", undo);
+addEventListener("storage", (event) => {
+  // Votes from another tab, or the last ones before a reload, which the browser stored late.
+  if (event.key === storageKey()) showPair();
+});
 byId("seed").addEventListener("change", showPair);
 byId("export").addEventListener("click", () => {
   const { a, b, seed } = setting();
