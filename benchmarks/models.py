@@ -1,13 +1,19 @@
-"""A Janus of a chosen size with random weights, on which speed does not depend."""
+"""A Janus of a chosen size with random weights, on which speed does not depend.
 
+``python -m benchmarks.models 1b checkpoints/random-1b`` saves one as a checkpoint.
+"""
+
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
 
 import torch
+from jsonargparse import auto_cli
 from torch import nn
 from transformers import GenerationConfig, JanusConfig
 
 from lit_dola.janus.model import TransformersJanus
+from recipes.small_janus import make_tokenizer, save_janus
 
 Preset = Literal["tiny", "small", "1b", "7b"]
 SIZES = {
@@ -57,7 +63,7 @@ def random_janus(
             nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
         else:
             nn.init.constant_(weight, float("norm" in name and name.endswith("weight")))
-    janus.restore_float32_buffers()
+    janus.restore_float32()
     set_transformers_length(janus, num_image_tokens)
     janus.model.generation_config = GenerationConfig(
         bos_token_id=BOS, pad_token_id=PAD, generation_kwargs={"boi_token_id": BOI}
@@ -79,3 +85,19 @@ def random_prompts(count: int, length: int = 24) -> list[list[int]]:
     generator = torch.Generator().manual_seed(0)
     words = torch.randint(3, 1000, (count, length - 2), generator=generator).tolist()
     return [[BOS, *ids, BOI] for ids in words]
+
+
+def save_random_janus(preset: Preset, folder: Path) -> None:
+    """Save a checkpoint in bfloat16, with what ``main.py predict`` needs.
+
+    Args:
+        preset: Size; 1b and 7b take 3 and 13 GB.
+        folder: Folder to create.
+    """
+    janus = random_janus(preset, 576, torch.bfloat16, torch.device("cpu"))
+    del janus.model.model.vision_model
+    save_janus(janus.model, make_tokenizer(), folder)
+
+
+if __name__ == "__main__":
+    auto_cli(save_random_janus)

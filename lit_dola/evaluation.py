@@ -86,7 +86,7 @@ class EvaluationTrainer(Trainer):
         folder = writer.output_dir
         runs: dict[str, _Run] = {}
         for name, changed in models.items():
-            if hasattr(model, "janus") and not (model.quantize or shards_the_model(self)):
+            if hasattr(model, "janus") and not shards_the_model(self):
                 changed.janus = model.janus  # loaded once
             model = changed
             writer.output_dir = folder / name

@@ -20,6 +20,7 @@ from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import Backend, load_janus
 from lit_dola.janus.model import Backbone
+from lit_dola.janus.quantization import Quantization
 from lit_dola.janus.tokenizer import PromptEncoder, Roles
 from lit_dola.janus.vq import decode_pixels, to_pillow
 from lit_dola.tasks.generate import GeneratedImages, LitDoLa
@@ -64,6 +65,7 @@ class JanusPipeline:
         dtype: torch.dtype | None = None,
         roles: Roles = "auto",
         backend: Backend = "transformers",
+        quantize: Quantization | None = None,
     ) -> "JanusPipeline":
         """Load a checkpoint.
 
@@ -75,9 +77,10 @@ class JanusPipeline:
                 else float32.
             roles: As the setting ``model.roles``.
             backend: As the setting ``model.backend``.
+            quantize: As the setting ``model.quantize``.
 
         Raises:
-            UserError: If the checkpoint cannot be found or is incomplete.
+            UserError: If the checkpoint cannot be found or is incomplete, or cannot be quantized.
         """
         device = _check_device(device)
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -91,6 +94,7 @@ class JanusPipeline:
             dtype=dtype,
             device=device,
             backend=backend,
+            quantize=quantize,
         )
         pipeline = cls(janus, checkpoint, roles)
         pipeline.encoder = encoder

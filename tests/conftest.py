@@ -32,8 +32,10 @@ def load(tiny_checkpoint, encoder):
     """Load the random Janus as LitDoLa does, in a given dtype."""
     from tests.support.images import load_folder
 
-    def load_in(dtype):
-        return load_folder(tiny_checkpoint, pad_token_id=encoder.pad_token_id, dtype=dtype)
+    def load_in(dtype, **settings):
+        return load_folder(
+            tiny_checkpoint, pad_token_id=encoder.pad_token_id, dtype=dtype, **settings
+        )
 
     return load_in
 

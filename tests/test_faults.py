@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from lit_dola.callbacks.signals import requeue_slurm_job
+from lit_dola.janus.model import TransformersJanus
 from lit_dola.runs import files as run_files
 from lit_dola.runs import resume
 from lit_dola.runs.records import RecordLog
@@ -343,6 +344,31 @@ def test_a_signal_ends_the_run_in_order(signum, code, ranks, command, undisturbe
     assert 5 <= len(images) < 40
     assert run(tmp_path, args).returncode == 0
     assert files(tmp_path / "out") == expected
+
+
+def note_decoded_images_and_send(signum):
+    decode = TransformersJanus.decode_image_tokens
+
+    def noted(janus, tokens):
+        with open("decoded", "a") as file:
+            print("image", file=file)
+        if tokens.device.type != "meta" and signum is not None:
+            os.kill(os.getpid(), signum)
+        return decode(janus, tokens)
+
+    TransformersJanus.decode_image_tokens = noted
+
+
+def test_a_signal_during_vq_decoding_waits_for_one_image(command, tmp_path):
+    """On a CPU an image may take many seconds."""
+    decoded = []
+    for signum in None, signal.SIGTERM:
+        done = run(tmp_path, command(1, 4), note_decoded_images_and_send, signum)
+        decoded.append((tmp_path / "decoded").read_text().count("image"))
+        (tmp_path / "decoded").unlink()
+        shutil.rmtree(tmp_path / "out")
+    assert done.returncode == 143
+    assert decoded[0] - decoded[1] == 3  # of four
 
 
 @pytest.fixture

@@ -36,7 +36,6 @@ class KVCache:
         self.keys, self.values = buffers[::2], buffers[1::2]
         self.rows, self.slots = rows, slots
 
-
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copy rows over others, each int64 ``(rows,)``."""
         for buffer in (*self.keys, *self.values):

@@ -1,7 +1,8 @@
 """The token loop: decodes a batch of sequences, each with one or two branches.
 
-The branches of a sequence are rows next to each other, the conditional one first. Every row starts at slot 0 of the cache and is as long as its own prompt and tokens, so what
-happens in a row does not depend on its neighbours.
+The branches of a sequence are rows next to each other, the conditional one first. Every row starts
+at slot 0 of the cache and is as long as its own prompt and tokens, so what happens in a row does
+not depend on its neighbours.
 """
 
 import math

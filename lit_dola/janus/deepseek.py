@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
-from lit_dola.janus.model import Head, restore_rotary_frequencies
+from lit_dola.janus.model import Head, restore_float32
 
 INSTALL = "install it from github.com/deepseek-ai/Janus together with 'transformers<5'"
 
@@ -51,9 +51,9 @@ class DeepSeekJanus(nn.Module):
         pixels: Tensor = self.vq_model.decode_code(tokens, shape=shape)
         return pixels
 
-    def restore_float32_buffers(self) -> None:
+    def restore_float32(self) -> None:
         """See :class:`lit_dola.janus.model.Backbone`."""
-        restore_rotary_frequencies(self.language_model)
+        restore_float32(self.language_model, self.vq_model)
 
 
 def load_deepseek_janus(

@@ -1,13 +1,14 @@
-"""Loading a checkpoint into a model, with either backend, and quantizing it."""
+"""Loading a checkpoint into a model, with either backend."""
 
 from typing import Literal
 
 import torch
 
-from lit_dola.errors import UserError, require
+from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.deepseek import load_deepseek_janus
-from lit_dola.janus.model import Backbone, TransformersJanus
+from lit_dola.janus.model import Backbone, TransformersJanus, restore_rotary_frequencies
+from lit_dola.janus.quantization import Quantization, quantize_weights
 from lit_dola.janus.weights import load_weights
 
 Backend = Literal["transformers", "deepseek"]
@@ -20,6 +21,7 @@ def load_janus(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     backend: Backend = "transformers",
+    quantize: Quantization | None = None,
 ) -> Backbone:
     """Load the parts of a Janus checkpoint that image generation needs.
 
@@ -29,9 +31,11 @@ def load_janus(
         dtype: Floating dtype of the weights.
         device: Device of the weights.
         backend: Package whose code runs the model.
+        quantize: How to store the weights of the linear layers in fewer bits; None: not at all.
 
     Raises:
-        UserError: If the checkpoint is incomplete, or the backend is not available.
+        UserError: If the checkpoint is incomplete, the backend is not available, or the weights
+            cannot be quantized.
 
     Example:
         >>> checkpoint = Checkpoint.open("checkpoints/shapes-janus")
@@ -39,10 +43,11 @@ def load_janus(
         >>> janus = load_janus(checkpoint, pad_token_id=pad)
     """
     device = torch.device(device)
+    first = torch.device("cpu") if quantize else device
     janus: Backbone
     if backend == "deepseek":
         janus = load_deepseek_janus(
-            checkpoint, pad_token_id=pad_token_id, dtype=dtype, device=device
+            checkpoint, pad_token_id=pad_token_id, dtype=dtype, device=first
         )
     else:
         try:
@@ -54,23 +59,13 @@ def load_janus(
                 f"{checkpoint.folder / 'config.json'}: no Janus can be built of it:"
                 f" {type(error).__name__}: {reason}"
             ) from error
-        load_weights(janus.model, checkpoint, dtype=dtype, device=device)
-        janus.restore_float32_buffers()
+        load_weights(janus.model, checkpoint, dtype=dtype, device=first)
+    if quantize:
+        restore_rotary_frequencies(janus.language_model)  # they are on no device yet
+        quantize_weights(janus, quantize, device)
+        janus.model.to(device)
+    janus.restore_float32()
     if device.type == "cuda":  # tensor cores convolve fastest in this memory format
         janus.vq_model.to(memory_format=torch.channels_last)
     return janus
 
-
-def quantize_int8(janus: Backbone) -> None:
-    """Store the weights that a decoding step reads as int8, in place; needs torchao.
-
-    One scale per output channel. Matrix products still run in the model's dtype.
-
-    Raises:
-        UserError: If torchao is not installed.
-    """
-    require("torchao", "model.quantize", extra="quantize")
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-    for part in (janus.language_model, janus.gen_head):
-        quantize_(part, Int8WeightOnlyConfig())

@@ -55,11 +55,10 @@ class Backbone(Protocol):
         Pixels are in [-1, 1], except where the VQ decoder overshoots.
         """
 
-    def restore_float32_buffers(self) -> None:
-        """Restore the rotary frequencies to float32 after the whole module was cast.
+    def restore_float32(self) -> None:
+        """Restore to float32 what stays in it, after the whole module was cast.
 
-        transformers keeps them in float32 whatever the model's dtype, because they are multiplied
-        by positions. Lightning's true half precision casts the module as a whole and rounds them.
+        See :func:`restore_float32`.
         """
 
 
@@ -117,13 +116,29 @@ class TransformersJanus(nn.Module):
         pixels: Tensor = self.vq_model.decode(tokens)
         return pixels
 
-    def restore_float32_buffers(self) -> None:
+    def restore_float32(self) -> None:
         """See :class:`Backbone`."""
-        restore_rotary_frequencies(self.language_model)
+        restore_float32(self.language_model, self.vq_model)
+
+
+def restore_float32(language_model: LlamaModel, vq_model: nn.Module) -> None:
+    """Restore to float32 what stays in it whatever the dtype of the weights, in place.
+
+    Lightning's true half precision casts a module as a whole. The rotary frequencies stay in
+    float32, see :func:`restore_rotary_frequencies`. On a CPU the VQ decoder does, too: CPUs without
+    bfloat16 instructions convolve in it several times slower, and pixels should not depend on that.
+    """
+    restore_rotary_frequencies(language_model)
+    weight = language_model.embed_tokens.weight
+    if weight.device.type == "cpu" and weight.dtype.itemsize < 4:
+        vq_model.float()
 
 
 def restore_rotary_frequencies(language_model: LlamaModel) -> None:
-    """Recompute the rotary frequencies of a Llama in float32, on the device of its weights."""
+    """Compute the rotary frequencies of a Llama in float32, on the device of its weights.
+
+    transformers keeps them in float32 whatever the model's dtype: they are multiplied by positions.
+    """
     rotary = type(language_model.rotary_emb)
     with language_model.embed_tokens.weight.device:
         language_model.rotary_emb = rotary(config=language_model.config)

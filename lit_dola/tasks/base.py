@@ -16,8 +16,9 @@ from lit_dola.decoding.loop import PREFILL_BUCKET, TokenGenerator
 from lit_dola.dola import pick_static_layer_index
 from lit_dola.errors import RankError, UserError, printable
 from lit_dola.janus.checkpoint import Checkpoint
-from lit_dola.janus.loading import Backend, load_janus, quantize_int8
+from lit_dola.janus.loading import Backend, load_janus
 from lit_dola.janus.model import Backbone
+from lit_dola.janus.quantization import Quantization
 
 _log = getLogger(__name__)
 _PRECISIONS = ("32-true", "bf16-true", "16-true", "64-true")
@@ -65,7 +66,7 @@ class JanusModule(LightningModule):
         layer: int | None,
         backend: Backend,
         compile: bool | Literal["auto"],
-        quantize: Literal["int8wo"] | None,
+        quantize: Quantization | None,
     ) -> None:
         super().__init__()
         self.model_path = model_path
@@ -117,6 +118,17 @@ class JanusModule(LightningModule):
                 " are loaded in the precision, and there is nothing to mix"
             )
         self.check(self.plan.checkpoint)
+        if shards_the_model(self.trainer):
+            self.check_sharded()
+
+    def check_sharded(self) -> None:
+        """Check the settings of a run whose ranks share one model.
+
+        Raises:
+            UserError: If they need the whole model on each rank.
+        """
+        if self.quantize:
+            raise UserError("model.quantize: quantized weights cannot be sharded; expected null")
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Check the settings against the checkpoint.
@@ -158,6 +170,7 @@ class JanusModule(LightningModule):
                 dtype=torch.get_default_dtype(),
                 device=torch.get_default_device(),
                 backend=self.backend,
+                quantize=self.quantize,
             )
         except RuntimeError as error:
             if not is_oom_error(error):
@@ -168,17 +181,13 @@ class JanusModule(LightningModule):
         """Leave each rank a part of every layer; a layer is whole only while it runs."""
         from torch.distributed.fsdp import fully_shard
 
-        if self.quantize:
-            raise UserError("model.quantize: int8 weights cannot be sharded; expected null")
         for layer in self.janus.language_model.layers:
             fully_shard(layer, reshard_after_forward=True)
 
     def on_predict_start(self) -> None:
         """Prepare the token loop."""
-        # By now the precision plugin has cast the whole module, see the called method.
-        self.janus.restore_float32_buffers()
-        if self.quantize:
-            quantize_int8(self.janus)
+        # By now the precision plugin has cast the whole module.
+        self.janus.restore_float32()
         self.generator = self.make_generator()
 
     def on_predict_end(self) -> None:

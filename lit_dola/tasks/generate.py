@@ -29,6 +29,7 @@ from lit_dola.decoding.sampling import EntropyTemperature
 from lit_dola.errors import UserError, refuse_null, suggestion
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import Backend
+from lit_dola.janus.quantization import Quantization
 from lit_dola.janus.tokenizer import Roles
 from lit_dola.janus.vq import decode_pixels
 from lit_dola.tasks.base import JanusModule
@@ -108,8 +109,9 @@ class LitDoLa(JanusModule):
             the checkpoint's chat template, else from the checkpoint's name.
         backend: Package whose code runs the model: transformers, or deepseek (its janus package).
         compile: Whether to compile the decoding step, with CUDA graphs on a GPU; auto: on a GPU.
-        quantize: int8wo stores the language model's weights as int8 with one scale per output
-            channel, using torchao: fewer bytes to read per step, and different images.
+        quantize: Store the weights of the language model and the image head in fewer bits, using
+            torchao: fewer bytes to store and to read per step, and different images. int8wo and
+            float8wo: 8 bits, one scale per output channel; int4wo: 4 bits, one scale per 32 weights.
         inspect: Images to inspect step by step, as ``[[prompt, image], ...]``: the size of the head
             set, how far the final and middle layers diverge, the entropy before and after DoLa.
     """
@@ -137,7 +139,7 @@ class LitDoLa(JanusModule):
         roles: Roles = "auto",
         backend: Backend = "transformers",
         compile: bool | Literal["auto"] = "auto",
-        quantize: Literal["int8wo"] | None = None,
+        quantize: Quantization | None = None,
         inspect: list[tuple[NonNegativeInt, NonNegativeInt]] | None = None,
     ) -> None:
         super().__init__(
@@ -205,8 +207,8 @@ class LitDoLa(JanusModule):
         """Tokens per image."""
         return self.janus.num_image_tokens
 
-    def shard_layers(self) -> None:
-        """Shard the layers over all ranks.
+    def check_sharded(self) -> None:
+        """Check the settings of a run whose ranks share one model.
 
         Raises:
             UserError: If images are to be inspected, which needs the whole model, or decoding is
@@ -216,7 +218,7 @@ class LitDoLa(JanusModule):
             raise UserError("model.inspect: a sharded model cannot be inspected; expected null")
         if self.speculative:  # ranks would run different numbers of passes
             raise UserError("model.speculative: a sharded model decodes in step; expected null")
-        super().shard_layers()
+        super().check_sharded()
 
     def make_generator(self) -> TokenGenerator:
         """Return the token loop of the image head."""

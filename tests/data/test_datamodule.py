@@ -1,7 +1,6 @@
 """Requests: every image once, over batches and ranks; prompts that do not fit."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given

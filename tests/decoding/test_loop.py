@@ -197,7 +197,7 @@ def test_half_precision_keeps_positions_exact(load):
     janus, exact = load(torch.float32), load(torch.float32).language_model.rotary_emb.inv_freq
     janus.to(torch.bfloat16)
     assert not torch.equal(janus.language_model.rotary_emb.inv_freq.float(), exact)
-    janus.restore_float32_buffers()
+    janus.restore_float32()
     assert janus.language_model.rotary_emb.inv_freq.dtype == torch.float32
     assert torch.equal(janus.language_model.rotary_emb.inv_freq, exact)
 

@@ -50,8 +50,8 @@ def test_the_model_is_in_the_trainers_precision_and_its_positions_are_not(
     precision, dtype, predict, load, encoder
 ):
     model, batches = predict(precision)
-    weights = model.janus.model.state_dict().values()
-    assert {weight.dtype for weight in weights} == {dtype}
+    for part in (model.janus.language_model, model.janus.gen_head):
+        assert {weight.dtype for weight in part.state_dict().values()} == {dtype}
     assert model.janus.language_model.rotary_emb.inv_freq.dtype == torch.float32
     requests = [request for batch in batches for request in batch.requests]
     tokens = torch.cat([batch.tokens for batch in batches])

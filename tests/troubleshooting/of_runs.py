@@ -3,13 +3,14 @@
 import errno
 import os
 import signal
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import torch
 
 from lit_dola import ImageWriter
 from lit_dola.callbacks import writer
 from lit_dola.decoding.loop import TokenGenerator
+from lit_dola.janus.quantization import _check_int4
 from lit_dola.runs.claim import Claim
 from lit_dola.runs.image_file import encode_image
 from tests.troubleshooting.scene import CASES, case
@@ -20,7 +21,7 @@ FLAGS = {
     "is not an image of this run": ["--model.inspect=[[0, 9]]"],
     "a sharded model cannot be inspected": ["--model.inspect=[[0, 0]]", "--trainer.strategy=fsdp2"],
     "a sharded model decodes in step": ["--model.speculative=4", "--trainer.strategy=fsdp2"],
-    "int8 weights cannot be sharded": ["--model.quantize=int8wo", "--trainer.strategy=fsdp2"],
+    "quantized weights cannot be sharded": ["--model.quantize=int8wo", "--trainer.strategy=fsdp2"],
     "precision: bf16-mixed": ["--trainer.precision=bf16-mixed"],
     "ddp_spawn copies": ["--trainer.strategy=ddp_spawn"],
     "requires a GPU accelerator": ["--trainer.strategy=fsdp"],
@@ -30,14 +31,8 @@ FLAGS = {
 """Settings that end a run, by a part of the message."""
 
 
-def pass_flags(flags, scene):
-    # As if torchao were there, which is not loaded before a model.
-    scene.monkeypatch.setattr("lit_dola.janus.loading.require", lambda *args, **kwargs: None)
-    return scene.predict(*flags), 1
-
-
 for message, flags in FLAGS.items():
-    CASES[message] = lambda scene, flags=flags: pass_flags(flags, scene)
+    CASES[message] = lambda scene, flags=flags: (scene.predict(*flags), 1)
 
 
 @case("did you mean model.alpha")
@@ -54,6 +49,36 @@ def old_name(scene):
 def null(scene):
     (scene.folder / "null.yaml").write_text("model:\n  temperature:\n")
     return scene.predict("--config=null.yaml"), 1
+
+
+def quantize_on_gpu(scene, capability):
+    """Let only the check of int4 run, as if there were a GPU."""
+    gpu, patch = SimpleNamespace(type="cuda"), scene.monkeypatch.setattr
+    patch(torch.cuda, "get_device_capability", lambda device: capability)
+    patch(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    patch(
+        "lit_dola.janus.loading.quantize_weights",
+        lambda janus, how, device: _check_int4((janus.language_model,), gpu),
+    )
+
+
+@case("inputs; expected a multiple of")
+def int4_groups(scene):
+    scene.monkeypatch.setattr("lit_dola.janus.quantization.require", lambda *args, **how: None)
+    scene.monkeypatch.setattr("lit_dola.janus.quantization.INT4_GROUP", 48)
+    return scene.predict("--model.quantize=int4wo"), 1
+
+
+@case("int4wo on a GPU, with weights in")
+def int4_precision(scene):
+    quantize_on_gpu(scene, (8, 0))
+    return scene.predict("--model.quantize=int4wo"), 1
+
+
+@case("of compute capability 8.0 or more")
+def int4_old_gpu(scene):
+    quantize_on_gpu(scene, (7, 5))
+    return scene.predict("--model.quantize=int4wo", "--trainer.precision=bf16-true"), 1
 
 
 @case("torchao is not installed")

@@ -1,0 +1,82 @@
+"""Weights in fewer bits, with torchao: fewer bytes to store, and to read at every step."""
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from lit_dola.errors import UserError, require
+from lit_dola.janus.model import Backbone
+
+Quantization = Literal["int8wo", "int4wo", "float8wo"]
+INT4_GROUP = 32
+"""Weights that share a scale and a zero point in int4; torchao has no smaller groups."""
+
+
+def quantize_weights(janus: Backbone, how: Quantization, device: torch.device) -> None:
+    """Quantize the linear layers that a decoding step reads, in place; needs torchao.
+
+    Matrix products still run in the model's dtype. The layers are moved to the device one at a
+    time, so that it never holds all of them unquantized.
+
+    Args:
+        janus: The model. Embeddings, norms and the VQ decoder stay as they are, where they are.
+        how: int8wo and float8wo: 8 bits, with one scale per output channel; int4wo: 4 bits, with a
+            scale and a zero point per 32 weights, which makes 5 bits per weight in bfloat16.
+        device: Where the quantized layers are to be.
+
+    Raises:
+        UserError: If torchao is not installed, or the layers or the device do not allow it.
+    """
+    require("torchao", "model.quantize", extra="quantize")
+    parts = (janus.language_model, janus.gen_head)
+    if how == "int4wo":
+        _check_int4(parts, device)
+    from torchao.quantization import quantize_
+
+    config = _config(how, device)
+    for part in parts:
+        quantize_(part, config, device=device)
+
+
+def _config(how: Quantization, device: torch.device) -> Any:
+    from torchao.quantization import (
+        Float8WeightOnlyConfig,
+        Int4WeightOnlyConfig,
+        Int8WeightOnlyConfig,
+    )
+
+    if how == "int8wo":
+        return Int8WeightOnlyConfig()
+    if how == "float8wo":
+        return Float8WeightOnlyConfig()
+    if device.type == "cuda":  # in the layout of torch's own kernel
+        return Int4WeightOnlyConfig(
+            group_size=INT4_GROUP, int4_packing_format="tile_packed_to_4d"
+        )
+    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+
+    return PrototypeInt4WeightOnlyConfig(group_size=INT4_GROUP)
+
+
+def _check_int4(parts: tuple[nn.Module, ...], device: torch.device) -> None:
+    """Check what torchao's int4 needs; it would leave other layers as they are, with a note."""
+    layers = [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
+    for layer in layers:
+        if layer.in_features % INT4_GROUP:
+            raise UserError(
+                f"model.quantize: int4wo: a layer of the model has {layer.in_features} inputs;"
+                f" expected a multiple of {INT4_GROUP}, int8wo or float8wo"
+            )
+    if device.type != "cuda":
+        return
+    if layers[0].weight.dtype != torch.bfloat16:
+        raise UserError(
+            f"model.quantize: int4wo on a GPU, with weights in {layers[0].weight.dtype}; expected"
+            " --trainer.precision bf16-true"
+        )
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        raise UserError(
+            f"model.quantize: int4wo on {torch.cuda.get_device_name(device)}; expected a GPU of"
+            " compute capability 8.0 or more (Ampere), int8wo or float8wo"
+        )

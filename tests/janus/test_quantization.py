@@ -1,0 +1,76 @@
+"""Weights in fewer bits; most tests need torchao."""
+
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+from lit_dola.data.requests import ImageKey
+from lit_dola.errors import UserError
+from lit_dola.janus.quantization import Quantization, _check_int4, quantize_weights
+from tests.support.images import ImageGenerator
+
+needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
+CPU = torch.device("cpu")
+WORST = {"int8wo": 0.02, "float8wo": 0.05, "int4wo": 0.15}
+
+
+def test_without_torchao_the_error_says_what_to_do(load, monkeypatch):
+    monkeypatch.setattr("lit_dola.errors.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="torchao is not installed; pip install"):
+        quantize_weights(load(torch.float32), "int8wo", CPU)
+
+
+@needs_torchao
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("how", get_args(Quantization))
+def test_quantized_weights_are_near_the_weights_they_stand_for(how, dtype, load, encoder):
+    plain, janus = load(dtype), load(dtype, quantize=how)
+    parts = [(plain.language_model, janus.language_model), (plain.gen_head, janus.gen_head)]
+    layers = [pair for part in parts for pair in zip(*(model.modules() for model in part))]
+    for layer, ours in layers:
+        if isinstance(layer, nn.Linear):
+            assert type(ours.weight) is not nn.Parameter  # a tensor type of torchao
+            hidden_states = torch.randn(64, layer.in_features, dtype=dtype)
+            expected = layer(hidden_states)
+            error = (ours(hidden_states) - expected).float().norm() / expected.float().norm()
+            assert 0 < error < WORST[how]
+    generate = ImageGenerator(janus, layer=6)
+    tokens = generate([encoder.encode("a red apple")], [ImageKey(0, 0)])
+    assert tokens.shape == (1, 16)
+    assert ((tokens >= 0) & (tokens < 1024)).all()
+
+
+@needs_torchao
+@pytest.mark.parametrize("how", get_args(Quantization))
+def test_the_module_may_be_cast_to_the_dtype_that_it_has(how, load):
+    """As Lightning does, and moved to the device where it is."""
+    janus = load(torch.bfloat16, quantize=how)
+    layer = janus.language_model.layers[0].mlp.up_proj
+    hidden_states = torch.randn(4, layer.in_features, dtype=torch.bfloat16)
+    before = layer(hidden_states)
+    janus.to(torch.bfloat16).to(CPU)
+    assert torch.equal(layer(hidden_states), before)
+
+
+def model(inputs, dtype=torch.bfloat16):
+    return (nn.Sequential(nn.Linear(64, 64), nn.Linear(inputs, 64)).to(dtype),)
+
+
+def test_what_int4_needs(monkeypatch):
+    gpu = SimpleNamespace(type="cuda")
+    capability = [(8, 0)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    _check_int4(model(96), gpu)
+    _check_int4(model(96, torch.float32), CPU)
+    with pytest.raises(UserError, match="has 80 inputs; expected a multiple of 32"):
+        _check_int4(model(80), CPU)
+    with pytest.raises(UserError, match=r"weights in torch\.float32; expected --trainer\.prec"):
+        _check_int4(model(96, torch.float32), gpu)
+    capability[0] = (7, 5)
+    with pytest.raises(UserError, match=r"Tesla T4; expected a GPU of compute capability 8\.0"):
+        _check_int4(model(96), gpu)
