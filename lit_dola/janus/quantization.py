@@ -1,5 +1,6 @@
 """Weights in fewer bits, with torchao: fewer bytes to store, and to read at every step."""
 
+from logging import getLogger
 from typing import Any, Literal
 
 import torch
@@ -7,6 +8,8 @@ from torch import nn
 
 from lit_dola.errors import UserError, require
 from lit_dola.janus.model import Backbone
+
+_log = getLogger(__name__)
 
 Quantization = Literal["int8wo", "int4wo", "float8wo"]
 INT4_GROUP = 32
@@ -26,17 +29,28 @@ def quantize_weights(janus: Backbone, how: Quantization, device: torch.device) -
         device: Where the quantized layers are to be.
 
     Raises:
-        UserError: If torchao is not installed, or the layers or the device do not allow it.
+        UserError: If torchao is not installed, or the dtype or the device do not allow it.
     """
     require("torchao", "model.quantize", extra="quantize")
     parts = (janus.language_model, janus.gen_head)
+    layers = [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
+    fitting = layers
     if how == "int4wo":
-        _check_int4(parts, device)
+        _check_int4(layers[0].weight.dtype, device)
+        fitting = [layer for layer in layers if _fits_int4(layer, device)]
+        if len(fitting) < len(layers):
+            _log.warning(
+                "model.quantize: int4wo leaves %d of %d layers as they are: it needs a multiple of"
+                " %d inputs, and of 16 outputs on a CPU",
+                len(layers) - len(fitting),
+                len(layers),
+                INT4_GROUP,
+            )
     from torchao.quantization import quantize_
 
     config = _config(how, device)
-    for part in parts:
-        quantize_(part, config, device=device)
+    for layer in fitting:
+        quantize_(layer, config, device=device)
 
 
 def _config(how: Quantization, device: torch.device) -> Any:
@@ -51,28 +65,24 @@ def _config(how: Quantization, device: torch.device) -> Any:
     if how == "float8wo":
         return Float8WeightOnlyConfig()
     if device.type == "cuda":  # in the layout of torch's own kernel
-        return Int4WeightOnlyConfig(
-            group_size=INT4_GROUP, int4_packing_format="tile_packed_to_4d"
-        )
+        return Int4WeightOnlyConfig(group_size=INT4_GROUP, int4_packing_format="tile_packed_to_4d")
     from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
 
     return PrototypeInt4WeightOnlyConfig(group_size=INT4_GROUP)
 
 
-def _check_int4(parts: tuple[nn.Module, ...], device: torch.device) -> None:
-    """Check what torchao's int4 needs; it would leave other layers as they are, with a note."""
-    layers = [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
-    for layer in layers:
-        if layer.in_features % INT4_GROUP:
-            raise UserError(
-                f"model.quantize: int4wo: a layer of the model has {layer.in_features} inputs;"
-                f" expected a multiple of {INT4_GROUP}, int8wo or float8wo"
-            )
+def _fits_int4(layer: nn.Linear, device: torch.device) -> bool:
+    outputs = 16 if device.type == "cpu" else 1
+    return layer.in_features % INT4_GROUP == 0 and layer.out_features % outputs == 0
+
+
+def _check_int4(dtype: torch.dtype, device: torch.device) -> None:
+    """Check what torch's own kernel for int4 needs on a GPU."""
     if device.type != "cuda":
         return
-    if layers[0].weight.dtype != torch.bfloat16:
+    if dtype != torch.bfloat16:
         raise UserError(
-            f"model.quantize: int4wo on a GPU, with weights in {layers[0].weight.dtype}; expected"
+            f"model.quantize: int4wo on a GPU, with weights in {dtype}; expected"
             " --trainer.precision bf16-true"
         )
     if torch.cuda.get_device_capability(device) < (8, 0):

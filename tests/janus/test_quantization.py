@@ -56,21 +56,29 @@ def test_the_module_may_be_cast_to_the_dtype_that_it_has(how, load):
     assert torch.equal(layer(hidden_states), before)
 
 
-def model(inputs, dtype=torch.bfloat16):
-    return (nn.Sequential(nn.Linear(64, 64), nn.Linear(inputs, 64)).to(dtype),)
+@needs_torchao
+def test_int4_leaves_layers_that_it_cannot_store_and_says_so(load, caplog):
+    janus = load(torch.bfloat16)
+    mlp = janus.language_model.layers[3].mlp
+    wide = torch.nn.Linear(mlp.up_proj.in_features, 17, dtype=torch.bfloat16)
+    mlp.up_proj = wide
+    weight = wide.weight
+    quantize_weights(janus, "int4wo", CPU)
+    assert wide.weight is weight
+    assert type(mlp.down_proj.weight) is not nn.Parameter
+    (note,) = [record.getMessage() for record in caplog.records]
+    assert note.startswith("model.quantize: int4wo leaves 1 of 58 layers as they are")
 
 
-def test_what_int4_needs(monkeypatch):
+def test_what_int4_needs_of_a_gpu(monkeypatch):
     gpu = SimpleNamespace(type="cuda")
     capability = [(8, 0)]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    _check_int4(model(96), gpu)
-    _check_int4(model(96, torch.float32), CPU)
-    with pytest.raises(UserError, match="has 80 inputs; expected a multiple of 32"):
-        _check_int4(model(80), CPU)
+    _check_int4(torch.bfloat16, gpu)
+    _check_int4(torch.float32, CPU)
     with pytest.raises(UserError, match=r"weights in torch\.float32; expected --trainer\.prec"):
-        _check_int4(model(96, torch.float32), gpu)
+        _check_int4(torch.float32, gpu)
     capability[0] = (7, 5)
     with pytest.raises(UserError, match=r"Tesla T4; expected a GPU of compute capability 8\.0"):
-        _check_int4(model(96), gpu)
+        _check_int4(torch.bfloat16, gpu)
