@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 COMPAT ?= .venv-compat
 NEWEST ?= .venv-newest
+REHEARSAL ?= .venv-rehearsal
+REHEARSED ?= torch transformers<5.25
+REHEARSED_PARTS = [same_image,images_per_second,steps,dola_over_baseline,other_loops,windows]
 PYTEST = -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 FAST = -m "not slow and not distributed and not browser and not gpu"
@@ -10,7 +13,7 @@ FAST = -m "not slow and not distributed and not browser and not gpu"
 WITH_TRANSFORMERS = tests/janus tests/decoding tests/tasks tests/recipes tests/test_benchmarks.py \
 	tests/test_cli.py tests/test_evaluation.py tests/test_pipeline.py tests/test_recorded.py
 
-.PHONY: demo test test-fast lint test-compat test-newest shapes-janus study clean
+.PHONY: demo test test-fast lint test-compat test-newest rehearse-gpu shapes-janus study clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python main.py predict --config configs/demo.yaml
@@ -68,5 +71,20 @@ $(NEWEST)/installed: pyproject.toml
 	$(NEWEST)/bin/pip install --quiet --upgrade transformers
 	touch $@
 
+# What can be tried for a GPU without one, in an environment of 6 GB: the loops on fake CUDA tensors, and
+# the table of benchmarks/gpu.sh with the sizes of a toy. Other versions, as GPU images have them:
+#   make rehearse-gpu REHEARSAL=.venv-rehearsal-old REHEARSED="torch==2.11.* transformers==5.17.*"
+rehearse-gpu: $(REHEARSAL)/installed
+	$(REHEARSAL)/bin/python -m pytest tests/test_rehearsal.py
+	$(REHEARSAL)/bin/python -m benchmarks.gpu --preset tiny --device cpu --dtype float32 --compile false \
+		--tokens 4 --short 4 --parts "$(REHEARSED_PARTS)"
+
+# Not the project itself, whose requirements other versions may not meet.
+$(REHEARSAL)/installed: pyproject.toml
+	$(PYTHON) -m venv $(REHEARSAL)
+	$(REHEARSAL)/bin/pip install --quiet $(foreach package,$(REHEARSED),'$(package)') 'lightning<2.7' \
+		'jsonargparse[signatures]<5' jinja2 filelock pillow pyyaml tqdm pytest hypothesis
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(COMPAT) $(NEWEST) outputs build *.egg-info
+	rm -rf $(VENV) $(COMPAT) $(NEWEST) $(REHEARSAL) outputs build *.egg-info

@@ -11,7 +11,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from jsonargparse import auto_cli
@@ -19,13 +19,11 @@ from tqdm import tqdm
 
 from benchmarks.methods import NAMES, Method, make_methods, middle_layer
 from benchmarks.models import Preset, random_janus, random_prompts
+from benchmarks.roofline import cache_bytes, copy_bandwidth, decoded_weights
 from benchmarks.stages import measure_scaling, measure_stages, plot, timed
-from lit_dola.decoding.cache import KVCache
 from lit_dola.janus.model import TransformersJanus
 
 RATIOS = (("d", "c"), ("e", "c"), ("f", "c"), ("b", "d"), ("a", "c"), ("a_batch", "c"))
-_COPIED_NUMBERS = 2**28
-"""Float32 numbers: 1 GiB, far more than any cache of a processor holds."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -67,7 +65,7 @@ def main(
         "settings": {
             "preset": preset, "dtype": dtype, "prompts": prompts, "images": images,
             "tokens": tokens, "repeats": repeats, "compile": compile,
-            "parameters": _decoded_weights(janus).numel,
+            "parameters": decoded_weights(janus).numel,
         },
         "methods": {name: _summary(times[name], prompts * images, tokens) for name in runs},
         "ratios": {
@@ -118,31 +116,13 @@ def _summary(seconds: list[float], images: int, tokens: int) -> dict[str, Any]:
     }
 
 
-def _decoded_weights(janus: TransformersJanus) -> "_Weights":
-    """Return what a step reads: the language model without its embedding, and the head."""
-    weights = [*janus.language_model.layers.parameters(), *janus.gen_head.parameters()]
-    return _Weights(sum(w.numel() for w in weights), sum(w.nbytes for w in weights))
-
-
-class _Weights(NamedTuple):
-    numel: int
-    nbytes: int
-
-
 def _roofline(
     janus: TransformersJanus, times: dict[str, list[float]], images: int, device: torch.device
 ) -> dict[str, Any]:
     """Return how long a step's reads take at the bandwidth of a large copy on this machine."""
-    buffer = torch.ones(_COPIED_NUMBERS, device=device)
-    target = torch.empty_like(buffer)
-    seconds = median(timed(lambda: target.copy_(buffer), device) for _ in range(7))
-    bandwidth = 2 * buffer.nbytes / seconds
-    tokens, weights = janus.num_image_tokens, _decoded_weights(janus).nbytes
-    half_way = KVCache(
-        janus.language_model.config, rows=2, slots=24 + tokens // 2,
-        dtype=janus.image_head.linear.weight.dtype, device=torch.device("meta"),
-    )  # fmt: skip
-    cache = images * sum(buffer.nbytes for buffer in [*half_way.keys, *half_way.values])
+    bandwidth = copy_bandwidth(device)
+    tokens, weights = janus.num_image_tokens, decoded_weights(janus).nbytes
+    cache = cache_bytes(janus, images, tokens)
     steps = {name: median(times[name]) / tokens for name in ("c", "d") if name in times}
     return {
         "copy_gigabytes_per_second": bandwidth / 1e9,

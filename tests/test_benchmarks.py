@@ -1,13 +1,15 @@
 """The benchmark: every method draws all images, in turns, from one model."""
 
 import json
+from importlib.util import find_spec
 
 import pytest
 import torch
 
-from benchmarks import decode
+from benchmarks import decode, gpu, roofline
 from benchmarks.methods import make_methods
 from benchmarks.models import BOI, BOS, SIZES, random_janus, random_prompts
+from benchmarks.roofline import decoded_weights
 from tests.support import original
 
 
@@ -34,13 +36,13 @@ def test_presets_have_the_sizes_that_they_are_called_by():
     assert SIZES["7b"] == original.LLAMA["Janus-Pro-7B"]
     assert SIZES["1b"] == original.LLAMA["Janus-Pro-1B"]
     small = random_janus("small", 3, torch.float32, torch.device("cpu"))
-    assert 90e6 < decode._decoded_weights(small).numel < 110e6
+    assert 90e6 < decoded_weights(small).numel < 110e6
 
 
 @pytest.mark.slow
 def test_result(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(decode, "_peak_memory_ratio", lambda *_: 1.0)  # it takes two processes
-    monkeypatch.setattr(decode, "_COPIED_NUMBERS", 2**16)
+    monkeypatch.setattr(roofline, "_COPIED_NUMBERS", 2**16)
     decode.main("tiny", prompts=2, images=1, tokens=3, repeats=2, output=tmp_path)
     result = json.loads((tmp_path / "decode.json").read_text())
     assert set(result["methods"]) == {"a", "a_batch", "b", "c", "d", "e", "f"}
@@ -50,3 +52,46 @@ def test_result(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "| (b) plain loop with DoLa, a prompt at a time |" in printed
     assert "| d/c |" in printed
+
+
+@pytest.fixture
+def print_table(monkeypatch, capsys):
+    """Print the table for a GPU with the sizes of a toy, and without the large VQ decoder."""
+    monkeypatch.setattr(roofline, "_COPIED_NUMBERS", 2**16)
+    monkeypatch.setattr(gpu, "TURNS", 1)
+    monkeypatch.setattr(
+        gpu.TransformersJanus, "decode_image_tokens",
+        lambda janus, tokens: torch.zeros(len(tokens), 3, 8, 8),
+    )  # fmt: skip
+
+    def run(**settings):
+        small = {"preset": "tiny", "device": "cpu", "dtype": "bfloat16", "compile": False}
+        gpu.main(**small, tokens=3, short=3, **settings)
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.slow
+def test_every_part_of_the_table_for_a_gpu(print_table):
+    parts = [part.__name__ for part in gpu.PARTS]
+    if find_spec("torchao") is None:
+        parts.remove("quantized")
+    lines = print_table(parts=parts).splitlines()
+    assert lines[0].startswith("| CPU, tiny, bfloat16, torch ")
+    rows = dict(line.strip("| ").split(" | ") for line in lines[2:])
+    assert rows["images with the same tokens among other neighbours"] == "4 of 4"
+    assert rows["images whose pixels are the same in a slice"] == "4 of 4"
+    for name in (
+        "images per second, 64 at once", "peak memory, 64 at once", "step, 128 rows",
+        "step over its reads, 128 rows", "DoLa over baseline, 16 rows",
+        "old script's loop over ours, 64 images", "pass over step, 2 rows x window 256",
+        "VQ decoder, one image", "encoding a JPEG",
+    ):  # fmt: skip
+        assert float(rows[name].split()[0]) >= 0
+    assert float(rows["old script's loop over ours, 64 images"]) > 0
+
+
+def test_parts_are_left_out_when_the_time_is_up(print_table):
+    last = print_table(minutes=0.0).splitlines()[-1]
+    assert last.startswith("| left out after 0 minutes | same_image, images_per_second, steps,")

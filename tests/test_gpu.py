@@ -3,11 +3,17 @@
 import json
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
 
 from lit_dola.data.requests import ImageKey
+from lit_dola.decoding.guidance import Scoring
+from lit_dola.decoding.jacobi import SpeculativeGenerator
+from lit_dola.decoding.loop import cfg_pair
+from lit_dola.janus.quantization import Quantization
+from lit_dola.janus.tokenizer import PromptEncoder
 from tests.support.commands import ROOT
 from tests.support.images import BATCH, PROMPTS, ImageGenerator, expected, load_folder
 
@@ -33,6 +39,55 @@ def test_same_tokens_as_the_reference_in_float64(
     made = [generate(input_ids, keys).tolist() for _ in range(3)]  # warm-up, recording, replay
     assert made == [expected(reference_model, encoder, layer=layer)] * 3
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (1 if compile else 0)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_speculative_decoding_draws_the_same_tokens(
+    compile, tiny_checkpoint, reference_model, encoder
+):
+    janus = load_folder(
+        tiny_checkpoint, pad_token_id=encoder.pad_token_id, dtype=torch.float64, device="cuda"
+    )
+    generate = SpeculativeGenerator(
+        janus, janus.image_head, Scoring(), layer=6, max_new_tokens=16, window=4, compile=compile
+    )
+    branches = [
+        cfg_pair(encoder.encode(PROMPTS[prompt]), janus.pad_token_id) for prompt, _ in BATCH
+    ]
+    made = [generate(branches, BATCH).tolist() for _ in range(3)]
+    assert made == [expected(reference_model, encoder, layer=6)] * 3
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_in_bfloat16_an_image_does_not_depend_on_its_company(compile):
+    """With the trained small Janus, whose images are no noise; five of eight rows are copies."""
+    folder = ROOT / "checkpoints/shapes-janus"
+    encoder = PromptEncoder(folder)
+    janus = load_folder(
+        folder, pad_token_id=encoder.pad_token_id, dtype=torch.bfloat16, device="cuda"
+    )
+    generate = ImageGenerator(janus, layer=8, compile=compile, fill_to=8)
+    prompts = ["a red circle", "two blue squares " * 9, "a cross"]
+    ids = [encoder.encode(prompt) for prompt in prompts]
+    together = generate([ids[0]] * 4 + [ids[1]] * 4, [ImageKey(n // 4, n) for n in range(8)])
+    apart = generate([ids[2], ids[0], ids[0]], [ImageKey(2, 0), ImageKey(0, 1), ImageKey(0, 3)])
+    assert torch.equal(apart[1:], together[[1, 3]])
+
+
+@pytest.mark.parametrize("how", get_args(Quantization))
+def test_quantized_weights(how, tiny_checkpoint, encoder):
+    pytest.importorskip("torchao")
+    settings = {
+        "pad_token_id": encoder.pad_token_id, "dtype": torch.bfloat16, "device": "cuda",
+    }  # fmt: skip
+    plain, janus = (load_folder(tiny_checkpoint, quantize=q, **settings) for q in (None, how))
+    layers = [model.language_model.layers[0].mlp.up_proj for model in (plain, janus)]
+    states = torch.randn(4, layers[0].in_features, dtype=torch.bfloat16, device="cuda")
+    outputs = [layer(states).float() for layer in layers]
+    assert 0 < (outputs[0] - outputs[1]).norm() / outputs[0].norm() < 0.15
+    for compile in False, True:
+        tokens = ImageGenerator(janus, layer=6, compile=compile)([[0, 5, 4]], [ImageKey(0, 0)])
+        assert tokens.shape == (1, 16)
 
 
 def test_the_command_line(tiny_checkpoint, tmp_path):
@@ -70,7 +125,7 @@ def test_out_of_memory_splits_the_batch(tiny_checkpoint, tmp_path):
     )  # fmt: skip
     assert (whole.returncode, whole.stderr) == (0, "")
     assert split.returncode == 0, split.stderr
-    assert "out of memory: from now on at most" in split.stderr
+    assert "out of memory: continuing with at most" in split.stderr
     tokens = [
         {path.relative_to(folder): path.read_bytes() for path in folder.glob("*/*.npy")}
         for folder in (tmp_path / "whole", tmp_path / "split")

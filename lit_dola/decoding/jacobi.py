@@ -70,11 +70,15 @@ class SpeculativeGenerator(TokenGenerator):
             if looks:
                 state.drop_finished(cache)
             # On a GPU, what was known before this pass: it computes while the host waits.
-            known = int(state.known if looks else before)
+            known = self._read(state.known if looks else before)
             if on_step is not None:
                 on_step(known // len(prompts))
         self.forwards = state.forwards
         return state.tokens[:, : self.max_new_tokens], state.finite[:, : self.max_new_tokens]
+
+    def _read(self, known: Tensor) -> int:
+        """Read a number from the device: the only wait of the loop."""
+        return int(known)
 
 
 class _State:

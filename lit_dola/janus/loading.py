@@ -68,4 +68,3 @@ def load_janus(
     if device.type == "cuda":  # tensor cores convolve fastest in this memory format
         janus.vq_model.to(memory_format=torch.channels_last)
     return janus
-

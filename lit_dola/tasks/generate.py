@@ -111,7 +111,7 @@ class LitDoLa(JanusModule):
         compile: Whether to compile the decoding step, with CUDA graphs on a GPU; auto: on a GPU.
         quantize: Store the weights of the language model and the image head in fewer bits, using
             torchao: fewer bytes to store and to read per step, and different images. int8wo and
-            float8wo: 8 bits, one scale per output channel; int4wo: 4 bits, one scale per 32 weights.
+            float8wo: 8 bits, a scale per output channel; int4wo: 4 bits, a scale per 32 weights.
         inspect: Images to inspect step by step, as ``[[prompt, image], ...]``: the size of the head
             set, how far the final and middle layers diverge, the entropy before and after DoLa.
     """

@@ -1,0 +1,126 @@
+"""A rehearsal for a GPU, without one: the loops on fake ``cuda`` tensors.
+
+Fake tensors have a device, a dtype and a shape but no numbers. An operation on tensors of different
+devices fails, and so does every read of a number, which would make the host wait for a GPU. They
+need a CUDA build of torch: ``make rehearse-gpu`` installs one.
+"""
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from lit_dola.data.requests import ImageKey
+from lit_dola.decoding import loop
+from lit_dola.decoding.guidance import ApcPolicy, Scoring
+from lit_dola.decoding.inspection import inspect_tokens
+from lit_dola.decoding.jacobi import SpeculativeGenerator
+from lit_dola.decoding.loop import TokenGenerator, cfg_pair
+from lit_dola.decoding.sampling import EntropyTemperature
+from lit_dola.janus.checkpoint import Checkpoint
+from lit_dola.janus.model import TransformersJanus
+from lit_dola.janus.vq import to_uint8
+from tests.support.commands import ROOT
+
+pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="needs a CUDA build of torch")
+
+GPU = torch.device("cuda", 0)
+PROMPTS = [[0, 5, 6, 7, 4], [0, 5, 6, 4], [0, *[7] * 40, 4]]
+KEYS = [ImageKey(0, 0), ImageKey(1, 0), ImageKey(1, 1)]
+SCORINGS = {
+    "baseline": Scoring().baseline,
+    "strength": Scoring(strength=0.2, mid_norm=True, alpha=0.005),
+    "head set alone": Scoring(strength=0.0),
+    "greedy": Scoring(temperature=0.0),
+    "top-k and top-p": Scoring(top_k=5, top_p=0.9),
+    "min-p": Scoring(min_p=0.1),
+    "entropy": Scoring(entropy_temperature=EntropyTemperature(2.5, 3.0, 0.6)),
+    **{apc: Scoring(apc=apc) for apc in get_args(ApcPolicy)},
+}
+
+
+@pytest.fixture
+def fake():
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+@pytest.fixture
+def janus(fake):
+    """The small Janus in bfloat16, with fake weights and buffers."""
+    config = Checkpoint.open(str(ROOT / "checkpoints/shapes-janus")).config
+    janus = TransformersJanus(config, pad_token_id=2)
+    for module in janus.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            made = torch.empty(weight.shape, dtype=torch.bfloat16, device=GPU)
+            setattr(module, name, nn.Parameter(made, requires_grad=False))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty_like(buffer, device=GPU))
+    return janus
+
+
+@pytest.fixture(autouse=True)
+def no_last_look(monkeypatch):
+    """Leave out the one read of the device after the loop: were all logits finite?"""
+    monkeypatch.setattr(loop, "_check_finite", lambda tokens, finite: None)
+
+
+def draw(make, janus, scoring, guided=True, **settings):
+    generate = make(
+        janus, janus.image_head, scoring, layer=8, max_new_tokens=20,
+        max_prompt_length=50, fill_to=4, **settings,
+    )  # fmt: skip
+    prompts = [cfg_pair(PROMPTS[key.prompt_index], janus.pad_token_id) for key in KEYS]
+    if not guided:
+        prompts = [branches[:1] for branches in prompts]
+        generate.decoder = replace(generate.decoder, scoring=replace(scoring, cfg_weight=1.0))
+    return generate(prompts, KEYS)
+
+
+@pytest.mark.parametrize("scoring", SCORINGS.values(), ids=SCORINGS)
+def test_the_token_loop_never_waits(scoring, janus):
+    tokens = draw(TokenGenerator, janus, scoring)
+    assert (tokens.shape, tokens.device, tokens.dtype) == ((3, 20), GPU, torch.int64)
+
+
+@pytest.mark.parametrize("scoring", SCORINGS.values(), ids=SCORINGS)
+def test_the_speculative_loop_waits_once_per_pass(scoring, janus, monkeypatch):
+    """For one number, of the pass before."""
+    reads = []
+
+    def read(generate, known):
+        assert known.shape == ()
+        reads.append(known)
+        return 20 * 4 if len(reads) == 3 else 0
+
+    monkeypatch.setattr(SpeculativeGenerator, "_read", read)
+    tokens = draw(SpeculativeGenerator, janus, scoring, window=6)
+    assert (tokens.shape, tokens.device, tokens.dtype) == ((3, 20), GPU, torch.int64)
+    assert len(reads) == 3
+
+
+def test_without_guidance(janus):
+    assert draw(TokenGenerator, janus, Scoring(), guided=False).device == GPU
+
+
+def test_it_notices_a_wait_and_another_device(janus):
+    with pytest.raises(DataDependentOutputException):
+        draw(SpeculativeGenerator, janus, Scoring(), window=6)
+    with pytest.raises(RuntimeError, match="device"):
+        janus.image_head.linear(torch.empty(2, 160, dtype=torch.bfloat16))
+
+
+def test_inspection_brings_its_figures_to_the_host(janus):
+    tokens = torch.zeros(janus.num_image_tokens, dtype=torch.long)
+    found = inspect_tokens(janus, Scoring(), 8, PROMPTS[0], tokens, KEYS[0])
+    assert {part.device.type for part in found} == {"cpu"}
+    assert {part.shape for part in found} == {(janus.num_image_tokens,)}
+
+
+def test_pixels(janus):
+    tokens = torch.zeros(1, janus.num_image_tokens, dtype=torch.long, device=GPU)
+    pixels = to_uint8(janus.decode_image_tokens(tokens))
+    assert (pixels.shape, pixels.dtype, pixels.device) == ((1, 3, 48, 48), torch.uint8, GPU)
