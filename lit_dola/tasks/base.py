@@ -109,7 +109,7 @@ class JanusModule(LightningModule):
 
         Raises:
             UserError: If the trainer's precision is none that weights can have, or the settings do
-                not fit the checkpoint.
+                not fit the checkpoint or one another.
         """
         precision = self.trainer.precision
         if precision not in _PRECISIONS:
@@ -118,6 +118,12 @@ class JanusModule(LightningModule):
                 " are loaded in the precision, and there is nothing to mix"
             )
         self.check(self.plan.checkpoint)
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        if on_cpu and self.quantize and self.compile_step is True:
+            raise UserError(
+                "model.compile: a compiled step with quantized weights never ends on a CPU (torch"
+                " 2.13); expected false"
+            )
         if shards_the_model(self.trainer):
             self.check_sharded()
 

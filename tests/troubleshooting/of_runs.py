@@ -23,6 +23,7 @@ FLAGS = {
     "a sharded model cannot be inspected": ["--model.inspect=[[0, 0]]", "--trainer.strategy=fsdp2"],
     "a sharded model decodes in step": ["--model.speculative=4", "--trainer.strategy=fsdp2"],
     "quantized weights cannot be sharded": ["--model.quantize=int8wo", "--trainer.strategy=fsdp2"],
+    "never ends on a CPU": ["--model.quantize=int8wo", "--model.compile=true"],
     "precision: bf16-mixed": ["--trainer.precision=bf16-mixed"],
     "ddp_spawn copies": ["--trainer.strategy=ddp_spawn"],
     "requires a GPU accelerator": ["--trainer.strategy=fsdp"],
