@@ -46,7 +46,7 @@ _TEXT_CONFIG = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
 }
-_VQ_CONFIG = {
+VQ_CONFIG = {
     "num_embeddings": 1024,
     "base_channels": 32,
     "latent_channels": 32,
@@ -154,7 +154,7 @@ def make_random_janus(folder: Path, seed: int = 0, image_size: int = 192) -> Non
     tokenizer = make_tokenizer()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = make_config(tokenizer, _TEXT_CONFIG, _VQ_CONFIG, image_size)
+        config = make_config(tokenizer, _TEXT_CONFIG, VQ_CONFIG, image_size)
         model = JanusForConditionalGeneration(config).eval()
         enliven(model)
     save_janus(model, tokenizer, folder)

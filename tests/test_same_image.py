@@ -5,8 +5,12 @@ from itertools import chain
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from transformers import JanusForConditionalGeneration
 
+from lit_dola.janus import packing
+from recipes.small_janus import VQ_CONFIG, enliven, make_config, make_tokenizer, save_janus
 from tests.support import forked
 from tests.support.commands import CPU, ROOT, ddp, files, one_line, records, succeed
 
@@ -21,7 +25,7 @@ PROMPTS = [SHORT, LONG, MIDDLE, SHORT, MIDDLE]
 def predict(tmp_path):
     """Run in bfloat16 with the small Janus."""
 
-    def run(prompts, output, *more, images=3, batch=4, ranks=1):
+    def run(prompts, output, *more, images=3, batch=4, ranks=1, breaking=None):
         (tmp_path / f"{output}.json").write_text(json.dumps(prompts))
         args = [
             "predict", "--trainer.accelerator=cpu", "--trainer.precision=bf16-true",
@@ -31,9 +35,9 @@ def predict(tmp_path):
             f"--writer.output_dir={tmp_path / output}", "--writer.save_tokens=true", *more,
         ]  # fmt: skip
         if ranks == 1:
-            succeed(forked.run(tmp_path, [*args, "--trainer.devices=1"]))
+            succeed(forked.run(tmp_path, [*args, "--trainer.devices=1"], breaking))
         else:
-            for done in forked.run_ranks(tmp_path, ranks, [*args, *ddp(ranks)]):
+            for done in forked.run_ranks(tmp_path, ranks, [*args, *ddp(ranks)], breaking=breaking):
                 succeed(done)
         return images_of(tmp_path / output)
 
@@ -97,6 +101,49 @@ def test_any_neighbours(others, predict, expected):
     assert {image: made[2, image] for image in range(3)} == {
         image: expected[2, image] for image in range(3)
     }
+
+
+def pack_all():
+    packing.SMALLEST = 0
+
+
+def test_with_packed_weights(predict):
+    """As the layers of larger models are."""
+    alone = predict(PROMPTS, "alone", batch=1, breaking=pack_all)
+    assert predict(PROMPTS, "out", batch=15, breaking=pack_all) == alone
+
+
+@pytest.mark.parametrize("speculative", [2, 16])
+def test_speculative(speculative, predict):
+    """One window is one arithmetic, whoever finishes first."""
+    window = f"--model.speculative={speculative}"
+    alone = predict(PROMPTS, "alone", window, batch=1)
+    assert predict(PROMPTS, "out", window, batch=15) == alone
+
+
+@pytest.fixture(scope="module")
+def wide_checkpoint(tmp_path_factory):
+    """A random Janus with 16384 codes and 576 tokens per image, as the published ones."""
+    folder = tmp_path_factory.mktemp("wide") / "janus"
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 3,
+             "num_attention_heads": 4, "num_key_value_heads": 4}  # fmt: skip
+    config = make_config(tokenizer, sizes, {**VQ_CONFIG, "num_embeddings": 16384}, 384)
+    model = JanusForConditionalGeneration(config).eval()
+    enliven(model)
+    save_janus(model, tokenizer, folder)
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "32-true"])
+def test_a_wide_model(precision, predict, wide_checkpoint):
+    """Its layers are packed. In float32 an image may be in any batch, too."""
+    args = f"--model.model_path={wide_checkpoint}", f"--trainer.precision={precision}"
+    alone = predict([SHORT, LONG], "alone", *args, images=2, batch=1)
+    assert {len(tokens) for tokens, _ in alone.values()} == {576}
+    together = predict([SHORT, LONG, MIDDLE], "out", *args, images=2, batch=6)
+    assert {image: together[image] for image in alone} == alone
 
 
 @pytest.mark.distributed

@@ -18,6 +18,7 @@ from lit_dola.errors import RankError, UserError, printable
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import Backend, load_janus
 from lit_dola.janus.model import Backbone
+from lit_dola.janus.packing import pack_weights, unpack_weights
 from lit_dola.janus.quantization import Quantization
 
 _log = getLogger(__name__)
@@ -194,6 +195,10 @@ class JanusModule(LightningModule):
         """Prepare the token loop."""
         # By now the precision plugin has cast the whole module.
         self.janus.restore_float32()
+        if self.compiles:
+            unpack_weights(self.janus)
+        else:
+            pack_weights(self.janus)
         self.generator = self.make_generator()
 
     def on_predict_end(self) -> None:

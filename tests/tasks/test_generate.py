@@ -14,6 +14,7 @@ from lit_dola import LitDoLa, PromptDataModule
 from lit_dola.data.requests import ImageKey
 from lit_dola.decoding.loop import TokenGenerator
 from lit_dola.errors import UserError
+from lit_dola.janus import packing
 from lit_dola.tasks import base
 from tests.support.images import ImageGenerator
 
@@ -82,6 +83,22 @@ def test_the_layer_is_resolved_and_recorded(settings, layer, predict):
     recorded = model.record_settings(model.plan, "32-true")
     assert recorded["layer"] == layer
     assert recorded.keys() >= settings.keys()
+
+
+def test_on_a_cpu_weights_are_packed_unless_the_step_is_compiled(predict, monkeypatch):
+    """An evaluation has one model for variants of both kinds."""
+    monkeypatch.setattr(packing, "SMALLEST", 0)
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    janus = None
+    for compile in (False, True, False):
+        model, _ = predict(compile=compile, spoil=lambda model: janus and give(model, janus))
+        janus = model.janus
+        weight = janus.language_model.layers[0].mlp.up_proj.weight
+        assert isinstance(weight, packing.PackedWeight) is not compile
+
+
+def give(model, janus):
+    model.janus = janus
 
 
 def gather(batches):

@@ -1,0 +1,106 @@
+"""Weights in the layout of oneDNN's kernels, which on many CPUs multiply several times faster.
+
+torch multiplies float32 matrices with MKL, which does not use the widest instructions of every
+processor, and lets oneDNN arrange bfloat16 weights anew in every call. Here they are arranged once.
+No layer and no number of the model changes, only how a weight lies in memory.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_dola.janus.model import Backbone
+
+SMALLEST = 2**18
+"""Numbers in a weight from which on it pays, even for a single image."""
+
+
+class PackedWeight(Tensor):
+    """The weight of a linear layer, arranged for oneDNN; good for nothing but :func:`F.linear`.
+
+    Args:
+        weight: ``(outputs, inputs)``, on a CPU.
+    """
+
+    packed: Tensor
+
+    @staticmethod
+    def __new__(cls, weight: Tensor) -> "PackedWeight":
+        self: PackedWeight = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, weight.shape, dtype=weight.dtype, device=weight.device
+        )
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        return self
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Multiply, or return attributes such as the shape."""
+        if func is F.linear:
+            return _multiply(*args, **(kwargs or {}))
+        if func in (Tensor.detach, Tensor.requires_grad_):  # by nn.Parameter
+            return args[0]
+        if func is Tensor.to:  # by Lightning, to where and what it is
+            plain = torch.empty(0, dtype=args[0].dtype, device=args[0].device)
+            moved = plain.to(*args[1:], **(kwargs or {}))
+            if (moved.dtype, moved.device) == (plain.dtype, plain.device):
+                return args[0]
+        return super().__torch_function__(func, types, args, kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, *_args: Any, **_kwargs: Any) -> Any:
+        """Refuse everything else."""
+        raise NotImplementedError(f"{func} of a packed weight; unpack_weights brings it back")
+
+
+def _multiply(inputs: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(
+        inputs, weight.packed, bias, "none", [], ""
+    )
+    return product
+
+
+def pack_weights(janus: Backbone) -> None:
+    """Pack the large linear layers that a decoding step reads, in place, if it is on a CPU.
+
+    Layers of other types (float64, quantized, sharded) stay as they are.
+    """
+    with torch.inference_mode(False):
+        for layer in _linear_layers(janus):
+            weight = layer.weight
+            if type(weight) is nn.Parameter and weight.numel() >= SMALLEST and _can_pack(weight):
+                layer.weight = nn.Parameter(PackedWeight(weight), requires_grad=False)
+
+
+def unpack_weights(janus: Backbone) -> None:
+    """Bring back what :func:`pack_weights` has packed, to the bit."""
+    with torch.inference_mode(False):
+        for layer in _linear_layers(janus):
+            if isinstance(layer.weight, PackedWeight):
+                plain = layer.weight.packed.to_dense()
+                layer.weight = nn.Parameter(plain, requires_grad=False)
+
+
+def _linear_layers(janus: Backbone) -> Iterator[nn.Linear]:
+    for part in (janus.language_model, janus.gen_head):
+        for layer in part.modules():
+            if isinstance(layer, nn.Linear):
+                yield layer
+
+
+def _can_pack(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if weight.dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return weight.dtype == torch.float32

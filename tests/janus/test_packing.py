@@ -1,0 +1,88 @@
+"""Weights packed for oneDNN: the same numbers in another order."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lit_dola.data.requests import ImageKey
+from lit_dola.janus import packing
+from lit_dola.janus.packing import PackedWeight, pack_weights, unpack_weights
+from tests.support.images import BATCH, PROMPTS, ImageGenerator, expected
+
+pytestmark = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN"
+)
+
+
+@pytest.fixture(autouse=True)
+def pack_all(monkeypatch):
+    """Pack the small layers of the tests, too."""
+    monkeypatch.setattr(packing, "SMALLEST", 0)
+
+
+def layers_of(janus):
+    return [
+        layer
+        for part in (janus.language_model, janus.gen_head)
+        for layer in part.modules()
+        if isinstance(layer, nn.Linear)
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 1), (7, 5), (64, 1)])
+def test_products_are_those_of_the_weights(shape, dtype, load):
+    plain, janus = load(dtype), load(dtype)
+    pack_weights(janus)
+    for layer, packed in zip(layers_of(plain), layers_of(janus), strict=True):
+        assert isinstance(packed.weight, PackedWeight)
+        assert isinstance(packed.weight, nn.Parameter)
+        assert (packed.weight.shape, packed.weight.dtype) == (layer.weight.shape, dtype)
+        states = torch.randn(*shape, layer.in_features, dtype=dtype)
+        exact = F.linear(states.double(), layer.weight.double(), layer.bias.double() if layer.bias is not None else None)
+        error = (packed(states) - exact).norm() / exact.norm()
+        assert error < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_come_back_to_the_bit(dtype, load):
+    plain, janus = load(dtype), load(dtype)
+    for _ in "12":
+        pack_weights(janus)
+    for _ in "12":
+        unpack_weights(janus)
+    for layer, back in zip(layers_of(plain), layers_of(janus), strict=True):
+        assert type(back.weight) is nn.Parameter
+        assert torch.equal(back.weight, layer.weight)
+
+
+def test_lightning_may_cast_and_move_the_module_to_what_it_is(load):
+    janus = load(torch.bfloat16)
+    pack_weights(janus)
+    janus.to(torch.bfloat16).to("cpu")
+    assert all(isinstance(layer.weight, PackedWeight) for layer in layers_of(janus))
+    with pytest.raises(NotImplementedError, match="unpack_weights brings it back"):
+        janus.to(torch.float32)
+
+
+def test_what_is_not_packed(load, monkeypatch):
+    janus = load(torch.float64)
+    pack_weights(janus)
+    assert not any(isinstance(layer.weight, PackedWeight) for layer in layers_of(janus))
+    janus = load(torch.float32)
+    head = janus.image_head.linear.weight
+    monkeypatch.setattr(packing, "SMALLEST", head.numel())
+    pack_weights(janus)
+    packed = [isinstance(layer.weight, PackedWeight) for layer in layers_of(janus)]
+    assert (sum(packed), packed[-1]) == (1, True)
+
+
+@pytest.mark.parametrize("settings", [{"layer": None}, {"layer": 6, "strength": 0.2}], ids=str)
+def test_same_tokens_as_the_reference_in_float64(settings, load, reference_model, encoder):
+    janus = load(torch.float32)
+    pack_weights(janus)
+    tokens = ImageGenerator(janus, **settings)(
+        [encoder.encode(PROMPTS[prompt]) for prompt, _ in BATCH], [ImageKey(*key) for key in BATCH]
+    )
+    assert tokens.tolist() == expected(reference_model, encoder, **settings)
