@@ -17,13 +17,13 @@ import torch
 from jsonargparse import auto_cli
 from tqdm import tqdm
 
-from benchmarks.methods import NAMES, Method, make_methods, middle_layer
+from benchmarks.methods import NAMES, PACKED, Method, make_methods, middle_layer, prepare
 from benchmarks.models import Preset, random_janus, random_prompts
 from benchmarks.roofline import cache_bytes, copy_bandwidth, decoded_weights
 from benchmarks.stages import measure_scaling, measure_stages, plot, timed
 from lit_dola.janus.model import TransformersJanus
 
-RATIOS = (("d", "c"), ("e", "c"), ("f", "c"), ("b", "d"), ("a", "c"), ("a_batch", "c"))
+RATIOS = (("d", "c"), ("e", "c"), ("f", "c"), ("g", "c"), ("b", "d"), ("a", "c"), ("a_batch", "c"))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -50,7 +50,7 @@ def main(
         images: Images per prompt.
         tokens: Tokens per image; fewer than 576 for a quick look.
         repeats: Turns; in each, every method runs once.
-        methods: a, a_batch, b, c, d, e, f; null: all.
+        methods: a, a_batch, b, c, d, e, f, g; null: all.
         compile: Whether to compile lit-dola's step.
         scaling: Whether to measure batches of 1 to 64 images, and each stage by itself, too.
         output: Folder for decode.json and, with matplotlib, scaling.png.
@@ -59,7 +59,7 @@ def main(
     janus = random_janus(preset, tokens, DTYPES[dtype], torch_device)
     runs = make_methods(janus, random_prompts(prompts), images, compile)
     runs = {name: run for name, run in runs.items() if methods is None or name in methods}
-    times = _run_in_turns(runs, tokens, repeats, compile, torch_device)
+    times = _run_in_turns(janus, runs, tokens, repeats, compile, torch_device)
     result = {
         "machine": _machine(torch_device),
         "settings": {
@@ -77,6 +77,7 @@ def main(
         "peak_memory_ratio_d/c": _peak_memory_ratio(preset, device, dtype, prompts * images),
     }  # fmt: skip
     if scaling:
+        prepare(janus, "d", compile)
         result["scaling"] = measure_scaling(janus, middle_layer(janus), compile)
         result["stages"] = measure_stages(janus, middle_layer(janus), prompts, images, compile)
     _print(result)
@@ -88,7 +89,12 @@ def main(
 
 
 def _run_in_turns(
-    runs: dict[str, Method], tokens: int, repeats: int, compile: bool, device: torch.device
+    janus: TransformersJanus,
+    runs: dict[str, Method],
+    tokens: int,
+    repeats: int,
+    compile: bool,
+    device: torch.device,
 ) -> dict[str, list[float]]:
     """Return the seconds of each method's runs; the warm-up draws two tokens, or all to compile."""
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -96,7 +102,8 @@ def _run_in_turns(
         for turn in range(repeats + 1):
             for name, run in runs.items():
                 bar.set_description(NAMES[name])
-                compiled = compile and name in ("c", "d", "e", "f")
+                prepare(janus, name, compile)
+                compiled = compile and name in (*PACKED, "g")
                 count = tokens if turn or compiled else min(2, tokens)
                 seconds = timed(partial(run, count), device)
                 if turn:

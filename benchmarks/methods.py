@@ -11,6 +11,7 @@ from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.loop import TokenGenerator, cfg_pair
 from lit_dola.dola import contrast_with_apc_from_logits, pick_static_layer_index
 from lit_dola.janus.model import TransformersJanus
+from lit_dola.janus.packing import pack_weights, unpack_weights
 
 Method = Callable[[int], Tensor]
 """Draws so many tokens of every image, ``(images, tokens)``."""
@@ -23,7 +24,11 @@ NAMES = {
     "d": "lit-dola, DoLa on",
     "e": "lit-dola, strength 0.2, mid_norm",
     "f": "lit-dola, strength 0: the head set alone",
+    "g": "lit-dola, DoLa off, weights not packed",
 }
+
+PACKED = ("c", "d", "e", "f")
+"""Methods that run on packed weights on a CPU."""
 
 
 def make_methods(
@@ -43,7 +48,16 @@ def make_methods(
         "d": lit_dola(janus, prompts, images, layer, compile),
         "e": lit_dola(janus, prompts, images, layer, compile, Scoring(strength=0.2, mid_norm=True)),
         "f": lit_dola(janus, prompts, images, layer, compile, Scoring(strength=0.0)),
+        "g": lit_dola(janus, prompts, images, None, compile),
     }
+
+
+def prepare(janus: TransformersJanus, name: str, compile: bool) -> None:
+    """Pack the weights on a CPU for lit-dola's methods, as a run does, and only for them."""
+    if name in PACKED and not compile:
+        pack_weights(janus)
+    else:
+        unpack_weights(janus)
 
 
 def lit_dola(

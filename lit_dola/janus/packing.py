@@ -29,7 +29,8 @@ class PackedWeight(Tensor):
 
     @staticmethod
     def __new__(cls, weight: Tensor) -> "PackedWeight":
-        self: PackedWeight = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        """Arrange a weight."""
+        self: PackedWeight = Tensor._make_wrapper_subclass(
             cls, weight.shape, dtype=weight.dtype, device=weight.device
         )
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
@@ -53,10 +54,10 @@ class PackedWeight(Tensor):
             moved = plain.to(*args[1:], **(kwargs or {}))
             if (moved.dtype, moved.device) == (plain.dtype, plain.device):
                 return args[0]
-        return super().__torch_function__(func, types, args, kwargs)
+        return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, *_args: Any, **_kwargs: Any) -> Any:
+    def __torch_dispatch__(cls, func: Any, *_args: Any, **_kwargs: Any) -> Any:  # type: ignore[override]
         """Refuse everything else."""
         raise NotImplementedError(f"{func} of a packed weight; unpack_weights brings it back")
 
@@ -97,7 +98,7 @@ def _linear_layers(janus: Backbone) -> Iterator[nn.Linear]:
 
 
 def _can_pack(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if weight.dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -1,18 +1,15 @@
-"""What every task on a Janus needs: its checkpoint, middle layer, loading, sharding and memory."""
+"""What every task on a Janus needs: its checkpoint, middle layer, loading and sharding."""
 
 import math
-from collections.abc import Callable, Mapping
-from logging import getLogger
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+from lightning.pytorch.utilities.memory import is_oom_error
 
-from lit_dola.data.datamodule import plan_of, shards_the_model
+from lit_dola.data.datamodule import shards_the_model
 from lit_dola.data.requests import RunPlan
 from lit_dola.decoding.cache import images_that_fit
-from lit_dola.decoding.loop import PREFILL_BUCKET, TokenGenerator
 from lit_dola.dola import pick_static_layer_index
 from lit_dola.errors import RankError, UserError, printable
 from lit_dola.janus.checkpoint import Checkpoint
@@ -20,25 +17,18 @@ from lit_dola.janus.loading import Backend, load_janus
 from lit_dola.janus.model import Backbone
 from lit_dola.janus.packing import pack_weights, unpack_weights
 from lit_dola.janus.quantization import Quantization
+from lit_dola.tasks.batches import EXACT, BatchModule
 
-_log = getLogger(__name__)
 _PRECISIONS = ("32-true", "bf16-true", "16-true", "64-true")
-_EXACT = ("32-true", "64-true")
-"""Precisions in which a result does not depend on its batch."""
 _NOT_RECORDED = {"parallel_size", "inspect"}
 """Settings that do not change any single result."""
 _BATCHING = {"images_per_batch", "compile"}
 _ROUNDING = {*_BATCHING, "speculative"}
 """Settings that change how a result is rounded: only in low precision this changes the result."""
 
-_HALVED = "; in %s their pixels may differ slightly from those of whole batches: see their records"
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-class JanusModule(LightningModule):
-    """Loads a Janus, and runs batches that may be larger than the memory.
+class JanusModule(BatchModule):
+    """Loads a Janus, checks it against the settings, and records them.
 
     A task subclasses this, makes its token loop in :meth:`make_generator`, and calls
     :meth:`run_in_parts` in its ``predict_step``.
@@ -55,8 +45,6 @@ class JanusModule(LightningModule):
 
     janus: Backbone
     """The model, once it is loaded."""
-    generator: TokenGenerator
-    """The token loop, once prediction starts."""
 
     def __init__(
         self,
@@ -69,23 +57,14 @@ class JanusModule(LightningModule):
         compile: bool | Literal["auto"],
         quantize: Quantization | None,
     ) -> None:
-        super().__init__()
-        self.model_path = model_path
+        super().__init__(model_path, compile)
         self.dola = dola
         self.layer_ratio = layer_ratio
         self.layer = layer
         self.backend = backend
-        self.compile_step = compile
         self.quantize = quantize
         self.on_step: list[Callable[[int], None]] = []
         """Called after each decoding step with the number of tokens drawn per sequence."""
-        self.at_once: int | None = None
-        """Items per part, once a batch has run out of memory."""
-
-    @property
-    def plan(self) -> RunPlan:
-        """The plan of the trainer's run."""
-        return plan_of(self.trainer)
 
     def middle_layer(self, checkpoint: Checkpoint) -> int | None:
         """Return the index of the middle layer in ``hidden_states``, or None with DoLa off.
@@ -182,7 +161,7 @@ class JanusModule(LightningModule):
         except RuntimeError as error:
             if not is_oom_error(error):
                 raise
-            raise RankError(self._out_of_memory("the weights")) from error
+            raise RankError(self.out_of_memory("the weights")) from error
 
     def shard_layers(self) -> None:
         """Leave each rank a part of every layer; a layer is whole only while it runs."""
@@ -210,113 +189,10 @@ class JanusModule(LightningModule):
         """Tokens that the task draws per sequence, at most."""
         raise NotImplementedError
 
-    def make_generator(self) -> TokenGenerator:
-        """Return the task's token loop, with an empty cache."""
-        raise NotImplementedError
-
-    @property
-    def compiles(self) -> bool:
-        """Whether the decoding step is compiled."""
-        if self.compile_step != "auto":
-            return self.compile_step
-        if self.plan.compile is not None:
-            return self.plan.compile
-        return self.device.type == "cuda" and not shards_the_model(self.trainer)
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether a result does not depend on its batch, in the trainer's precision."""
-        return self.trainer.precision in _EXACT
-
-    def take_batching(self, plan: RunPlan, precision: str, earlier: Mapping[str, Any]) -> None:
-        """In low precision, let ``auto`` mean what it meant in the run that is continued.
-
-        Args:
-            plan: The plan of the run.
-            precision: That of the trainer.
-            earlier: Settings of a result of the earlier run, as its record has them.
-        """
-        if precision in _EXACT:
-            return
-        images, compiled = (earlier.get(name) for name in ("images_per_batch", "compile"))
-        if plan.images_per_batch is None and type(images) is int and images > 0:
-            plan.images_per_batch = images
-        if type(compiled) is bool:
-            plan.compile = compiled
-
-    def batching(self) -> dict[str, Any]:
-        """Return what else shapes a result in low precision; known once the model is loaded."""
-        if self.is_exact:
-            return {}
-        return {
-            "images_per_batch": self.plan.images_per_batch,
-            "compile": self.compiles,
-            "prefill_bucket": PREFILL_BUCKET,
-        }
-
-    @property
-    def fill_to(self) -> int:
-        """Results that a smaller batch is filled up to."""
-        if self.is_exact or self.device.type != "cuda":
-            return 1
-        return self.at_once or self.plan.images_per_batch or 1
-
-    def run_in_parts(self, batch: list[Item], run: Callable[[list[Item]], Result]) -> list[Result]:
-        """Run a batch as a whole, or in smaller parts if it does not fit into memory.
-
-        Raises:
-            UserError: If a single item does not fit.
-        """
-        results: list[Result] = []
-        rest, halved = batch, False
-        while rest:
-            count = self.at_once or len(rest)
-            result = self._run_if_it_fits(rest[:count], run)
-            if result is None:
-                halved = True
-                continue
-            if halved:
-                _log.warning(
-                    "out of memory: continuing with at most %d images at once%s",
-                    self.at_once,
-                    "" if self.is_exact else _HALVED % self.trainer.precision,
-                )
-                halved = False
-            results.append(result)
-            rest = rest[count:]
-        return results
-
-    def _run_if_it_fits(
-        self, part: list[Item], run: Callable[[list[Item]], Result]
-    ) -> Result | None:
-        """Return None if the part does not fit into memory."""
-        try:
-            return run(part)
-        except RuntimeError as error:
-            if not is_oom_error(error):
-                raise
-            items = max(len(part), self.fill_to)
-            if items == 1 or shards_the_model(self.trainer):  # ranks must stay in step
-                raise RankError(self._out_of_memory(f"{items} image(s)")) from error
-        # After the handler, because the error keeps the tensors of its frames alive.
-        self.at_once = items // 2
-        del self.generator
-        torch.compiler.reset()  # frees the memory of CUDA graphs
-        garbage_collection_cuda()
-        self.generator = self.make_generator()
-        return None
-
     def call_on_step(self, tokens: int) -> None:
         """Report progress: tokens drawn per sequence."""
         for call in self.on_step:
             call(tokens)
-
-    def _out_of_memory(self, what: str) -> str:
-        return (
-            f"out of memory at {what} of {self.model_path} in {self.trainer.precision}; expected a"
-            " device with more free memory, --trainer.precision bf16-true, --model.quantize int8wo,"
-            " --trainer.strategy fsdp2 on several GPUs, a smaller --model.images_per_batch or model"
-        )
 
     def record_settings(self, plan: RunPlan, precision: str) -> dict[str, Any]:
         """Return every setting that shapes a result, with what ``auto`` led to.
@@ -328,7 +204,7 @@ class JanusModule(LightningModule):
         Raises:
             UserError: If the model has no such layer.
         """
-        left_out = _NOT_RECORDED | _ROUNDING if precision in _EXACT else _NOT_RECORDED
+        left_out = _NOT_RECORDED | _ROUNDING if precision in EXACT else _NOT_RECORDED
         settings = {
             name: _recorded(value)
             for name, value in self.hparams.items()

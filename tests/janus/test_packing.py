@@ -40,7 +40,11 @@ def test_products_are_those_of_the_weights(shape, dtype, load):
         assert isinstance(packed.weight, nn.Parameter)
         assert (packed.weight.shape, packed.weight.dtype) == (layer.weight.shape, dtype)
         states = torch.randn(*shape, layer.in_features, dtype=dtype)
-        exact = F.linear(states.double(), layer.weight.double(), layer.bias.double() if layer.bias is not None else None)
+        exact = F.linear(
+            states.double(),
+            layer.weight.double(),
+            layer.bias.double() if layer.bias is not None else None,
+        )
         error = (packed(states) - exact).norm() / exact.norm()
         assert error < (1e-5 if dtype == torch.float32 else 1e-2)
 

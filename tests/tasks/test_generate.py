@@ -3,6 +3,7 @@
 import json
 import math
 import weakref
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from lit_dola.data.requests import ImageKey
 from lit_dola.decoding.loop import TokenGenerator
 from lit_dola.errors import UserError
 from lit_dola.janus import packing
-from lit_dola.tasks import base
+from lit_dola.tasks import base, batches
 from tests.support.images import ImageGenerator
 
 
@@ -91,14 +92,15 @@ def test_on_a_cpu_weights_are_packed_unless_the_step_is_compiled(predict, monkey
     monkeypatch.setattr(torch, "compile", lambda step, **_: step)
     janus = None
     for compile in (False, True, False):
-        model, _ = predict(compile=compile, spoil=lambda model: janus and give(model, janus))
+        model, _ = predict(compile=compile, spoil=partial(give, janus))
         janus = model.janus
         weight = janus.language_model.layers[0].mlp.up_proj.weight
         assert isinstance(weight, packing.PackedWeight) is not compile
 
 
-def give(model, janus):
-    model.janus = janus
+def give(janus, model):
+    if janus is not None:
+        model.janus = janus
 
 
 def gather(batches):
@@ -137,7 +139,7 @@ def enough_for(
 
 def warned(caplog):
     return [
-        record.getMessage() for record in caplog.records if record.name == "lit_dola.tasks.base"
+        record.getMessage() for record in caplog.records if record.name == "lit_dola.tasks.batches"
     ]
 
 
@@ -232,7 +234,7 @@ def test_the_memory_is_given_back_before_the_next_try(predict, monkeypatch):
         assert all(cache() is None for cache in caches)
 
     monkeypatch.setattr(TokenGenerator, "_cache_for", allocate_little)
-    monkeypatch.setattr(base, "garbage_collection_cuda", collect)
+    monkeypatch.setattr(batches, "garbage_collection_cuda", collect)
     predict(images_per_batch=4)
     assert len(caches) == 3
 
