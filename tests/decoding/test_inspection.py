@@ -189,7 +189,7 @@ def test_what_cannot_be_inspected_is_an_error_before_anything_is_generated(
 def test_a_sharded_model_is_refused(tiny_checkpoint):
     model = LitDoLa(str(tiny_checkpoint), inspect=[(0, 0)])
     with pytest.raises(UserError, match=r"model.inspect: a sharded model cannot be inspected"):
-        model.shard_layers()
+        model.check_sharded()
 
 
 @pytest.mark.slow
