@@ -19,6 +19,7 @@ from lit_dola.janus.vq import to_pillow
 from lit_dola.reports.contact_sheet import write_prompt_grid
 from lit_dola.reports.gallery import write_gallery
 from lit_dola.reports.inspection_plot import write_inspection
+from lit_dola.runs.claim import alone_in
 from lit_dola.runs.files import make_folder, write_atomically
 from lit_dola.runs.folder import image_path, prompt_folders
 from lit_dola.runs.image_file import Format, encode_image
@@ -156,7 +157,8 @@ class ImageWriter(RunWriter):
     def write_reports(self, trainer: Trainer) -> None:
         """Write the gallery, and each rank's share of the grids."""
         if self.gallery and trainer.is_global_zero:
-            write_gallery(self.output_dir, self.num_failures)
+            with alone_in(self.output_dir):  # of two runs that end at once, the last one tells all
+                write_gallery(self.output_dir, self.num_failures)
         if self.grid:
             folders = sorted(prompt_folders(self.output_dir))
             for prompt_folder in folders[trainer.global_rank :: trainer.world_size]:

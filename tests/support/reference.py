@@ -114,9 +114,16 @@ class TransformersJanus:
         return self.model.prepare_embeddings_for_image_generation(tokens)
 
     def hidden_states(self, inputs):
-        return self.language_model(
-            inputs_embeds=inputs, output_hidden_states=True, use_cache=False
-        ).hidden_states
+        states = [inputs]
+
+        def note(_layer, _args, output):
+            states.append(output[0] if isinstance(output, tuple) else output)
+
+        hooks = [layer.register_forward_hook(note) for layer in self.language_model.layers]
+        normed = self.language_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        for hook in hooks:
+            hook.remove()
+        return [*states[:-1], normed]
 
 
 @torch.no_grad()
