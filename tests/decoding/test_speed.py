@@ -8,6 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_dola.data.requests import ImageKey
 from lit_dola.decoding.cache import KVCache, images_that_fit
+from lit_dola.decoding.guidance import Scoring
+from lit_dola.decoding.jacobi import SpeculativeGenerator
+from lit_dola.decoding.loop import cfg_pair
 from tests.support.images import BATCH, PROMPTS, ImageGenerator
 
 
@@ -130,6 +133,21 @@ def test_one_graph_serves_prompts_of_every_length(layer, graphs, janus, generate
     for first in range(0, 50, 4):  # the last batch is smaller
         batch = [(prompt, 0) for prompt in range(first, min(first + 4, 50))]
         assert generate(generator, batch, prompts) == generate(plain, batch, prompts)
+    assert graphs() == 1
+
+
+@pytest.mark.slow
+def test_one_graph_serves_windows_after_prompts_of_every_length(graphs, janus, encoder):
+    settings = {"layer": 6, "max_new_tokens": 16, "max_prompt_length": 120, "window": 4}
+    compiled, plain = (
+        SpeculativeGenerator(janus, janus.image_head, Scoring(), compile=compile, **settings)
+        for compile in (True, False)
+    )
+    for first in range(0, 20, 4):
+        ids = [encoder.encode("a " * (5 * n + 1)) for n in range(first, first + 4)]
+        branches = [cfg_pair(prompt, janus.pad_token_id) for prompt in ids]
+        keys = [ImageKey(n, 0) for n in range(first, first + 4)]
+        assert torch.equal(compiled(branches, keys), plain(branches, keys))
     assert graphs() == 1
 
 
