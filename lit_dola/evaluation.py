@@ -91,6 +91,8 @@ class EvaluationTrainer(Trainer):
             model = changed
             writer.output_dir = folder / name
             self.predict(model, datamodule=datamodule, return_predictions=False)
+            # In low precision all variants must be rounded alike, whatever memory is free by then.
+            datamodule.images_per_batch = datamodule.plan.images_per_batch or "auto"
             writer.check_complete(self)
             if self.is_global_zero:  # not folder / name: on_mismatch may have chosen another
                 runs[name] = _read_run(writer.output_dir, datamodule.plan)

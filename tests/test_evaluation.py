@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from tests.support import forked
-from tests.support.commands import ddp
+from tests.support.commands import ddp, records
 
 PROMPTS = [
     {"tag": "colors", "include": [{"class": "apple", "count": 1}], "prompt": "a red apple"},
@@ -122,6 +122,21 @@ def test_the_weights_are_loaded_once(evaluate, monkeypatch):
     monkeypatch.setattr(base, "load_janus", lambda *a, **k: loads.append(1) or load(*a, **k))
     assert evaluate().returncode == 0
     assert loads == [1]
+
+
+@pytest.mark.slow
+def test_variants_are_batched_alike(folder, evaluate, monkeypatch):
+    """Less memory may be free for the second one."""
+    from lit_dola.tasks import base
+
+    fitting = iter([4, 3, 2])
+    monkeypatch.setattr(base, "images_that_fit", lambda *_: next(fitting))
+    done = evaluate("--model.images_per_batch=auto", "--trainer.precision=bf16-true")
+    assert done.returncode == 0, done.stderr
+    sizes = [
+        line["images_per_batch"] for name in VARIANTS for line in records(folder / "out" / name)
+    ]
+    assert sizes == [4] * len(sizes)
 
 
 @pytest.mark.slow
