@@ -62,6 +62,12 @@ class Backbone(Protocol):
         """
 
 
+def linear_layers(janus: Backbone) -> list[nn.Linear]:
+    """Return the linear layers that a decoding step reads, those of the head last."""
+    modules = [*janus.language_model.modules(), *janus.gen_head.modules()]
+    return [module for module in modules if isinstance(module, nn.Linear)]
+
+
 class TransformersJanus(nn.Module):
     """transformers' Janus without the parts that image generation never uses.
 

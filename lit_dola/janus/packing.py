@@ -5,14 +5,14 @@ processor, and lets oneDNN arrange bfloat16 weights anew in every call. Here the
 No layer and no number of the model changes, only how a weight lies in memory.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_dola.janus.model import Backbone
+from lit_dola.janus.model import Backbone, linear_layers
 
 SMALLEST = 2**18
 """Numbers in a weight from which on it pays, even for a single image."""
@@ -75,7 +75,7 @@ def pack_weights(janus: Backbone) -> None:
     Layers of other types (float64, quantized, sharded) stay as they are.
     """
     with torch.inference_mode(False):
-        for layer in _linear_layers(janus):
+        for layer in linear_layers(janus):
             weight = layer.weight
             if type(weight) is nn.Parameter and weight.numel() >= SMALLEST and _can_pack(weight):
                 layer.weight = nn.Parameter(PackedWeight(weight), requires_grad=False)
@@ -84,17 +84,10 @@ def pack_weights(janus: Backbone) -> None:
 def unpack_weights(janus: Backbone) -> None:
     """Bring back what :func:`pack_weights` has packed, to the bit."""
     with torch.inference_mode(False):
-        for layer in _linear_layers(janus):
+        for layer in linear_layers(janus):
             if isinstance(layer.weight, PackedWeight):
                 plain = layer.weight.packed.to_dense()
                 layer.weight = nn.Parameter(plain, requires_grad=False)
-
-
-def _linear_layers(janus: Backbone) -> Iterator[nn.Linear]:
-    for part in (janus.language_model, janus.gen_head):
-        for layer in part.modules():
-            if isinstance(layer, nn.Linear):
-                yield layer
 
 
 def _can_pack(weight: Tensor) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lit_dola.errors import UserError, require
-from lit_dola.janus.model import Backbone
+from lit_dola.janus.model import Backbone, linear_layers
 
 _log = getLogger(__name__)
 
@@ -32,8 +32,7 @@ def quantize_weights(janus: Backbone, how: Quantization, device: torch.device) -
         UserError: If torchao is not installed, or the dtype or the device do not allow it.
     """
     require("torchao", "model.quantize", extra="quantize")
-    parts = (janus.language_model, janus.gen_head)
-    layers = [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
+    layers = linear_layers(janus)
     fitting = layers
     if how == "int4wo":
         _check_int4(layers[0].weight.dtype, device)

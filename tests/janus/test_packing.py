@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from lit_dola.data.requests import ImageKey
 from lit_dola.janus import packing
+from lit_dola.janus.model import linear_layers
 from lit_dola.janus.packing import PackedWeight, pack_weights, unpack_weights
 from tests.support.images import BATCH, PROMPTS, ImageGenerator, expected
 
@@ -21,21 +22,12 @@ def pack_all(monkeypatch):
     monkeypatch.setattr(packing, "SMALLEST", 0)
 
 
-def layers_of(janus):
-    return [
-        layer
-        for part in (janus.language_model, janus.gen_head)
-        for layer in part.modules()
-        if isinstance(layer, nn.Linear)
-    ]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(2, 1), (7, 5), (64, 1)])
 def test_products_are_those_of_the_weights(shape, dtype, load):
     plain, janus = load(dtype), load(dtype)
     pack_weights(janus)
-    for layer, packed in zip(layers_of(plain), layers_of(janus), strict=True):
+    for layer, packed in zip(linear_layers(plain), linear_layers(janus), strict=True):
         assert isinstance(packed.weight, PackedWeight)
         assert isinstance(packed.weight, nn.Parameter)
         assert (packed.weight.shape, packed.weight.dtype) == (layer.weight.shape, dtype)
@@ -56,7 +48,7 @@ def test_weights_come_back_to_the_bit(dtype, load):
         pack_weights(janus)
     for _ in "12":
         unpack_weights(janus)
-    for layer, back in zip(layers_of(plain), layers_of(janus), strict=True):
+    for layer, back in zip(linear_layers(plain), linear_layers(janus), strict=True):
         assert type(back.weight) is nn.Parameter
         assert torch.equal(back.weight, layer.weight)
 
@@ -65,7 +57,7 @@ def test_lightning_may_cast_and_move_the_module_to_what_it_is(load):
     janus = load(torch.bfloat16)
     pack_weights(janus)
     janus.to(torch.bfloat16).to("cpu")
-    assert all(isinstance(layer.weight, PackedWeight) for layer in layers_of(janus))
+    assert all(isinstance(layer.weight, PackedWeight) for layer in linear_layers(janus))
     with pytest.raises(NotImplementedError, match="unpack_weights brings it back"):
         janus.to(torch.float32)
 
@@ -73,12 +65,12 @@ def test_lightning_may_cast_and_move_the_module_to_what_it_is(load):
 def test_what_is_not_packed(load, monkeypatch):
     janus = load(torch.float64)
     pack_weights(janus)
-    assert not any(isinstance(layer.weight, PackedWeight) for layer in layers_of(janus))
+    assert not any(isinstance(layer.weight, PackedWeight) for layer in linear_layers(janus))
     janus = load(torch.float32)
     head = janus.image_head.linear.weight
     monkeypatch.setattr(packing, "SMALLEST", head.numel())
     pack_weights(janus)
-    packed = [isinstance(layer.weight, PackedWeight) for layer in layers_of(janus)]
+    packed = [isinstance(layer.weight, PackedWeight) for layer in linear_layers(janus)]
     assert (sum(packed), packed[-1]) == (1, True)
 
 

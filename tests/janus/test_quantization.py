@@ -10,6 +10,7 @@ from torch import nn
 
 from lit_dola.data.requests import ImageKey
 from lit_dola.errors import UserError
+from lit_dola.janus.model import linear_layers
 from lit_dola.janus.quantization import Quantization, _check_int4, quantize_weights
 from tests.support.images import ImageGenerator
 
@@ -29,15 +30,12 @@ def test_without_torchao_the_error_says_what_to_do(load, monkeypatch):
 @pytest.mark.parametrize("how", get_args(Quantization))
 def test_quantized_weights_are_near_the_weights_they_stand_for(how, dtype, load, encoder):
     plain, janus = load(dtype), load(dtype, quantize=how)
-    parts = [(plain.language_model, janus.language_model), (plain.gen_head, janus.gen_head)]
-    layers = [pair for part in parts for pair in zip(*(model.modules() for model in part))]
-    for layer, ours in layers:
-        if isinstance(layer, nn.Linear):
-            assert type(ours.weight) is not nn.Parameter  # a tensor type of torchao
-            hidden_states = torch.randn(64, layer.in_features, dtype=dtype)
-            expected = layer(hidden_states)
-            error = (ours(hidden_states) - expected).float().norm() / expected.float().norm()
-            assert 0 < error < WORST[how]
+    for layer, ours in zip(linear_layers(plain), linear_layers(janus), strict=True):
+        assert type(ours.weight) is not nn.Parameter  # a tensor type of torchao
+        hidden_states = torch.randn(64, layer.in_features, dtype=dtype)
+        expected = layer(hidden_states)
+        error = (ours(hidden_states) - expected).float().norm() / expected.float().norm()
+        assert 0 < error < WORST[how]
     generate = ImageGenerator(janus, layer=6)
     tokens = generate([encoder.encode("a red apple")], [ImageKey(0, 0)])
     assert tokens.shape == (1, 16)
