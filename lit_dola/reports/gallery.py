@@ -16,6 +16,9 @@ class _Page(NamedTuple):
     number: int
     num_prompts: int
     num_images: int
+    num_passes: int = 0
+    """Of the images that were decoded speculatively."""
+    num_speculative: int = 0
 
 
 def write_gallery(folder: Path, num_failures: int = 0) -> None:
@@ -33,7 +36,6 @@ def write_gallery(folder: Path, num_failures: int = 0) -> None:
     """
     settings = common_settings(read_images(folder))
     pages = _pages(read_images(folder))
-    passes = _mean_passes(read_images(folder))
     prompts = (_prompt(list(images), settings) for images in _by_prompt(read_images(folder)))
     files = [page_file(page.number) for page in pages]
     for page, file in zip(pages, files):
@@ -45,7 +47,7 @@ def write_gallery(folder: Path, num_failures: int = 0) -> None:
             pages=files,
             settings=settings,
             num_failures=num_failures,
-            passes=passes,
+            passes=_mean_passes(pages),
             prompts=islice(prompts, page.num_prompts),
         )
     for old in folder.glob("index-*.html"):
@@ -68,18 +70,22 @@ def _pages(records: Iterable[ImageRecord]) -> list[_Page]:
     for images in _by_prompt(records):
         if pages[-1].num_images >= IMAGES_PER_PAGE:
             pages.append(_Page(len(pages) + 1, 0, 0))
-        number, num_prompts, num_images = pages[-1]
-        pages[-1] = _Page(number, num_prompts + 1, num_images + sum(1 for _ in images))
+        page, forwards = pages[-1], [record.forwards for record in images]
+        passes = [count for count in forwards if count is not None]
+        pages[-1] = _Page(
+            page.number,
+            page.num_prompts + 1,
+            page.num_images + len(forwards),
+            page.num_passes + sum(passes),
+            page.num_speculative + len(passes),
+        )
     return pages
 
 
-def _mean_passes(records: Iterable[ImageRecord]) -> float | None:
+def _mean_passes(pages: list[_Page]) -> float | None:
     """Return how many passes the images took on average; None without speculative decoding."""
-    total = count = 0
-    for record in records:
-        if record.forwards is not None:
-            total, count = total + record.forwards, count + 1
-    return total / count if count else None
+    images = sum(page.num_speculative for page in pages)
+    return sum(page.num_passes for page in pages) / images if images else None
 
 
 def _prompt(records: list[ImageRecord], settings: dict[str, Any]) -> dict[str, Any]:
@@ -95,12 +101,9 @@ def _prompt(records: list[ImageRecord], settings: dict[str, Any]) -> dict[str, A
                 "index": record.image_index,
                 "inspection": record.inspection,
                 "own": {
-                    **{
-                        name: value
-                        for name, value in record.settings.items()
-                        if name not in settings
-                    },
-                    **record.how_it_went(),
+                    name: value
+                    for name, value in (record.settings | record.how_it_went()).items()
+                    if name not in settings
                 },
             }
             for record in records
