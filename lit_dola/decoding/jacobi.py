@@ -114,7 +114,14 @@ class _State:
         self.running = torch.arange(len(first), device=first.device)
         self.count = torch.ones_like(first)
         """Tokens of each that are known, int64 ``(running, 1)``."""
-        self.streams, self.prompt_lengths = streams, prompt_lengths
+        self.streams = streams
+        self.lengths = prompt_lengths.view(len(first), -1)
+        """Tokens of the prompt of each one's rows, ``(running, branches)``."""
+
+    @property
+    def prompt_lengths(self) -> Tensor:
+        """Tokens of each running row's prompt, ``(rows, 1)``."""
+        return self.lengths.reshape(-1, 1)
 
     def inputs(self) -> Tensor:
         """The last known token of each sequence, and the guesses after it."""
@@ -136,7 +143,7 @@ class _State:
 
     def longest(self) -> int:
         """Return how many slots the longest row uses; waits for the device."""
-        return int((self.prompt_lengths.view(len(self.count), -1) + self.count).max())
+        return int((self.lengths + self.count).max())
 
     def drop_finished(self, cache: KVCache) -> None:
         """Stop running sequences that are complete; the last ones take their rows."""
@@ -146,13 +153,9 @@ class _State:
             return
         gaps = finished[:left].nonzero()[:, 0]
         movers = (~finished[left:]).nonzero()[:, 0] + left
-        branches = torch.arange(len(self.prompt_lengths) // len(finished), device=gaps.device)
-        row_of = [(some[:, None] * len(branches) + branches).flatten() for some in (movers, gaps)]
-        cache.move(*row_of)
-        lengths = self.prompt_lengths.view(len(finished), -1)
-        for state in (self.running, self.count, self.streams, lengths):
+        rows = torch.arange(self.lengths.numel(), device=gaps.device).view_as(self.lengths)
+        cache.move(rows[movers].flatten(), rows[gaps].flatten())
+        states = self.running, self.count, self.streams, self.lengths
+        for state in states:
             state[gaps] = state[movers]
-        self.running, self.count, self.streams = (
-            state[:left] for state in (self.running, self.count, self.streams)
-        )
-        self.prompt_lengths = lengths[:left].reshape(-1, 1)
+        self.running, self.count, self.streams, self.lengths = (state[:left] for state in states)
