@@ -4,10 +4,9 @@ Parts run until the time is up, the most important ones first; the last row name
 left out. With ``--preset tiny --device cpu --dtype float32 --compile false`` it runs anywhere.
 """
 
-import io
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -22,9 +21,9 @@ from benchmarks.decode import DTYPES
 from benchmarks.methods import make_methods, middle_layer
 from benchmarks.models import PAD, Preset, random_janus, random_prompts
 from benchmarks.roofline import cache_bytes, copy_bandwidth, decoded_weights
-from benchmarks.stages import timed
+from benchmarks.stages import jpeg_seconds, timed
 from lit_dola.decoding.guidance import Scoring
-from lit_dola.decoding.jacobi import SpeculativeGenerator
+from lit_dola.decoding.jacobi import token_generator
 from lit_dola.decoding.loop import TokenGenerator, cfg_pair
 from lit_dola.janus.model import TransformersJanus
 from lit_dola.janus.quantization import Quantization, quantize_weights
@@ -63,13 +62,11 @@ class Bench:
         janus: TransformersJanus | None = None,
     ) -> TokenGenerator:
         """Return a token loop with DoLa's defaults, speculative with a window."""
-        make: Callable[..., TokenGenerator] = TokenGenerator
-        if window is not None:
-            make = partial(SpeculativeGenerator, window=window)
         janus = janus or self.janus
-        return make(
-            janus, janus.image_head, Scoring(), layer=middle_layer(janus) if dola else None,
-            max_new_tokens=tokens, compile=self.compile, fill_to=fill_to,
+        return token_generator(
+            janus, janus.image_head, Scoring(), window=window,
+            layer=middle_layer(janus) if dola else None, max_new_tokens=tokens,
+            compile=self.compile, fill_to=fill_to,
         )  # fmt: skip
 
     def seconds(self, generate: TokenGenerator, images: int) -> float:
@@ -183,10 +180,7 @@ def pixels(bench: Bench) -> Iterator[Row]:
     alone = torch.cat([to_uint8(decode(tokens[image : image + 1])) for image in range(4)])
     equal = sum(map(torch.equal, alone, to_uint8(decode(tokens))))
     yield "images whose pixels are the same in a slice", f"{equal} of 4"
-    image = to_pillow(alone[0])
-    jpeg = partial(image.save, format="JPEG", quality=95, subsampling=0)
-    seconds = median(timed(lambda: jpeg(io.BytesIO()), bench.device) for _ in range(9))
-    yield "encoding a JPEG", f"{1e3 * seconds:.1f} ms"
+    yield "encoding a JPEG", f"{1e3 * jpeg_seconds(to_pillow(alone[0])):.1f} ms"
 
 
 PARTS = (

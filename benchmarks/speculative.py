@@ -19,7 +19,7 @@ from transformers import JanusForConditionalGeneration
 
 from benchmarks.stages import timed
 from lit_dola.decoding.guidance import Scoring
-from lit_dola.decoding.jacobi import SpeculativeGenerator
+from lit_dola.decoding.jacobi import token_generator
 from lit_dola.decoding.loop import Branches, TokenGenerator, cfg_pair
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import load_janus
@@ -60,11 +60,8 @@ class Setup:
     def generator(self, mode: str, window: int | None) -> TokenGenerator:
         """Return a token loop, speculative with a window."""
         scoring, layer = MODES[mode]
-        make: Callable[..., TokenGenerator] = TokenGenerator
-        if window is not None:
-            make = partial(SpeculativeGenerator, window=window)
-        return make(
-            self.janus, self.janus.image_head, scoring, layer=layer,
+        return token_generator(
+            self.janus, self.janus.image_head, scoring, window=window, layer=layer,
             max_new_tokens=self.janus.num_image_tokens,
         )  # fmt: skip
 

@@ -81,6 +81,19 @@ class SpeculativeGenerator(TokenGenerator):
         return int(known)
 
 
+def token_generator(*args: Any, window: int | None = None, **settings: Any) -> TokenGenerator:
+    """Return the token loop for a window, or one token at a time without one.
+
+    Args:
+        args: As :class:`TokenGenerator`.
+        window: As :class:`SpeculativeGenerator`; None: one token at a time.
+        settings: As :class:`TokenGenerator`.
+    """
+    if window is None:
+        return TokenGenerator(*args, **settings)
+    return SpeculativeGenerator(*args, window=window, **settings)
+
+
 class _State:
     """The tokens that are known and the guesses after them, for every sequence of the batch.
 

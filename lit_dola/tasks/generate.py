@@ -1,8 +1,7 @@
 """Text-to-image generation with Janus and DoLa-static, one batch of images at a time."""
 
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from itertools import chain
 from logging import getLogger
 from types import MappingProxyType
@@ -23,7 +22,7 @@ from lit_dola.data.old_names import notes, rename_settings
 from lit_dola.data.requests import Failure, ImageKey, ImageRequest
 from lit_dola.decoding.guidance import ApcPolicy, Scoring
 from lit_dola.decoding.inspection import Inspection, inspect_tokens
-from lit_dola.decoding.jacobi import SpeculativeGenerator
+from lit_dola.decoding.jacobi import token_generator
 from lit_dola.decoding.loop import NotFiniteError, TokenGenerator, cfg_pair
 from lit_dola.decoding.sampling import EntropyTemperature
 from lit_dola.errors import UserError, refuse_null, suggestion
@@ -222,13 +221,11 @@ class LitDoLa(JanusModule):
 
     def make_generator(self) -> TokenGenerator:
         """Return the token loop of the image head."""
-        make: Callable[..., TokenGenerator] = TokenGenerator
-        if self.speculative:
-            make = partial(SpeculativeGenerator, window=self.speculative)
-        return make(
+        return token_generator(
             self.janus,
             self.janus.image_head,
             self.scoring,
+            window=self.speculative,
             layer=self.middle_layer(self.plan.checkpoint),
             max_new_tokens=self.max_new_tokens,
             max_prompt_length=self.plan.longest_prompt,
