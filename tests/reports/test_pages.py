@@ -1,7 +1,6 @@
 """The pages in a real browser, opened from files."""
 
 import json
-import time
 from io import BytesIO
 
 import pytest
@@ -9,11 +8,11 @@ from PIL import Image
 from selenium.common.exceptions import TimeoutException
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import Select, WebDriverWait
+from selenium.webdriver.support.ui import Select
 
 from lit_dola.reports.compare import compare
 from lit_dola.reports.gallery import write_gallery
-from tests.support.browser import chromium, look, requests
+from tests.support.browser import chromium, eventually, look, requests
 from tests.support.pages import NASTY, write_images, write_run
 
 pytestmark = pytest.mark.browser
@@ -30,7 +29,7 @@ def browser(tmp_path_factory):
 def wait_until_read(page):
     """On a busy machine, the driver may return before a page is read to its end."""
     whole = "return document.readyState == 'complete'"
-    WebDriverWait(page, 60).until(lambda page: page.execute_script(whole))
+    eventually(page, lambda page: page.execute_script(whole))
 
 
 @pytest.fixture
@@ -97,7 +96,8 @@ def test_prompts_are_shown_as_text(visit, runs):
 def test_images_load(visit, runs):
     page = visit(runs / "dola/index.html")
     image = find(page, ".images img")
-    assert page.execute_script("return arguments[0].naturalWidth", image) == 48
+    width = "return arguments[0].naturalWidth"
+    assert eventually(page, lambda page: page.execute_script(width, image)) == 48
 
 
 def test_search(visit, runs):
@@ -131,8 +131,9 @@ def test_viewer_with_the_keyboard_alone(visit, runs):
     assert find(page, "#viewer-prompt").text == NASTY[0]
     page.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not find(page, "#viewer").is_displayed()
-    focused = page.switch_to.active_element.get_attribute("href")
-    assert focused.endswith("00000_p/img_01.png")  # where the viewer was
+    last = find_all(page, ".images a")[1]
+    assert last.get_attribute("href").endswith("00000_p/img_01.png")
+    eventually(page, lambda page: page.switch_to.active_element == last)  # where the viewer was
 
 
 @pytest.mark.parametrize("width", [360, 1280])
@@ -205,14 +206,18 @@ def test_slider(visit, runs):
     page = visit(runs / "page/index.html")
     choose(page, "slider")
     image = find(page, ".row img")
-    assert [colour_at(page, image, share) for share in (0.25, 0.75)] == ["red", "blue"]
+
+    def shows(colours):
+        return {share: colour_at(page, image, share) for share in colours} == colours
+
+    eventually(page, lambda page: shows({0.25: "red", 0.75: "blue"}))
     find(page, "#split").send_keys(Keys.HOME)
-    assert colour_at(page, image, 0.25) == "blue"
+    eventually(page, lambda page: shows({0.25: "blue"}))
     find(page, "#split").send_keys(Keys.END)
-    assert colour_at(page, image, 0.75) == "red"
+    eventually(page, lambda page: shows({0.75: "red"}))
     box = image.rect
     ActionChains(page).move_to_element_with_offset(image, int(0.3 * box["width"]), 0).perform()
-    assert [colour_at(page, image, share) for share in (0.7, 0.95)] == ["red", "blue"]
+    eventually(page, lambda page: shows({0.7: "red", 0.95: "blue"}))
 
 
 def test_difference(visit, runs):
@@ -220,15 +225,15 @@ def test_difference(visit, runs):
     choose(page, "difference")
     image = find(page, ".row img")
     find(page, "#gain").send_keys(Keys.HOME)
-    assert pixel(page, image) == (170, 0, 170)
+    eventually(page, lambda page: pixel(page, image) == (170, 0, 170))
     Select(find(page, "#b")).select_by_visible_text("again")
-    assert pixel(page, image) == (0, 0, 0)
+    eventually(page, lambda page: pixel(page, image) == (0, 0, 0))
     Select(find(page, "#a")).select_by_visible_text("again")  # not with itself: the two swap
     assert Select(find(page, "#b")).first_selected_option.text == "baseline"
 
 
 def wait_for_progress(page, text, seconds=60):
-    WebDriverWait(page, seconds).until(lambda page: find(page, "#progress").text == text)
+    eventually(page, lambda page: find(page, "#progress").text == text, seconds)
 
 
 def choose_blind(page, seed):
@@ -274,6 +279,13 @@ def cast(page, better):
     raise AssertionError(better)
 
 
+def votes_are_there(page):
+    page.refresh()
+    wait_until_read(page)
+    choose(page, "blind")
+    return find(page, "#progress").text == "10 of 12 votes cast"
+
+
 def test_blind_votes(visit, runs):
     page = visit(runs / "page/index.html")
     choose(page, "blind")
@@ -285,20 +297,14 @@ def test_blind_votes(visit, runs):
     ActionChains(page).send_keys(Keys.ARROW_DOWN, Keys.ARROW_LEFT, "u").perform()  # a tie
     assert find(page, "#progress").text == "10 of 12 votes cast"
 
-    page.refresh()  # votes persist
-    wait_until_read(page)
-    choose(page, "blind")
-    wait_for_progress(page, "10 of 12 votes cast")  # a busy browser may store them late
+    eventually(page, votes_are_there)  # they persist; a busy browser may store them late
     find(page, "#result summary").click()
     # Wilson's interval of 8 in 9, from a table: 0.565 to 0.980
     assert "88.9 % of those decided, 95 % interval 56.5 % to 98.0 %" in find(page, "#result").text
 
     find(page, "#export").click()
     exported = page.downloads / "votes.json"
-    for _ in range(100):
-        if exported.exists():
-            break
-        time.sleep(0.05)
+    eventually(page, lambda page: exported.exists())
     votes = json.loads(exported.read_text("utf-8"))
     assert [run["name"] for run in votes["runs"]] == ["baseline", "dola"]
     assert votes["runs"][1]["settings"]["dola"] is True

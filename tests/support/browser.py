@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.ui import WebDriverWait
 
 _FLAGS = (
     "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync",
@@ -39,6 +40,15 @@ def chromium(downloads):
         yield page
     finally:
         page.quit()
+
+
+def eventually(page, condition, seconds=60):
+    """Wait until `condition(page)` holds: a page handles most of its events after the driver's call.
+
+    Raises:
+        TimeoutException: It does not hold in time.
+    """
+    return WebDriverWait(page, seconds).until(condition)
 
 
 def requests(page):
