@@ -1,6 +1,7 @@
 """Makes the reference from docstrings: ``python -m docs.make_reference > docs/reference.md``."""
 
 import inspect
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import yaml
 from docstring_parser import Docstring, parse
 
-from docs.make_schema import GROUPS
-from lit_dola import cli, dola, pipeline
+from docs.make_schema import task_of
+from lit_dola import dola, pipeline
+from lit_dola.cli.tasks import ENV_PREFIX
 from lit_dola.decoding import guidance, inspection, loop, sampling
 from lit_dola.evaluation import EvaluationTrainer
 from lit_dola.janus import checkpoint, loading, model
@@ -61,18 +63,17 @@ def main() -> str:
         "Generated from docstrings by `python -m docs.make_reference > docs/reference.md`.",
         "## Settings",
         "Each is a flag (`--model.alpha 0.2`), a key in YAML, and an environment variable"
-        f" (`{cli.ENV_PREFIX}_PREDICT__MODEL__ALPHA=0.2`). Flags override files, and files override"
+        f" (`{ENV_PREFIX}_PREDICT__MODEL__ALPHA=0.2`). Flags override files, and files override"
         " the environment. `--print_config` prints the settings that a run would use. `trainer`"
         " contains [Lightning's own settings]"
         "(https://lightning.ai/docs/pytorch/stable/common/trainer.html).",
     ]
-    for group, owner in GROUPS.items():
-        linked = cli.LINKED if group == "data" else ()
-        parts += [f"### `{group}`", _settings(owner, f"{group}.", skip={"self", *linked})]
-    hidden = cli.DoLaCLI.subcommands()["evaluate"]
+    parts += _groups("predict", "")
+    hidden = task_of("evaluate").hidden
     parts += [
         "### `evaluate` alone",
         _settings(EvaluationTrainer.evaluate, "", {"self", *hidden}),
+        *_groups("answer", " of `answer`"),
         "### `compare`",
         "`compare RUN RUN ... --output PAGE`",
         _settings(compare, "", {"runs"}),
@@ -81,6 +82,15 @@ def main() -> str:
     for title, functions in FUNCTIONS.items():
         parts += [f"### {title}", *map(_function, functions)]
     return "\n\n".join(parts)
+
+
+def _groups(task: str, of: str) -> list[str]:
+    """Return a heading and a table for each group of a task's settings."""
+    parts = []
+    for group, owner in task_of(task).groups.items():
+        linked = task_of(task).linked if group == "data" else ()
+        parts += [f"### `{group}`{of}", _settings(owner, f"{group}.", skip={"self", *linked})]
+    return parts
 
 
 def _settings(owner: Callable[..., Any], prefix: str, skip: set[str]) -> str:
@@ -97,7 +107,7 @@ def _settings(owner: Callable[..., Any], prefix: str, skip: set[str]) -> str:
 def _default(parameter: inspect.Parameter) -> str:
     if parameter.default is parameter.empty:
         return "required"
-    return f"`{yaml.safe_dump(parameter.default).splitlines()[0]}`"
+    return f"`{yaml.safe_dump(parameter.default, width=math.inf).splitlines()[0]}`"
 
 
 def _function(function: Callable[..., Any]) -> str:

@@ -1,5 +1,7 @@
 """JSON Schema of a configuration: ``python -m docs.make_schema > configs/schema.json``.
 
+That of another task: ``python -m docs.make_schema answer > configs/schema-answer.json``.
+
 jsonargparse writes it from signatures and docstrings. Settings of the trainer that name a class, of
 Lightning or another package, are left open: listing every class would take megabytes, and depend on
 the packages that are installed.
@@ -7,31 +9,40 @@ the packages that are installed.
 
 import io
 import json
+import sys
 from contextlib import redirect_stdout
 from typing import Any
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 from lightning.pytorch import Trainer
 
-from lit_dola.cli import CALLBACKS, LINKED, DoLaCLI
-from lit_dola.data.datamodule import PromptDataModule
-from lit_dola.evaluation import EvaluationTrainer
-from lit_dola.tasks.generate import LitDoLa
+from lit_dola.cli.tasks import TASKS, TaskTrainer, TrainerTask
 
-GROUPS: dict[str, type] = {"model": LitDoLa, "data": PromptDataModule, **CALLBACKS}
-"""Groups of settings that are not Lightning's own."""
+_NOT_IN_YAML: set[str | int] = {"scorer"}
 _CLASSES = ("accelerator", "strategy", "logger", "callbacks", "profiler", "plugins", "precision")
 
 
-def config_schema() -> dict[str, Any]:
-    """Return the schema of a configuration of ``predict`` or ``evaluate``."""
+def task_of(name: str) -> TrainerTask:
+    """Return a task that has a configuration."""
+    task = TASKS[name]
+    assert isinstance(task, TrainerTask)
+    return task
+
+
+def config_schema(name: str = "evaluate") -> dict[str, Any]:
+    """Return the schema of a configuration of a task.
+
+    Args:
+        name: The task; the schema of ``evaluate`` is good for ``predict``, too.
+    """
+    task = task_of(name)
     set_parsing_settings(add_print_completion_argument=True)
     parser = ArgumentParser()
     parser.add_class_arguments(Trainer, "trainer", skip=set(_CLASSES))
-    for group, owner in GROUPS.items():
-        parser.add_class_arguments(owner, group, skip=set(LINKED) if group == "data" else None)
-    hidden = DoLaCLI.subcommands()["evaluate"] | {"scorer"}
-    parser.add_method_arguments(EvaluationTrainer, "evaluate", skip=hidden)
+    for group, owner in task.groups.items():
+        skip = set(task.linked) if group == "data" else None
+        parser.add_class_arguments(owner, group, skip=skip)
+    parser.add_method_arguments(TaskTrainer, name, skip=task.hidden | _NOT_IN_YAML)
     printed = io.StringIO()
     try:
         with redirect_stdout(printed):
@@ -39,10 +50,11 @@ def config_schema() -> dict[str, Any]:
     except SystemExit:
         schema: dict[str, Any] = json.loads(printed.getvalue())
     schema["properties"]["trainer"]["properties"] |= {name: {} for name in _CLASSES}
-    schema["properties"]["scorer"] = {"description": "Class whose objects score an image."}
+    if name == "evaluate":
+        schema["properties"]["scorer"] = {"description": "Class whose objects score an image."}
     schema.pop("required", None)
     return schema
 
 
 if __name__ == "__main__":
-    print(json.dumps(config_schema(), indent=1))
+    print(json.dumps(config_schema(*sys.argv[1:]), indent=1))

@@ -14,7 +14,8 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 from lit_dola.callbacks.run_writer import find_writer
-from lit_dola.data.datamodule import PromptDataModule, shards_the_model
+from lit_dola.data.base import shards_the_model
+from lit_dola.data.datamodule import PromptDataModule
 from lit_dola.data.requests import RunPlan
 from lit_dola.errors import UserError, printable, require
 from lit_dola.reports.contact_sheet import write_contact_sheet
@@ -92,7 +93,7 @@ class EvaluationTrainer(Trainer):
             writer.output_dir = folder / name
             self.predict(model, datamodule=datamodule, return_predictions=False)
             # In low precision all variants must be rounded alike, whatever memory is free by then.
-            datamodule.images_per_batch = datamodule.plan.images_per_batch or "auto"
+            datamodule.batch_size = datamodule.plan.batch_size or "auto"
             writer.check_complete(self)
             if self.is_global_zero:  # not folder / name: on_mismatch may have chosen another
                 runs[name] = _read_run(writer.output_dir, datamodule.plan)

@@ -19,7 +19,7 @@ from lit_dola.data.requests import Failure, Prompt
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import Backend, load_janus
-from lit_dola.janus.model import Backbone
+from lit_dola.janus.model import ImageBackbone
 from lit_dola.janus.quantization import Quantization
 from lit_dola.janus.tokenizer import PromptEncoder, Roles
 from lit_dola.janus.vq import decode_pixels, to_pillow
@@ -51,7 +51,7 @@ class JanusPipeline:
         >>> pipeline.generate("a red circle", parallel_size=2).images[0].save("circle.png")
     """
 
-    def __init__(self, janus: Backbone, checkpoint: Checkpoint, roles: Roles = "auto") -> None:
+    def __init__(self, janus: ImageBackbone, checkpoint: Checkpoint, roles: Roles = "auto") -> None:
         self.janus = janus
         self.checkpoint = checkpoint
         self.roles = roles

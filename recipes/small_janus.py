@@ -34,7 +34,9 @@ ROLE_TOKENS = ("<|User|>", "<|Assistant|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|User|>: ' if message.role | lower == 'user' else '<|Assistant|>: ' }}"
-    "{% for part in message.content if part.type == 'text' %}{{ part.text | trim }}{% endfor %}"
+    "{% for part in message.content %}"
+    "{{ '<image_placeholder>\n' if part.type == 'image' else part.text | trim }}"
+    "{% endfor %}"
     "{{ '\n\n' if message.role | lower == 'user' else '<｜end▁of▁sentence｜>' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|Assistant|>:{% endif %}"
@@ -53,6 +55,7 @@ VQ_CONFIG = {
     "channel_multiplier": [1, 1, 1, 2, 2],
     "num_res_blocks": 1,
 }
+_VISION_CONFIG = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 _CORPUS = """\
 a photo of a red apple on a wooden table in the morning light
 two blue birds sitting on a branch above a green river
@@ -65,18 +68,21 @@ snow falling over a mountain village at night, warm lights in every window
 """
 
 
-def make_tokenizer(texts: Iterable[str] = _CORPUS.splitlines()) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer with at most 512 tokens, including Janus' special tokens.
+def make_tokenizer(
+    texts: Iterable[str] = _CORPUS.splitlines(), vocab_size: int = 512
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer, including Janus' special tokens.
 
     Args:
         texts: Texts to train it on.
+        vocab_size: Number of tokens; fewer if the texts have too few different words.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = [*SPECIAL_TOKENS.values(), *ROLE_TOKENS]
     trainer = trainers.BpeTrainer(
-        vocab_size=512,
+        vocab_size=vocab_size,
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in special],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -102,6 +108,7 @@ def make_config(
     text_config: dict[str, Any],
     vq_config: dict[str, Any],
     image_size: int,
+    vision_config: dict[str, Any] = _VISION_CONFIG,
 ) -> JanusConfig:
     """Return the config of a small Janus.
 
@@ -111,6 +118,7 @@ def make_config(
         vq_config: Sizes of the VQ tokenizer.
         image_size: Height and width of its images in pixels, a multiple of the pixels per token,
             which follow from ``channel_multiplier``.
+        vision_config: Sizes of the vision tower, which uses patches of as many pixels.
     """
     hidden_size = text_config["hidden_size"]
     patch_size = 2 ** (len(vq_config["channel_multiplier"]) - 1)
@@ -125,9 +133,7 @@ def make_config(
             **text_config,
         },
         vision_config={
-            "hidden_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
+            **vision_config,
             "image_size": image_size,
             "patch_size": patch_size,
             "projection_dim": hidden_size,

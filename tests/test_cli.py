@@ -173,7 +173,7 @@ def test_help_tells_every_setting(predict, parse):
 def test_a_run_that_is_done_does_not_load_the_model(predict, folder, small, monkeypatch):
     succeed(predict(*small))
     made = files(folder / "outputs")
-    monkeypatch.setattr("lit_dola.tasks.base.load_janus", None)
+    monkeypatch.setattr("lit_dola.tasks.generate.load_janus", None)
     assert succeed(predict(*small)).stderr == ""
     assert files(folder / "outputs") == made
 

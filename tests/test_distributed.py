@@ -10,6 +10,7 @@ import torch
 from lit_dola import LitDoLa
 from tests.support import forked
 from tests.support.commands import CPU, MAIN, ddp, files, one_line, records, run
+from tests.support.questions import write_questions
 
 pytestmark = pytest.mark.distributed
 
@@ -131,3 +132,31 @@ def test_a_model_in_parts_makes_the_same_images(srun, one, tmp_path):
         assert done.returncode == 0, done.stderr
         assert done.stderr == "0.5 of 72 weights\n" * 3
     assert files(tmp_path / "out") == one(*args)
+
+
+@pytest.fixture
+def questions(tiny_checkpoint, tmp_path):
+    """Arguments of a run of ``answer`` into a folder."""
+    write_questions(tmp_path)
+
+    def into(out, *args):
+        return [
+            "answer", *CPU, "--model.questions_per_batch=2", "--model.max_new_tokens=6",
+            f"--model.model_path={tiny_checkpoint}", f"--writer.output_dir={tmp_path / out}",
+            f"--data.question_json={tmp_path / 'questions.jsonl'}", *args,
+        ]  # fmt: skip
+
+    return into
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_answers_of_several_ranks_are_those_of_one(questions, tmp_path, count):
+    done = forked.run(tmp_path, questions("one"))
+    assert (done.returncode, done.stderr) == (0, "")
+    for done in forked.run_ranks(tmp_path, count, questions("out", *ddp(count)), 1, None):
+        assert done.returncode == 0, done.stderr
+    one, out = ((tmp_path / name / "answers.jsonl").read_bytes() for name in ("one", "out"))
+    assert out == one
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".run.lock", "answers.jsonl", "index.html"
+    ]  # fmt: skip

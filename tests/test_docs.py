@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from docs.make_reference import main as make_reference
-from docs.make_schema import GROUPS
+from docs.make_schema import task_of
 from recipes.shapes.scorer import find_objects
 from tests.support import forked
 from tests.support.commands import ROOT
@@ -109,13 +109,16 @@ def test_the_reference_is_the_one_of_this_code():
     assert make_reference() + "\n" == REFERENCE
 
 
-def test_the_reference_has_every_setting_and_its_default(printed_config):
-    rows = re.findall(
-        r"^\| `((?:\w+)\.\w+)` \| `(.+?)` \| (.+) \|$", PAGES["docs/reference.md"], re.M
-    )
-    config = printed_config("predict")
+@pytest.mark.parametrize("task", ["predict", "answer"])
+def test_the_reference_has_every_setting_and_its_default(printed_config, task):
+    parts = PAGES["docs/reference.md"].split("### `model` of `answer`")
+    part = parts[task == "answer"]
+    rows = re.findall(r"^\| `((?:\w+)\.\w+)` \| `(.+?)` \| (.+) \|$", part, re.M)
+    config = printed_config(task)
     settings = {
-        f"{group}.{name}": value for group in GROUPS for name, value in config[group].items()
+        f"{group}.{name}": value
+        for group in task_of(task).groups
+        for name, value in config[group].items()
     }
     assert {name: yaml.safe_load(default) for name, default, _ in rows} == settings
     assert all(len(text) > 10 for *_, text in rows)

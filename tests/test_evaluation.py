@@ -115,11 +115,11 @@ def test_it_goes_on_where_it_was(folder, evaluate):
 
 @pytest.mark.slow
 def test_the_weights_are_loaded_once(evaluate, monkeypatch):
-    from lit_dola.tasks import base
+    from lit_dola.tasks import generate
 
     loads = []
-    load = base.load_janus
-    monkeypatch.setattr(base, "load_janus", lambda *a, **k: loads.append(1) or load(*a, **k))
+    load = generate.load_janus
+    monkeypatch.setattr(generate, "load_janus", lambda *a, **k: loads.append(1) or load(*a, **k))
     assert evaluate().returncode == 0
     assert loads == [1]
 

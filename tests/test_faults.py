@@ -252,7 +252,7 @@ def test_runs_of_different_settings_started_at_once(
     for each in done:
         if each.returncode:
             assert each.returncode == 1
-            assert re.search("is writing to|holds images of another run", each.stderr)
+            assert re.search("is writing to|holds results of another run", each.stderr)
 
 
 TWO_RANKS = ["--trainer.devices=2", "--trainer.strategy=ddp"]

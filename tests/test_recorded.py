@@ -105,7 +105,7 @@ def test_another_policy_is_still_a_mismatch(folder, main_here):
     arguments = [*PREDICT, "--model.apc=cond", "--writer.output_dir=out"]
     done = main_here(folder, *arguments)
     assert done.returncode == 1
-    assert 'holds images of another run: apc was "union", is "cond";' in done.stderr
+    assert 'holds results of another run: apc was "union", is "cond";' in done.stderr
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lit_dola import JanusPipeline
-from lit_dola.cli import LINKED
+from lit_dola.cli.tasks import TASKS
 from lit_dola.decoding.sampling import sample
 from lit_dola.errors import UserError
 from lit_dola.janus.tokenizer import PromptEncoder
@@ -30,7 +30,7 @@ def predict(main_here, tiny_checkpoint, tmp_path):
 
 @pytest.fixture
 def nothing_is_loaded(monkeypatch):
-    monkeypatch.setattr("lit_dola.tasks.base.load_janus", None)
+    monkeypatch.setattr("lit_dola.tasks.generate.load_janus", None)
 
 
 NOT_NULL = {
@@ -49,7 +49,10 @@ NOT_NULL = {
 def test_null_where_none_can_be(group, name, main_here, tmp_path, nothing_is_loaded):
     (tmp_path / "null.yaml").write_text(f"{group}:\n  {name}:\n")
     done = main_here(tmp_path, "predict", "--config=null.yaml")
-    if group == "model" and name in (*LINKED, "seed"):  # jsonargparse passes it on first
+    if group == "model" and name in (
+        *TASKS["predict"].linked,
+        "seed",
+    ):  # jsonargparse passes it on first
         one_line(done, 2, f'"model.{name}"')
     else:
         one_line(done, 1, f"{group}.{name}: null;")

@@ -17,6 +17,11 @@ from tests.support.commands import ROOT
 SCRIPT = Path(sys.executable).with_name("lit-dola")
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 SCHEMA = json.loads((ROOT / "configs/schema.json").read_text())
+SCHEMAS = {
+    "predict": SCHEMA,
+    "evaluate": SCHEMA,
+    "answer": json.loads((ROOT / "configs/schema-answer.json").read_text()),
+}
 
 
 def lit_dola(*args):
@@ -65,15 +70,25 @@ def test_completion_in_bash(tmp_path, monkeypatch, capsys):
 
 def test_the_schema_is_the_one_of_these_settings():
     """Otherwise run: python -m docs.make_schema > configs/schema.json."""
-    Draft202012Validator.check_schema(SCHEMA)
-    assert config_schema() == SCHEMA
+    for task in ("evaluate", "answer"):
+        Draft202012Validator.check_schema(SCHEMAS[task])
+        assert config_schema(task) == SCHEMAS[task]
+
+
+def task_of(text):
+    """The task that a configuration is for."""
+    if "question_json:" in text:
+        return "answer"
+    return "evaluate" if "variants:" in text else "predict"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_configs_fit_the_schema_and_name_it(path):
     text = path.read_text()
-    assert text.startswith("# yaml-language-server: $schema=schema.json\n")
-    Draft202012Validator(SCHEMA).validate(yaml.safe_load(text))
+    task = task_of(text)
+    file = "schema-answer.json" if task == "answer" else "schema.json"
+    assert text.startswith(f"# yaml-language-server: $schema={file}\n")
+    Draft202012Validator(SCHEMAS[task]).validate(yaml.safe_load(text))
 
 
 @pytest.mark.parametrize(
@@ -93,8 +108,7 @@ def test_every_setting_in_a_config_is_told_of(path):
     """Every configuration shows the command that runs it."""
     text = path.read_text()
     comments = [line.partition("#")[2].strip() for line in text.splitlines() if "#" in line]
-    command = "evaluate" if "variants:" in text else "predict"
-    assert f"python main.py {command} --config configs/{path.name}" in comments
+    assert f"python main.py {task_of(text)} --config configs/{path.name}" in comments
 
 
 @pytest.mark.parametrize(

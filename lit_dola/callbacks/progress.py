@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from lit_dola.data.datamodule import plan_of
+from lit_dola.data.base import plan_of
 from lit_dola.tasks.base import JanusModule
 
 _HARMLESS = (

@@ -16,13 +16,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from lit_dola import __version__
-from lit_dola.data.datamodule import plan_of
-from lit_dola.data.requests import Failure, ImageRequest, RunPlan
+from lit_dola.data.base import plan_of
+from lit_dola.data.requests import Failure, ImageKey, RunPlan
 from lit_dola.errors import RankError, UserError, given_path
 from lit_dola.runs.claim import Claim, alone_in
 from lit_dola.runs.files import append_line
 from lit_dola.runs.folder import delete_half_written, image_files
-from lit_dola.runs.records import ImageRecord, Record, RecordLog
+from lit_dola.runs.records import Kind, Record, RecordLog, RunRecord
 from lit_dola.runs.resume import OnMismatch, RunStart, start_run
 from lit_dola.tasks.base import JanusModule
 
@@ -35,7 +35,7 @@ _RANK_TIMEOUT = timedelta(days=365)
 class RunWriter(BasePredictionWriter):
     """Writes the results of a task into a folder, and resumes what an earlier run left there.
 
-    A subclass says which file a request leads to (:meth:`file_of`), which files belong to a record
+    A subclass says what kind of results it writes, which files belong to a record
     (:meth:`files_of`), how to write a batch (:meth:`write_batch`), and which reports to write at
     the end (:meth:`write_reports`).
 
@@ -43,6 +43,9 @@ class RunWriter(BasePredictionWriter):
         output_dir: As the setting ``writer.output_dir``.
         on_mismatch: As the setting ``writer.on_mismatch``.
     """
+
+    kind: Kind
+    """What kind of results it writes."""
 
     def __init__(self, output_dir: str, on_mismatch: OnMismatch) -> None:
         super().__init__(write_interval="batch")
@@ -70,13 +73,9 @@ class RunWriter(BasePredictionWriter):
             UserError: If it cannot be done.
         """
 
-    def file_of(self, request: ImageRequest) -> str:
-        """Return the main file of a request, relative to the run's folder, with ``/``."""
-        raise NotImplementedError
-
-    def files_of(self, record: ImageRecord) -> Sequence[str] | None:
+    def files_of(self, record: Any) -> Sequence[str] | None:
         """Return the files that belong to a record; None if it must be made again."""
-        raise NotImplementedError
+        return ()
 
     def write_batch(self, results: Any) -> Sequence[Failure]:
         """Submit the writes of one predict step; return the requests that failed."""
@@ -111,7 +110,7 @@ class RunWriter(BasePredictionWriter):
         pl_module.take_batching(self._plan, trainer.precision, earlier)
         self._log, self._error_log = (
             RecordLog(self.output_dir, name).of_rank(trainer.global_rank, token)
-            for name in ("metadata", "errors")
+            for name in (self.kind.log, "errors")
         )
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="writer")
         self._ranks = (
@@ -125,11 +124,11 @@ class RunWriter(BasePredictionWriter):
         try:
             self.check(module, self._plan)
             start, self._claim = start_run(
+                self.kind,
                 self._plan,
                 self.output_dir,
                 self.on_mismatch,
                 self._settings,
-                self.file_of,
                 self.files_of,
             )
             return start
@@ -168,7 +167,7 @@ class RunWriter(BasePredictionWriter):
         """Call a function on one of the writing threads."""
         self._writing.append(self._threads.submit(write, *args))
 
-    def append_record(self, record: ImageRecord) -> None:
+    def append_record(self, record: RunRecord) -> None:
         """Append a record to this rank's log, which marks its files as complete."""
         self._append(self._log, record.to_line())
 
@@ -214,11 +213,14 @@ class RunWriter(BasePredictionWriter):
 
     def _merge(self, claim: Claim) -> None:
         """Merge the logs, and count what was skipped and what is missing."""
-        made: set[str] = set()
+        made: set[ImageKey] = set()
         failed: set[tuple[int, int]] = set()
+        files = image_files(self.output_dir)  # a folder may have been deleted meanwhile
 
         def note_made(line: Record) -> Record:
-            made.add(line["file"])
+            record = self.kind.from_line(line)
+            if files.issuperset(self.files_of(record) or ()):
+                made.add(record.key)
             return line
 
         def note_failed(line: Record) -> Record:
@@ -227,13 +229,12 @@ class RunWriter(BasePredictionWriter):
 
         with alone_in(self.output_dir):
             living = claim.others()
-            RecordLog(self.output_dir, "metadata").merge(note_made, living)
+            RecordLog(self.output_dir, self.kind.log).merge(note_made, living)
             self.num_failures = RecordLog(self.output_dir, "errors").merge(note_failed, living)
         if self.num_failures:
             self.skipped[self.output_dir] = self.num_failures
-        made &= image_files(self.output_dir)  # a folder may have been deleted meanwhile
         self.num_missing = sum(
-            self.file_of(request) not in made and request.key not in failed
+            request.key not in made and request.key not in failed
             for request in self._plan.asked_for
         )
 
@@ -247,10 +248,10 @@ class RunWriter(BasePredictionWriter):
         missing = trainer.strategy.broadcast(self.num_missing)
         if missing:
             raise UserError(
-                f"{self.output_dir}: {missing} of {len(self._plan.asked_for)} images are missing;"
-                " expected all of them, but the trainer ended the run early (limit_predict_batches,"
-                " fast_dev_run, max_time) or something deleted them; the same command without such"
-                " a setting makes them"
+                f"{self.output_dir}: {missing} of {len(self._plan.asked_for)} {self.kind.results}"
+                " are missing; expected all of them, but the trainer ended the run early"
+                " (limit_predict_batches, fast_dev_run, max_time) or something deleted them; the"
+                " same command without such a setting makes them"
             )
 
     def _release(self) -> None:

@@ -23,7 +23,7 @@ from lit_dola.runs.claim import alone_in
 from lit_dola.runs.files import make_folder, write_atomically
 from lit_dola.runs.folder import image_path, prompt_folders
 from lit_dola.runs.image_file import Format, encode_image
-from lit_dola.runs.records import ImageRecord
+from lit_dola.runs.records import IMAGES, ImageRecord
 from lit_dola.runs.resume import OnMismatch
 from lit_dola.tasks.base import JanusModule
 from lit_dola.tasks.generate import GeneratedImages, LitDoLa
@@ -50,6 +50,8 @@ class ImageWriter(RunWriter):
             new_folder (use ``{output_dir}-2``, or the next one that fits), or overwrite (delete
             those images).
     """
+
+    kind = IMAGES
 
     def __init__(
         self,
@@ -90,8 +92,7 @@ class ImageWriter(RunWriter):
                 f" prompt in {plan.prompt_file}, index of its image], both from 0"
             )
 
-    def file_of(self, request: ImageRequest) -> str:
-        """Return the path of a request's image."""
+    def _file_of(self, request: ImageRequest) -> str:
         return f"{_path(request).as_posix()}.{self.format}"
 
     def files_of(self, record: ImageRecord) -> Sequence[str] | None:
@@ -113,7 +114,7 @@ class ImageWriter(RunWriter):
             if place in results.inspections:
                 plot = self._write_inspection(request, image, results.inspections[place])
             record = ImageRecord(
-                self.file_of(request),
+                self._file_of(request),
                 request.prompt.text,
                 *request.key,
                 self.record_settings(),

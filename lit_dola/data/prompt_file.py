@@ -4,13 +4,14 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from lit_dola.data.requests import Failure, Prompt
 from lit_dola.errors import UserError
 
 PROMPT_KEYS = ("prompt", "text", "caption")
 """Keys that may hold an object's prompt; the first one found counts."""
+Entry = TypeVar("Entry")
 _MAX_DEPTH = 100
 """Levels of metadata: far more than anybody needs, and far fewer than a reader of JSON bears."""
 
@@ -29,10 +30,30 @@ def read_prompts(path: Path, skipped: list[Failure] | None = None) -> list[Promp
             skipped; the message names the file and the entry or line.
     """
     files = _text_files(path) if path.is_dir() else []
-    text = "" if files else _read_text(path)
+    if not files:
+        return read_entries(path, _prompt, skipped)
     try:
-        entries = _files(files) if files else _entries(text, path.suffix.lower())
-        return _read_entries(*entries, skipped)
+        return _read_entries(*_files(files), _prompt, skipped)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error.__cause__
+
+
+def read_entries(
+    path: Path, make: Callable[[int, Any], Entry], skipped: list[Failure] | None = None
+) -> list[Entry]:
+    """Read a file of entries: JSON, JSON Lines or plain text.
+
+    Args:
+        path: The file; a ``.json`` file may hold JSON Lines, too.
+        make: Makes an entry of its index in the file and its content, or raises a UserError.
+        skipped: Receives the bad entries; if None, the first one is an error.
+
+    Raises:
+        UserError: As :func:`read_prompts`.
+    """
+    text = _read_text(path)
+    try:
+        return _read_entries(*_entries(text, path.suffix.lower()), make, skipped)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error.__cause__
 
@@ -43,7 +64,7 @@ def check_prompts(entries: Iterable[Any]) -> list[Prompt]:
     Raises:
         UserError: If an entry is not a prompt; the message names it.
     """
-    return _read_entries(*_listed(entries), None)
+    return _read_entries(*_listed(entries), _prompt, None)
 
 
 def _read_text(path: Path) -> str:
@@ -54,7 +75,7 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
     if not text.strip():
-        raise UserError(f"{path}: empty; expected at least one prompt")
+        raise UserError(f"{path}: empty; expected at least one entry")
     return text
 
 
@@ -79,14 +100,25 @@ def _entries(text: str, suffix: str) -> tuple[Iterable[tuple[str, Any]], Callabl
         return _lines(text), lambda entry, where: entry
     if suffix in (".jsonl", ".ndjson"):
         return _lines(text), _parse_json
+    if suffix == ".json" and _holds_lines(text):
+        return _lines(text), _parse_json
     document = _parse_json(text)
     if isinstance(document, _Pairs):
         values: list[Any] = [{"id": key, "prompt": value} for key, value in document.pairs]
     elif isinstance(document, list):
         values = document
     else:
-        raise UserError(f"found {_kind(document)}; expected a list or an object of prompts")
+        raise UserError(f"found {kind_of(document)}; expected a list or an object of prompts")
     return _listed(values)
+
+
+def _holds_lines(text: str) -> bool:
+    """Return whether a text is JSON Lines: its first line is an object, and more follows it."""
+    first, _, rest = text.strip().partition("\n")
+    try:
+        return bool(rest.strip()) and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _listed(values: Iterable[Any]) -> tuple[Iterable[tuple[str, Any]], Callable[..., Any]]:
@@ -96,21 +128,24 @@ def _listed(values: Iterable[Any]) -> tuple[Iterable[tuple[str, Any]], Callable[
 
 
 def _read_entries(
-    entries: Iterable[tuple[str, Any]], parse: Callable[..., Any], skipped: list[Failure] | None
-) -> list[Prompt]:
-    prompts: list[Prompt] = []
-    reason = "empty; expected at least one prompt"
+    entries: Iterable[tuple[str, Any]],
+    parse: Callable[..., Any],
+    make: Callable[[int, Any], Entry],
+    skipped: list[Failure] | None,
+) -> list[Entry]:
+    found: list[Entry] = []
+    reason = "empty; expected at least one entry"
     for index, (where, entry) in enumerate(entries):
         try:
-            prompts.append(_prompt(index, parse(entry, where)))
+            found.append(make(index, parse(entry, where)))
         except UserError as error:
             reason = f"{where}: {error}"
             if skipped is None:
                 raise UserError(reason) from error.__cause__
             skipped.append(Failure(index, None, None, reason))
-    if not prompts:
+    if not found:
         raise UserError(reason)
-    return prompts
+    return found
 
 
 def _lines(text: str) -> Iterable[tuple[str, str]]:
@@ -167,18 +202,22 @@ def _prompt(index: int, entry: Any) -> Prompt:
             raise UserError(f"no prompt; expected one of the keys {', '.join(PROMPT_KEYS)}")
         text, metadata = entry[key], {name: entry[name] for name in entry if name != key}
     else:
-        raise UserError(f"found {_kind(entry)}; expected a string or an object")
+        raise UserError(f"found {kind_of(entry)}; expected a string or an object")
     if not isinstance(text, str):
-        raise UserError(f"prompt is {_kind(text)}; expected a string")
+        raise UserError(f"prompt is {kind_of(text)}; expected a string")
     if not text.strip():
         raise UserError("prompt is empty; expected a text")
-    _check_writable("prompt", text)
-    _check_writable("metadata", metadata)
+    check_writable("prompt", text)
+    check_writable("metadata", metadata)
     return Prompt(index, text.strip(), metadata)
 
 
-def _check_writable(what: str, value: Any) -> None:
-    """Check that a value can be written to ``metadata.jsonl`` later."""
+def check_writable(what: str, value: Any) -> None:
+    """Check that a value can be written to a record later.
+
+    Raises:
+        UserError: If it cannot.
+    """
     level, depth = [value], 0
     while level := [inner for outer in level for inner in _inner(outer)]:
         depth += 1
@@ -198,7 +237,7 @@ def _inner(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list) else ()
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """Name the type of a JSON value."""
     if value is None:
         return "null"

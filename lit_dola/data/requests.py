@@ -1,8 +1,9 @@
-"""The nouns of a run: prompts, the images requested of them, failures, and the plan of it all."""
+"""The nouns of a run: prompts and questions, what is requested of them, failures, and the plan."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.tokenizer import PromptEncoder
@@ -38,6 +39,26 @@ class Failure(NamedTuple):
     reason: str
 
 
+class Request(Protocol):
+    """One result to make, whatever the task."""
+
+    @property
+    def prompt(self) -> Prompt:
+        """The entry that it comes from."""
+
+    @property
+    def input_ids(self) -> list[int]:
+        """Token ids of its prompt."""
+
+    @property
+    def key(self) -> ImageKey:
+        """The key of its random stream; no other request of the run has it."""
+
+    @property
+    def subject(self) -> str:
+        """What the result is about: a folder has results of one subject per key."""
+
+
 class ImageRequest(NamedTuple):
     """One image to make."""
 
@@ -51,6 +72,38 @@ class ImageRequest(NamedTuple):
     def key(self) -> ImageKey:
         """The key of its random stream."""
         return ImageKey(self.prompt.prompt_index, self.image_index)
+
+    @property
+    def subject(self) -> str:
+        """The prompt."""
+        return self.prompt.text
+
+
+class QuestionRequest(NamedTuple):
+    """One question to answer."""
+
+    prompt: Prompt
+    """The entry; its text is the question, its metadata the whole entry."""
+    pictures: tuple[Path, ...]
+    names: tuple[str, ...]
+    """The pictures as the entry names them."""
+    input_ids: list[int]
+    """Token ids of the prompt, with the image token at the places of the pictures."""
+
+    @property
+    def key(self) -> ImageKey:
+        """The key of its random stream."""
+        return ImageKey(self.prompt.prompt_index, 0)
+
+    @property
+    def subject(self) -> str:
+        """The pictures and the question."""
+        return question_subject(self.names, self.prompt.text)
+
+
+def question_subject(pictures: Sequence[str], question: str) -> str:
+    """Return what an answer is about, in one line."""
+    return " ".join([*pictures, question])
 
 
 @dataclass
@@ -67,20 +120,20 @@ class RunPlan:
     """Whether an image that cannot be made ends the run or is skipped."""
     checkpoint: Checkpoint
     encoder: PromptEncoder
-    requests: list[ImageRequest]
-    """Images still to make; at first all that are asked for."""
+    requests: Sequence[Request]
+    """Results still to make; at first all that are asked for."""
     failures: list[Failure] = field(default_factory=list)
     """Entries of the prompt file that were skipped."""
     num_done: int = 0
-    """Images that an earlier run has made."""
-    images_per_batch: int | None = None
-    """Images per batch; None until the model is loaded, if they depend on its memory."""
+    """Results that an earlier run has made."""
+    batch_size: int | None = None
+    """Results per batch; None until the model is loaded, if they depend on its memory."""
     compile: bool | None = None
     """Whether the decoding step is compiled; None if the settings and the device decide."""
 
     def __post_init__(self) -> None:
         self.asked_for = self.requests
-        """All images that are asked for, whether done or not."""
+        """All results that are asked for, whether done or not."""
 
     @property
     def longest_prompt(self) -> int:

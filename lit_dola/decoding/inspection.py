@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from lit_dola.decoding.guidance import Scoring, drawable_tokens, score_logits
 from lit_dola.decoding.loop import StreamKey, cfg_pair
 from lit_dola.decoding.sampling import entropy_of, gumbel_noise, stream_keys, temper
-from lit_dola.janus.model import Backbone
+from lit_dola.janus.model import ImageBackbone
 
 _STEPS_AT_ONCE = 64
 
@@ -40,7 +40,7 @@ class Inspection(NamedTuple):
 
 @torch.no_grad()
 def inspect_tokens(
-    janus: Backbone,
+    janus: ImageBackbone,
     scoring: Scoring,
     layer: int,
     input_ids: list[int],
@@ -73,7 +73,7 @@ def inspect_tokens(
 
 
 def _hidden_states(
-    janus: Backbone, scoring: Scoring, layer: int, input_ids: list[int], tokens: Tensor
+    janus: ImageBackbone, scoring: Scoring, layer: int, input_ids: list[int], tokens: Tensor
 ) -> Tensor:
     """Return the final and middle states of both branches that each token is drawn from.
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from lit_dola.decoding.cache import KVCache
-from lit_dola.decoding.loop import Branches, OnStep, TokenGenerator, row_lengths
+from lit_dola.decoding.loop import OnStep, TokenGenerator
+from lit_dola.decoding.prefill import Branches, row_lengths
 
 
 class SpeculativeGenerator(TokenGenerator):
@@ -47,12 +48,12 @@ class SpeculativeGenerator(TokenGenerator):
     def _decode(
         self,
         prompts: Sequence[Branches],
+        first: tuple[Tensor, Tensor],
         cache: KVCache,
         streams: Tensor,
         on_step: OnStep | None,
     ) -> tuple[Tensor, Tensor]:
         slots = torch.arange(cache.slots, device=streams.device)
-        first = self._first_token(prompts, cache, streams)
         state = _State(
             self.max_new_tokens, self.window, *first, streams, row_lengths(prompts, slots)
         )

@@ -5,17 +5,17 @@ at slot 0 of the cache and is as long as its own prompt and tokens, so what happ
 not depend on its neighbours.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_dola.decoding.cache import KVCache, PrefillView
+from lit_dola.decoding.cache import KVCache
 from lit_dola.decoding.guidance import Scoring
+from lit_dola.decoding.prefill import Branches, longest_prompt, prefill, round_up, row_lengths
 from lit_dola.decoding.sampling import stream_keys
-from lit_dola.decoding.step import Decoder, compile_step, decode_window, draw, forward_layers
+from lit_dola.decoding.step import Decoder, compile_step, decode_window, draw
 from lit_dola.janus.layers import LayerAdapter
 from lit_dola.janus.model import Backbone, Head
 from lit_dola.janus.tokenizer import unconditional_ids
@@ -23,13 +23,9 @@ from lit_dola.janus.tokenizer import unconditional_ids
 ATTENDED_BUCKET = 64
 """A step attends to a multiple of this many slots. Otherwise the longest row would decide how the
 sums of all others are rounded; compiled, there is one CUDA graph per multiple."""
-PREFILL_BUCKET = 16
-"""A prompt is prefilled in a shape of a multiple of this many tokens."""
 _STOP_CHECK_EVERY = 16
 """Steps between two looks at whether every sequence has stopped: each look waits for the device."""
 
-Branches = tuple[Sequence[int], ...]
-"""Token ids of a prompt's conditional branch and, with guidance, of its unconditional branch."""
 StreamKey = tuple[int, int]
 """Prompt index and image index, which select a sequence's random stream."""
 OnStep = Callable[[int], None]
@@ -73,6 +69,7 @@ class TokenGenerator:
             must run the same number of passes, whatever prompts they have.
         fill_to: Sequences that a smaller batch is filled up to, with copies of its last one: a GPU
             chooses kernels, and with them the order of sums, by the number of rows.
+        prior: Added to the scores of every token, float32 ``(vocab,)``.
 
     Example:
         >>> generate = TokenGenerator(
@@ -100,12 +97,13 @@ class TokenGenerator:
         compile: bool = False,
         share_prefill: bool = True,
         fill_to: int = 1,
+        prior: Tensor | None = None,
     ) -> None:
         run_layer = LayerAdapter.of(janus.language_model)
         if layer is None:
             scoring = scoring.baseline
         needed = layer if scoring.strength > 0 else None
-        self.decoder = Decoder(janus.language_model, head, scoring, needed, run_layer)
+        self.decoder = Decoder(janus.language_model, head, scoring, needed, run_layer, prior)
         self.max_new_tokens = max_new_tokens
         self.stop_ids = tuple(stop_ids)
         self.max_prompt_length = max_prompt_length
@@ -121,6 +119,7 @@ class TokenGenerator:
         prompts: Sequence[Branches],
         keys: Sequence[StreamKey],
         on_step: OnStep | None = None,
+        embeddings: Tensor | None = None,
     ) -> Tensor:
         """Draw the tokens of a batch of sequences.
 
@@ -130,6 +129,7 @@ class TokenGenerator:
             keys: The random stream of each sequence.
             on_step: Called after each step with the number of tokens drawn per sequence so far;
                 the device may still be computing them.
+            embeddings: What negative token ids of prompts stand for, ``(rows, hidden)``.
 
         Returns:
             Token ids, int64 ``(sequences, max_new_tokens)``. A sequence that has stopped repeats
@@ -145,24 +145,27 @@ class TokenGenerator:
         cache = self._cache_for(prompts)
         prompt_index, image_index = torch.tensor(keys, device=weight.device).unbind(dim=1)
         streams = stream_keys(self.decoder.scoring.seed, prompt_index, image_index)
-        tokens, finite = self._decode(prompts, cache, streams, on_step)
+        states = prefill(self.decoder, prompts, cache, self.share_prefill, embeddings)
+        first = draw(self.decoder, states, streams, torch.zeros_like(streams)[:, None])
+        tokens, finite = self._decode(prompts, first, cache, streams, on_step)
         _check_finite(tokens[:count], finite[:count])
         return tokens[:count]
 
     def _decode(
         self,
         prompts: Sequence[Branches],
+        first: tuple[Tensor, Tensor],
         cache: KVCache,
         streams: Tensor,
         on_step: OnStep | None,
     ) -> tuple[Tensor, Tensor]:
-        """Draw all tokens; returns them and whether their logits were finite."""
+        """Draw all tokens after the first; returns them and whether their logits were finite."""
         counter = torch.arange(cache.slots, device=streams.device)
-        prompt_lengths, longest = row_lengths(prompts, counter), _longest(prompts)
+        prompt_lengths, longest = row_lengths(prompts, counter), longest_prompt(prompts)
         tokens = counter.new_empty(len(streams), self.max_new_tokens)
         finite = torch.ones_like(tokens, dtype=torch.bool)
         stop = _Stop(self.stop_ids, streams)
-        token, ok = self._first_token(prompts, cache, streams)
+        token, ok = first
         for step in range(self.max_new_tokens):
             if step > 0:
                 token, ok = self._run_step(
@@ -179,13 +182,6 @@ class TokenGenerator:
                 return tokens[:, : step + 1], finite[:, : step + 1]
         return tokens, finite
 
-    def _first_token(
-        self, prompts: Sequence[Branches], cache: KVCache, streams: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Prefill, and draw the first token of each sequence; returns as :func:`draw`."""
-        states = _prefill(self.decoder, prompts, cache, self.share_prefill)
-        return draw(self.decoder, states, streams, torch.zeros_like(streams)[:, None])
-
     def _run_step(self, *inputs: Any) -> tuple[Tensor, Tensor]:
         """Call :func:`decode_window`; compiled, what it returns lasts until the next call."""
         if self.compile:
@@ -199,7 +195,7 @@ class TokenGenerator:
 
     def _attended(self, counter: Tensor, count: int) -> Tensor:
         """Slots that a step reads: those in use, and a few more."""
-        slots = counter[: _round_up(count, ATTENDED_BUCKET)]
+        slots = counter[: round_up(count, ATTENDED_BUCKET)]
         if self.compile:
             torch._dynamo.maybe_mark_dynamic(slots, 0)  # unless there is only one length
         return slots
@@ -207,8 +203,8 @@ class TokenGenerator:
     def _cache_for(self, prompts: Sequence[Branches]) -> KVCache:
         """Return the cache of earlier batches if it is large enough, else a new one."""
         rows = len(prompts) * len(prompts[0])
-        length = max(self.max_prompt_length, _longest(prompts))
-        slots = _round_up(length + self.max_new_tokens + self.lookahead, ATTENDED_BUCKET)
+        length = max(self.max_prompt_length, longest_prompt(prompts))
+        slots = round_up(length + self.max_new_tokens + self.lookahead, ATTENDED_BUCKET)
         if self._cache is None or rows > self._cache.rows or slots > self._cache.slots:
             self._cache = None  # free it first
             language_model = self.decoder.language_model
@@ -247,62 +243,3 @@ def _check_finite(tokens: Tensor, finite: Tensor) -> None:
     if not finite.all():
         bad = (~finite).any(dim=1).nonzero().flatten().tolist()
         raise NotFiniteError(tokens, {image: int((~finite[image]).nonzero()[0]) for image in bad})
-
-
-def _longest(prompts: Sequence[Branches]) -> int:
-    return max(len(branches[0]) for branches in prompts)
-
-
-def row_lengths(prompts: Sequence[Branches], like: Tensor) -> Tensor:
-    """Return the length of each row's prompt, ``(rows, 1)``, on the device of ``like``."""
-    return like.new_tensor([len(ids) for branches in prompts for ids in branches])[:, None]
-
-
-def _round_up(count: int, to: int) -> int:
-    return math.ceil(count / to) * to
-
-
-def _prefill(decoder: Decoder, prompts: Sequence[Branches], cache: KVCache, shared: bool) -> Tensor:
-    """Run every prompt by itself, in a shape that depends on it alone, and fill its rows.
-
-    Args:
-        decoder: Model and settings.
-        prompts: The branches of each sequence's prompt.
-        cache: Filled from slot 0 on.
-        shared: Whether sequences of one prompt share a pass.
-
-    Returns:
-        The states that the first tokens are drawn from,
-        ``(layers, sequences * branches, 1, hidden)``.
-    """
-    sequences: dict[Any, list[int]] = {}
-    for sequence, prompt in enumerate(prompts):
-        key = (tuple(map(tuple, prompt)), None if shared else sequence)
-        sequences.setdefault(key, []).append(sequence)
-    device = decoder.language_model.embed_tokens.weight.device
-    place = torch.empty(len(prompts), dtype=torch.long)
-    states: list[Tensor] = []
-    for copies in sequences.values():
-        place[copies] = len(states)
-        branches = torch.arange(len(prompts[0]))
-        rows = torch.tensor(copies) * len(branches) + branches[:, None]
-        states.append(_prefill_one(decoder, prompts[copies[0]], cache, rows.to(device)))
-    together = torch.stack(states, dim=1)  # (layers, prompts, branches, 1, hidden)
-    return together[:, place.to(device)].flatten(1, 2)
-
-
-def _prefill_one(decoder: Decoder, branches: Branches, cache: KVCache, rows: Tensor) -> Tensor:
-    """Run the branches of one prompt; returns the states of the last token of each."""
-    embed, length = decoder.language_model.embed_tokens, len(branches[0])
-    bucket = _round_up(length, PREFILL_BUCKET)
-    padded = [[*ids, *[0] * (bucket - length)] for ids in branches]
-    input_ids = torch.tensor(padded, device=rows.device)
-    causal = torch.ones(bucket, bucket, dtype=torch.bool, device=rows.device).tril()
-    return forward_layers(
-        decoder,
-        embed(input_ids),
-        causal[None, None],
-        torch.arange(bucket, device=rows.device)[None],
-        PrefillView(cache, rows, length),
-        kept=slice(length - 1, length),
-    )

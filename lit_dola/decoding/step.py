@@ -36,6 +36,8 @@ class Decoder:
     layer: int | None
     """Index of the middle layer in ``hidden_states``; None if the scores need none."""
     run_layer: LayerAdapter
+    prior: Tensor | None = None
+    """Added to the scores of every token, float32 ``(vocab,)``."""
 
 
 Step = Callable[[Decoder, KVCache, Tensor, Tensor, Tensor, Tensor, Tensor], Any]
@@ -152,6 +154,8 @@ def draw(decoder: Decoder, states: Tensor, streams: Tensor, steps: Tensor) -> tu
     # (layers, branches, sequences * window, features)
     features = features.transpose(1, 2).flatten(2, 3)
     scores = score_features(features, decoder.head.linear, decoder.scoring)
+    if decoder.prior is not None:
+        scores = scores + decoder.prior
     streams = streams[:, None].expand_as(steps).flatten()
     token = decoder.scoring.draw(scores, gumbel_noise(streams, steps.flatten(), scores.shape[-1]))
     return token.view_as(steps), scores.amax(dim=-1).isfinite().view_as(steps)

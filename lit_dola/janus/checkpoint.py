@@ -258,6 +258,26 @@ def _check_sizes(config: JanusConfig) -> None:
         )
 
 
+_SO400M = {"hidden_size": 1152, "num_hidden_layers": 27, "mlp_ratio": 3.7362, "patch_size": 14}
+TOWERS: dict[str, dict[str, Any]] = {
+    "siglip_large_patch16_384": {
+        "hidden_size": 1024, "num_hidden_layers": 24, "mlp_ratio": 4.0, "patch_size": 16,
+    },
+    "siglip_so400m_patch14_384": _SO400M,
+    "siglip_so400m_patch14_224": _SO400M,
+}  # fmt: skip
+"""Sizes of the vision towers that DeepSeek's configs name, from its ``siglip_vit.py``."""
+
+
+def _tower(vision: dict[str, Any]) -> dict[str, Any]:
+    """Return the sizes of the vision tower that an original config names, with 16 heads."""
+    name = vision["model_name"]
+    patch_size = int(match[1]) if (match := re.search(r"patch(\d+)", name)) else 16
+    sizes = TOWERS.get(name, {"num_hidden_layers": 24, "patch_size": patch_size})
+    layers, last = sizes["num_hidden_layers"], vision.get("select_layer", -1)
+    return {**sizes, "num_hidden_layers": min(layers, last if last > 0 else layers + last + 1)}
+
+
 def _translate_original(config: dict[str, Any]) -> JanusConfig:
     """Translate DeepSeek's config to transformers'; all sizes come from the checkpoint."""
     language = {
@@ -275,16 +295,15 @@ def _translate_original(config: dict[str, Any]) -> JanusConfig:
             f"gen_head's image_token_embed is {head['image_token_embed']}; expected gen_aligner's"
             f" n_embed, {gen_aligner['n_embed']}"
         )
-    patch_size = int(match[1]) if (match := re.search(r"patch(\d+)", vision["model_name"])) else 16
-    image_size = vision["image_size"]
+    image_size, tower = vision["image_size"], _tower(vision)
     return JanusConfig(
         text_config=LlamaConfig(**language),
         vision_config=JanusVisionConfig(
             image_size=image_size,
-            patch_size=patch_size,
-            num_image_tokens=(image_size // patch_size) ** 2,
+            num_image_tokens=(image_size // tower["patch_size"]) ** 2,
             projection_dim=aligner["n_embed"],
             depth=aligner["depth"],
+            **tower,
         ),
         vq_config=JanusVQVAEConfig(
             num_embeddings=codebook["image_token_size"],

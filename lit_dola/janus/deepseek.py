@@ -26,7 +26,7 @@ class DeepSeekJanus(nn.Module):
         super().__init__()
         self.model = model
         self.language_model = model.language_model.model
-        self.gen_head = model.gen_head
+        self.gen_head = self.head_module = model.gen_head
         self.image_head = Head(
             features=self._image_features,
             linear=model.gen_head.vision_head,
@@ -46,7 +46,7 @@ class DeepSeekJanus(nn.Module):
         return features
 
     def decode_image_tokens(self, tokens: Tensor) -> Tensor:
-        """See :class:`lit_dola.janus.model.Backbone`."""
+        """See :class:`lit_dola.janus.model.ImageBackbone`."""
         shape = [len(tokens), self.embedding_size, self.grid, self.grid]
         pixels: Tensor = self.vq_model.decode_code(tokens, shape=shape)
         return pixels

@@ -1,17 +1,19 @@
 """Loading a checkpoint into a model, with either backend."""
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.deepseek import load_deepseek_janus
-from lit_dola.janus.model import Backbone, TransformersJanus, restore_rotary_frequencies
+from lit_dola.janus.model import Backbone, ImageBackbone, TransformersJanus
 from lit_dola.janus.quantization import Quantization, quantize_weights
+from lit_dola.janus.understanding import UnderstandingJanus
 from lit_dola.janus.weights import load_weights
 
 Backend = Literal["transformers", "deepseek"]
+Model = TypeVar("Model", TransformersJanus, UnderstandingJanus)
 
 
 def load_janus(
@@ -22,7 +24,7 @@ def load_janus(
     device: torch.device | str = "cpu",
     backend: Backend = "transformers",
     quantize: Quantization | None = None,
-) -> Backbone:
+) -> ImageBackbone:
     """Load the parts of a Janus checkpoint that image generation needs.
 
     Args:
@@ -44,27 +46,70 @@ def load_janus(
     """
     device = torch.device(device)
     first = torch.device("cpu") if quantize else device
-    janus: Backbone
+    janus: ImageBackbone
     if backend == "deepseek":
         janus = load_deepseek_janus(
             checkpoint, pad_token_id=pad_token_id, dtype=dtype, device=first
         )
     else:
-        try:
-            janus = TransformersJanus(checkpoint.config, pad_token_id)
-            janus.try_shapes()
-        except Exception as error:  # whatever transformers makes of a value it did not expect
-            reason = next(iter(str(error).strip().splitlines()), "no reason given")
-            raise UserError(
-                f"{checkpoint.folder / 'config.json'}: no Janus can be built of it:"
-                f" {type(error).__name__}: {reason}"
-            ) from error
-        load_weights(janus.model, checkpoint, dtype=dtype, device=first)
-    if quantize:
-        restore_rotary_frequencies(janus.language_model)  # they are on no device yet
-        quantize_weights(janus, quantize, device)
-        janus.model.to(device)
-    janus.restore_float32()
+        janus = _load(TransformersJanus, checkpoint, pad_token_id, dtype, first)
+    _finish(janus, quantize, device)
     if device.type == "cuda":  # tensor cores convolve fastest in this memory format
         janus.vq_model.to(memory_format=torch.channels_last)
     return janus
+
+
+def load_understanding(
+    checkpoint: Checkpoint,
+    *,
+    pad_token_id: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    quantize: Quantization | None = None,
+) -> UnderstandingJanus:
+    """Load the parts of a Janus checkpoint that answering questions about pictures needs.
+
+    Args:
+        checkpoint: As :func:`load_janus`.
+        pad_token_id: Token that stands for a picture where none is to be seen.
+        dtype: As :func:`load_janus`.
+        device: As :func:`load_janus`.
+        quantize: As :func:`load_janus`.
+
+    Raises:
+        UserError: As :func:`load_janus`.
+    """
+    device = torch.device(device)
+    first = torch.device("cpu") if quantize else device
+    janus = _load(UnderstandingJanus, checkpoint, pad_token_id, dtype, first)
+    _finish(janus, quantize, device)
+    return janus
+
+
+def _load(
+    model_class: type[Model],
+    checkpoint: Checkpoint,
+    pad_token_id: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Model:
+    try:
+        janus = model_class(checkpoint.config, pad_token_id)
+        janus.try_shapes()
+    except Exception as error:  # whatever transformers makes of a value it did not expect
+        reason = next(iter(str(error).strip().splitlines()), "no reason given")
+        raise UserError(
+            f"{checkpoint.folder / 'config.json'}: no Janus can be built of it:"
+            f" {type(error).__name__}: {reason}"
+        ) from error
+    load_weights(janus.model, checkpoint, model_class.unused, dtype=dtype, device=device)
+    janus.fill_buffers()
+    return janus
+
+
+def _finish(janus: Backbone, quantize: Quantization | None, device: torch.device) -> None:
+    """Quantize the weights if asked for."""
+    if quantize:
+        quantize_weights(janus, quantize, device)
+        janus.model.to(device)
+    janus.restore_float32()

@@ -5,7 +5,7 @@ The backbone is transformers' own Janus. No class of it is edited, subclassed or
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,24 +36,16 @@ class Head:
 
 
 class Backbone(Protocol):
-    """What this package needs of a loaded Janus, whichever package its code comes from."""
+    """What decoding needs of a loaded Janus, whichever package its code comes from."""
 
     model: nn.Module
     language_model: LlamaModel
-    gen_head: nn.Module
-    image_head: Head
-    vq_model: nn.Module
-    num_image_tokens: int
+    head_module: nn.Module
+    """The module of the head that decoding uses."""
     pad_token_id: int
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Iterate over every weight."""
-
-    def decode_image_tokens(self, tokens: Tensor) -> Tensor:
-        """Decode int64 ``(images, num_image_tokens)`` to pixels ``(images, 3, height, width)``.
-
-        Pixels are in [-1, 1], except where the VQ decoder overshoots.
-        """
 
     def restore_float32(self) -> None:
         """Restore to float32 what stays in it, after the whole module was cast.
@@ -62,9 +54,23 @@ class Backbone(Protocol):
         """
 
 
+class ImageBackbone(Backbone, Protocol):
+    """What image generation needs besides."""
+
+    image_head: Head
+    vq_model: nn.Module
+    num_image_tokens: int
+
+    def decode_image_tokens(self, tokens: Tensor) -> Tensor:
+        """Decode int64 ``(images, num_image_tokens)`` to pixels ``(images, 3, height, width)``.
+
+        Pixels are in [-1, 1], except where the VQ decoder overshoots.
+        """
+
+
 def linear_layers(janus: Backbone) -> list[nn.Linear]:
     """Return the linear layers that a decoding step reads, those of the head last."""
-    modules = [*janus.language_model.modules(), *janus.gen_head.modules()]
+    modules = [*janus.language_model.modules(), *janus.head_module.modules()]
     return [module for module in modules if isinstance(module, nn.Linear)]
 
 
@@ -78,6 +84,15 @@ class TransformersJanus(nn.Module):
     The weights are on the meta device until :func:`lit_dola.janus.weights.load_weights` fills them.
     """
 
+    unused = (
+        "lm_head.",
+        "model.vision_model.",
+        "model.aligner.",
+        "model.vqmodel.encoder.",
+        "model.vqmodel.quant_conv.",
+    )
+    """What the names of weights that are not loaded start with."""
+
     def __init__(self, config: JanusConfig, pad_token_id: int) -> None:
         super().__init__()
         with torch.device("meta"):
@@ -85,7 +100,7 @@ class TransformersJanus(nn.Module):
         del self.model.lm_head, self.model.model.vision_model, self.model.model.aligner
         del self.model.model.vqmodel.encoder, self.model.model.vqmodel.quant_conv
         self.language_model = self.model.model.language_model
-        self.gen_head = self.model.model.generation_head
+        self.gen_head = self.head_module = self.model.model.generation_head
         self.image_head = Head(
             features=self._image_features,
             linear=self.gen_head.vision_head,
@@ -96,20 +111,17 @@ class TransformersJanus(nn.Module):
         self.pad_token_id = pad_token_id
         self.eval().requires_grad_(False)
 
+    def fill_buffers(self) -> None:
+        """Compute what is not among the weights of a checkpoint, on the device of the weights."""
+        restore_rotary_frequencies(self.language_model)
+
     def try_shapes(self) -> None:
         """Run each part once while the weights are on the meta device, where it costs nothing.
 
         Raises whatever the parts raise if the config describes some that do not fit together.
         """
         tokens = torch.zeros(1, self.num_image_tokens, dtype=torch.long, device="meta")
-        states = self.image_head.embed(tokens)
-        rotary = type(self.language_model.rotary_emb)(config=self.language_model.config)
-        positions = torch.arange(self.num_image_tokens)[None]
-        # On the CPU: some releases of transformers enter autocast, which knows no meta device.
-        cos, sin = rotary(torch.zeros(1), positions)
-        states = self.language_model.layers[0](
-            states, position_embeddings=(cos.to("meta"), sin.to("meta"))
-        )
+        states = try_layer(self.language_model, self.image_head.embed(tokens))
         self.image_head.logits(self.language_model.norm(states))
         self.decode_image_tokens(tokens)
 
@@ -118,13 +130,24 @@ class TransformersJanus(nn.Module):
         return features
 
     def decode_image_tokens(self, tokens: Tensor) -> Tensor:
-        """See :class:`Backbone`."""
+        """See :class:`ImageBackbone`."""
         pixels: Tensor = self.vq_model.decode(tokens)
         return pixels
 
     def restore_float32(self) -> None:
         """See :class:`Backbone`."""
         restore_float32(self.language_model, self.vq_model)
+
+
+def try_layer(language_model: LlamaModel, states: Tensor) -> Tensor:
+    """Run the first layer of a Llama on the meta device, on states ``(rows, length, hidden)``."""
+    rotary = type(language_model.rotary_emb)(config=language_model.config)
+    positions = torch.arange(states.shape[1])[None]
+    # On the CPU: some releases of transformers enter autocast, which knows no meta device.
+    cos, sin = rotary(torch.zeros(1), positions)
+    layer: Any = language_model.layers[0]
+    output: Tensor = layer(states, position_embeddings=(cos.to("meta"), sin.to("meta")))
+    return output
 
 
 def restore_float32(language_model: LlamaModel, vq_model: nn.Module) -> None:

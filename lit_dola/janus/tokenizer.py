@@ -7,7 +7,7 @@ built from that class name would split text differently from how the model was t
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,8 +70,8 @@ class PromptEncoder:
         self._path = folder / "tokenizer.json"
         self._vocab_size = vocab_size
         self._tokenizer = _load_tokenizer(self._path)
-        config = read_json(folder / "tokenizer_config.json")
-        ids = {key: self._special_id(config, key) for key in _SPECIAL_TOKENS}
+        self._config = config = read_json(folder / "tokenizer_config.json")
+        ids = {name: self._special_id(name, _SPECIAL_TOKENS) for name in _SPECIAL_TOKENS}
         self.bos_token_id, self.pad_token_id = ids["bos_token"], ids["pad_token"]
         self.boi_token_id = ids["boi_token"]
 
@@ -103,8 +103,20 @@ class PromptEncoder:
         Raises:
             UserError: As :meth:`text`, or if the model cannot embed a token.
         """
-        ids = self._tokenizer.encode(self.text(prompt), add_special_tokens=False).ids
-        return [self._known(token) for token in (self.bos_token_id, *ids, self.boi_token_id)]
+        return [self.bos_token_id, *self.encode_text(self.text(prompt)), self.boi_token_id]
+
+    def encode_text(self, text: str) -> list[int]:
+        """Return the token ids of a text, without BOS.
+
+        Raises:
+            UserError: If the model cannot embed a token.
+        """
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return [self._known(token) for token in ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, without special tokens."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _known(self, token: int) -> int:
         if self._vocab_size is not None and token >= self._vocab_size:
@@ -114,15 +126,19 @@ class PromptEncoder:
             )
         return token
 
-    def _special_id(self, config: dict[str, Any], key: str) -> int:
-        extra = config.get("extra_special_tokens")
-        token = config.get(key) or (extra.get(key) if isinstance(extra, dict) else None)
+    def _special_token(self, name: str, defaults: Mapping[str, str]) -> Any:
+        """Return a special token as the checkpoint names it, else DeepSeek's."""
+        extra = self._config.get("extra_special_tokens")
+        token = self._config.get(name) or (extra.get(name) if isinstance(extra, dict) else None)
         if isinstance(token, dict):  # a serialized AddedToken
             token = token.get("content")
-        token = token or _SPECIAL_TOKENS[key]
+        return token or defaults[name]
+
+    def _special_id(self, name: str, defaults: Mapping[str, str]) -> int:
+        token = self._special_token(name, defaults)
         token_id = self._tokenizer.token_to_id(token) if isinstance(token, str) else None
         if token_id is None:
-            raise UserError(f"{self._path}: {key} {token!r} is not in the vocabulary")
+            raise UserError(f"{self._path}: {name} {token!r} is not in the vocabulary")
         return self._known(token_id)
 
     @staticmethod

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lit_dola.janus.model import Backbone
+from lit_dola.janus.model import ImageBackbone
 
 
-def decode_pixels(janus: Backbone, tokens: Tensor) -> Iterator[Tensor | None]:
+def decode_pixels(janus: ImageBackbone, tokens: Tensor) -> Iterator[Tensor | None]:
     """Decode images one at a time, so that an image's bytes do not depend on its batch.
 
     The last bit of a convolution depends on the size of its batch.

@@ -19,15 +19,6 @@ from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.files import read_json, refuse_pointer
 
-NOT_FOR_GENERATION = (
-    "lm_head.",
-    "model.vision_model.",
-    "model.aligner.",
-    "model.vqmodel.encoder.",
-    "model.vqmodel.quant_conv.",
-)
-"""Weights that image generation never uses, by their names in transformers."""
-
 _RENAMES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
@@ -93,13 +84,19 @@ def _aligner_layer(index: int) -> str:
 
 
 def load_weights(
-    model: nn.Module, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    unused: tuple[str, ...],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
     """Fill a model, built on the meta device, with the weights of a checkpoint.
 
     Args:
-        model: transformers' Janus without its parts in :data:`NOT_FOR_GENERATION`.
+        model: transformers' Janus without the parts that a task does not use.
         checkpoint: The checkpoint.
+        unused: What the names of the weights of those parts start with, in transformers' layout.
         dtype: Floating dtype to load the weights in.
         device: Device to load the weights onto.
 
@@ -112,8 +109,9 @@ def load_weights(
     missing, left_over, misshapen = set(expected), [], []
     for file, names in weight_files(folder).items():
         weights = {}
-        for source, tensor in _read_file(folder / file, names, original, device):
-            for name in rename_original(source) if original else (source,):
+        for source, whole in _read_file(folder / file, names, original, unused, device):
+            targets = rename_original(source) if original else (source,)
+            for name, tensor in zip(targets, _split(whole, targets)):
                 if name not in missing:
                     left_over.append(source)
                 elif tuple(tensor.shape) != expected[name]:
@@ -131,6 +129,15 @@ def load_weights(
     found = [f"{kind}: {_shorten(names)}" for kind, names in problems.items() if names]
     if found:
         raise UserError(f"{folder}: weights do not fit its config.json; {'; '.join(found)}")
+
+
+def _split(tensor: Tensor, names: tuple[str, ...]) -> tuple[Tensor, ...]:
+    """Return the part of an original tensor for each of its names in transformers."""
+    if len(names) > 1 and tensor.dim() > 0:  # query, key and value
+        return tensor.chunk(len(names))
+    if names[0].endswith("position_embedding.weight"):
+        tensor = tensor.flatten(0, -2) if tensor.dim() > 1 else tensor  # it has a batch dimension
+    return (tensor,) * len(names)
 
 
 def _shorten(names: list[str], most: int = 4) -> str:
@@ -175,13 +182,17 @@ def weight_files(folder: Path) -> dict[str, Collection[str] | None]:
 
 
 def _read_file(
-    path: Path, names: Collection[str] | None, original: bool, device: torch.device
+    path: Path,
+    names: Collection[str] | None,
+    original: bool,
+    unused: tuple[str, ...],
+    device: torch.device,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights of one file that generation needs, each read lazily."""
+    """Yield the weights of one file that a task needs, each read lazily."""
 
     def wanted(name: str) -> bool:
         targets = rename_original(name) if original else (name,)
-        return bool(targets) and not targets[0].startswith(NOT_FOR_GENERATION)
+        return bool(targets) and not targets[0].startswith(unused)
 
     refuse_pointer(path)
     try:

@@ -1,20 +1,19 @@
 """``python main.py compare``: a page that shows runs side by side, image by image."""
 
 import json
-import os
 from collections.abc import Sequence
 from hashlib import sha256
 from itertools import count, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from lit_dola.data.requests import ImageKey
 from lit_dola.errors import UserError, given_path, printable
-from lit_dola.reports.html import write_page
-from lit_dola.runs.files import make_folder, write_atomically
+from lit_dola.reports.answers import AnswerRun, write_answer_pages
+from lit_dola.reports.html import image_address, write_page
+from lit_dola.runs.answers import ANSWERS, read_answers
 from lit_dola.runs.folder import image_files
-from lit_dola.runs.records import ImageRecord, common_settings, read_images
+from lit_dola.runs.records import IMAGES, RESULTS, Kind, common_settings, read_images
 
 _VARIES = "varies"
 
@@ -24,7 +23,8 @@ class _Run(NamedTuple):
 
     name: str
     folder: Path
-    records: dict[ImageKey, ImageRecord]
+    kind: Kind
+    records: dict[ImageKey, Any]
     settings: dict[str, Any]
 
 
@@ -52,15 +52,21 @@ def compare(
     if len(runs) < 2:
         raise UserError(f"compare: {len(runs)} run; expected two or more")
     loaded = [_load(printable(name), folder) for name, folder in zip(_names(folders), folders)]
+    kind = loaded[0].kind
+    if other := next((run for run in loaded if run.kind != kind), None):
+        raise UserError(
+            f"compare: {loaded[0].folder} has {kind.results} and {other.folder} has"
+            f" {other.kind.results}; expected runs of one kind"
+        )
     keys = sorted(set.intersection(*(set(run.records) for run in loaded)))
-    keys = [key for key in keys if len({run.records[key].prompt for run in loaded}) == 1]
+    keys = [key for key in keys if len({run.records[key].subject for run in loaded}) == 1]
     notes = _mismatches(loaded, keys)
     if not keys:
         raise UserError(
-            f"compare: no image is in all of {', '.join(map(str, folders))}: {'; '.join(notes)};"
-            " expected runs of the same prompt file"
+            f"compare: none of the {kind.results} is in all of {', '.join(map(str, folders))}:"
+            f" {'; '.join(notes)}; expected runs of the same {kind.subject} file"
         )
-    if any(page_folder.glob("metadata*.jsonl")):
+    if any(path for log in RESULTS for path in page_folder.glob(f"{log}*.jsonl")):
         raise UserError(
             f"output: {page_folder} is the folder of a run, whose gallery would be replaced;"
             " expected another folder"
@@ -78,12 +84,17 @@ def _load(name: str, folder: Path) -> _Run:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: not a folder; expected one that predict has written")
     files = image_files(folder) if folder.is_dir() else set()
-    records = [record for record in read_images(folder) if record.file in files]
+    kind = IMAGES
+    records: list[Any] = [record for record in read_images(folder) if record.file in files]
     if not records:
-        raise UserError(f"{folder}: no images of a run; expected a folder that predict has written")
+        kind, records = ANSWERS, [*read_answers(folder)]
+    if not records:
+        raise UserError(
+            f"{folder}: no results of a run; expected a folder that predict or answer has written"
+        )
     by_key = {record.key: record for record in records}
     settings = {name: _VARIES for record in records for name in record.settings}
-    return _Run(name, folder, by_key, {**settings, **common_settings(records)})
+    return _Run(name, folder, kind, by_key, {**settings, **common_settings(records)})
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -100,26 +111,29 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _mismatches(runs: list[_Run], keys: list[ImageKey]) -> list[str]:
-    """Describe which images cannot be compared, and what makes the comparison unfair."""
+    """Describe which results cannot be compared, and what makes the comparison unfair."""
     notes = []
     shared = set(keys)
-    texts = [{key[0]: record.prompt for key, record in run.records.items()} for run in runs]
+    results, subject = runs[0].kind.results, runs[0].kind.subject
+    texts = [{key[0]: record.subject for key, record in run.records.items()} for run in runs]
     for run, prompts in zip(runs[1:], texts[1:]):
         both = sorted(prompts.keys() & texts[0].keys())
         if other := [index for index in both if prompts[index] != texts[0][index]]:
             first = other[0]
             notes.append(
-                f"{len(other)} prompts differ between {runs[0].name} and {run.name}: prompt {first}"
-                f" is {texts[0][first]!r:.60} and {prompts[first]!r:.60}; left out"
+                f"{len(other)} {subject}s differ between {runs[0].name} and {run.name}: {subject}"
+                f" {first} is {texts[0][first]!r:.60} and {prompts[first]!r:.60}; left out"
             )
     for run in runs:
         if left := len(run.records.keys() - shared):
-            notes.append(f"{left} of {len(run.records)} images of {run.name} are not in all runs")
+            notes.append(
+                f"{left} of {len(run.records)} {results} of {run.name} are not in all runs"
+            )
     for name, what in (("seed", "noise"), ("model_path", "model")):
         values = [run.settings.get(name) for run in runs]
         if any(value != values[0] for value in values):
             told = ", ".join(f"{run.name} {run.settings.get(name)}" for run in runs)
-            notes.append(f"{name} differs ({told}): the images are not of the same {what}")
+            notes.append(f"{name} differs ({told}): the {results} are not of the same {what}")
     return notes
 
 
@@ -131,6 +145,22 @@ def _write(
     seed: int,
     copy_images: bool,
 ) -> None:
+    names = dict.fromkeys(name for run in runs for name in run.settings)
+    values = {name: [run.settings.get(name) for run in runs] for name in names}
+    differences = {
+        name: value for name, value in values.items() if any(v != value[0] for v in value)
+    }
+    if runs[0].kind is ANSWERS:
+        answers = [AnswerRun(run.name, run.folder, run.records) for run in runs]
+        write_answer_pages(
+            output,
+            answers,
+            keys,
+            settings=[*differences.items()],
+            notes=notes,
+            copy_images=copy_images,
+        )
+        return
     rows = {
         key: [_address(run, number, key, output, copy_images) for number, run in enumerate(runs)]
         for key in keys
@@ -147,8 +177,6 @@ def _write(
                 "rows": [{"index": key.image_index, "files": rows[key]} for key in images],
             }
         )
-    names = dict.fromkeys(name for run in runs for name in run.settings)
-    values = {name: [run.settings.get(name) for run in runs] for name in names}
     shown = [{"name": run.name, "settings": run.settings} for run in runs]
     identity = json.dumps([shown, [prompt["text"] for prompt in prompts], list(rows.values())])
     write_page(
@@ -159,9 +187,7 @@ def _write(
         num_images=len(keys),
         prompts=prompts,
         notes=notes,
-        differences={
-            name: value for name, value in values.items() if any(v != value[0] for v in value)
-        },
+        differences=differences,
         seed=seed,
         page_id=sha256(identity.encode()).hexdigest()[:16],
     )
@@ -170,12 +196,5 @@ def _write(
 def _address(run: _Run, number: int, key: ImageKey, output: Path, copy_images: bool) -> str:
     """Return an image's URL relative to the page: of a copy, or of the image itself."""
     file = run.records[key].file
-    image = run.folder / file
-    if copy_images:
-        copy = output / "images" / str(number) / file
-        for folder in reversed(copy.relative_to(output).parents[:-1]):
-            make_folder(output / folder)
-        write_atomically(copy, [image.read_bytes()])
-        image = copy
-    # As bytes, because a folder's name need not be UTF-8.
-    return quote(os.fsencode(Path(os.path.relpath(image, output)).as_posix()))
+    copy = f"images/{number}/{file}" if copy_images else None
+    return image_address(run.folder / file, output, copy)

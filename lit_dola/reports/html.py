@@ -1,14 +1,16 @@
 """HTML pages from the templates next to this file: one file each, no server, no network."""
 
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lit_dola import __version__
-from lit_dola.runs.files import write_atomically
+from lit_dola.runs.files import make_folder, write_atomically
 
 
 def write_page(path: Path, template: str, **content: Any) -> None:
@@ -22,6 +24,27 @@ def write_page(path: Path, template: str, **content: Any) -> None:
     stream = _environment().get_template(template).stream(version=__version__, **content)
     stream.enable_buffering(1000)
     write_atomically(path, (part.encode("utf-8", "backslashreplace") for part in stream))
+
+
+def image_address(image: Path, page_folder: Path, copy: str | None = None) -> str:
+    """Return the URL of an image relative to a page.
+
+    Args:
+        image: The image.
+        page_folder: Folder of the page.
+        copy: Where to copy the image to, relative to the page's folder, with ``/``; None: the page
+            refers to the image where it is.
+
+    Raises:
+        OSError: If it cannot be copied.
+    """
+    if copy is not None:
+        for folder in reversed(Path(copy).parents[:-1]):
+            make_folder(page_folder / folder)
+        write_atomically(page_folder / copy, [image.read_bytes()])
+        image = page_folder / copy
+    # As bytes, because a folder's name need not be UTF-8.
+    return quote(os.fsencode(Path(os.path.relpath(image, page_folder)).as_posix()))
 
 
 @cache

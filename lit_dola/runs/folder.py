@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lit_dola.errors import UserError
 from lit_dola.runs.files import TEMPORARY_FILE, safe_name
-from lit_dola.runs.records import RecordLog
+from lit_dola.runs.records import RESULTS, RecordLog
 
 _PROMPT_FOLDER = re.compile(r"\d{5,}(_.*)?")
 _IMAGE_FILE = re.compile(r"img_(\d{2,})\.(jpg|png|webp|npy|inspect\.(?:png|npz))")
@@ -86,9 +86,9 @@ def prompt_folders(folder: Path) -> Iterator[Path]:
                 yield Path(entry.path)
 
 
-def delete_images(folder: Path) -> None:
-    """Delete the images of a run, everything made from them, and folders that become empty."""
-    for name in ("metadata", "errors"):
+def delete_results(folder: Path) -> None:
+    """Delete the results of a run, everything made from them, and folders that become empty."""
+    for name in (*RESULTS, "errors"):
         RecordLog(folder, name).merge(keep=lambda record: None)
     files = image_files(folder)
     for name in files:

@@ -1,4 +1,4 @@
-"""The records of a run: one JSON line per image in ``metadata.jsonl``, or per failure.
+"""The records of a run: one JSON line per result, as in ``metadata.jsonl``, or per failure.
 
 Each rank of each run appends to a file of its own, ``metadata.{rank}.{run}.jsonl``; the first rank
 merges them into ``metadata.jsonl``.
@@ -7,9 +7,9 @@ merges them into ``metadata.jsonl``.
 import json
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from lit_dola.data.old_names import rename_settings
 from lit_dola.data.prompt_file import refuse_constant
@@ -20,22 +20,84 @@ from lit_dola.runs.files import to_json, write_atomically
 Record = dict[str, Any]
 """A line as it is written."""
 
-_TYPES: dict[str, set[type]] = {
-    "file": {str, type(None)},
-    "prompt": {str},
-    "prompt_index": {int},
-    "image_index": {int},
-    "metadata": {dict, type(None)},
-    "inspection": {str, type(None)},
-    "forwards": {int, type(None)},
-    "at_once": {int, type(None)},
+_TYPES: dict[str, dict[str, set[type]]] = {
+    "metadata": {
+        "file": {str, type(None)},
+        "prompt": {str},
+        "prompt_index": {int},
+        "image_index": {int},
+        "metadata": {dict, type(None)},
+        "inspection": {str, type(None)},
+        "forwards": {int, type(None)},
+        "at_once": {int, type(None)},
+    },
+    "answers": {
+        "question_index": {int},
+        "pictures": {list},
+        "answer": {str},
+        "tokens": {list},
+        "settings": {dict},
+    },
+    "errors": {
+        "prompt": {str, type(None)},
+        "prompt_index": {int},
+        "image_index": {int, type(None)},
+    },
 }
-"""Types of a record's keys; None also stands for a key that is not there."""
-_TYPES_OF_FAILURES: dict[str, set[type]] = {
-    "prompt": {str, type(None)},
-    "prompt_index": {int},
-    "image_index": {int, type(None)},
-}
+"""Types of a record's keys, by log; None also stands for a key that is not there."""
+RESULTS = {"metadata": "images", "answers": "answers"}
+"""Logs of results, and what the results are called."""
+
+
+class RunRecord(Protocol):
+    """What a record says, whatever the task."""
+
+    @property
+    def key(self) -> ImageKey:
+        """Which result of the run it is."""
+
+    @property
+    def subject(self) -> str:
+        """What the result is about, see :class:`lit_dola.data.requests.Request`."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting that shaped the result, and the versions of the packages."""
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What else the entry of the result holds."""
+
+    def with_metadata(self, metadata: dict[str, Any]) -> "RunRecord":
+        """Return the record with what the entry holds now."""
+
+    def to_line(self) -> Record:
+        """Return the line to write."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of results, and where their records are."""
+
+    log: str
+    """Name of the log, without its suffix."""
+    subject: str
+    """What one of them is about."""
+    from_line: Callable[[Record], RunRecord]
+    """Reads a line of the log."""
+
+    @property
+    def results(self) -> str:
+        """What the results are called."""
+        return RESULTS[self.log]
+
+    def read(self, folder: Path) -> Iterator[RunRecord]:
+        """Yield the records of a folder, in the order of its log.
+
+        Raises:
+            UserError: If a line is no such record.
+        """
+        return map(self.from_line, RecordLog(folder, self.log).records())
 
 
 @dataclass(frozen=True)
@@ -62,6 +124,15 @@ class ImageRecord:
     def key(self) -> ImageKey:
         """Prompt index and image index."""
         return ImageKey(self.prompt_index, self.image_index)
+
+    @property
+    def subject(self) -> str:
+        """The prompt."""
+        return self.prompt
+
+    def with_metadata(self, metadata: dict[str, Any]) -> "ImageRecord":
+        """Return the record with what the entry holds now."""
+        return replace(self, metadata=metadata)
 
     @classmethod
     def from_line(cls, line: Record) -> "ImageRecord":
@@ -106,6 +177,9 @@ class ImageRecord:
         return {name: value for name, value in known.items() if value is not None}
 
 
+IMAGES = Kind("metadata", "prompt", ImageRecord.from_line)
+
+
 def read_images(folder: Path) -> Iterator[ImageRecord]:
     """Yield the records of a run's images, in the order of its log.
 
@@ -115,7 +189,7 @@ def read_images(folder: Path) -> Iterator[ImageRecord]:
     return map(ImageRecord.from_line, RecordLog(folder, "metadata").records())
 
 
-def common_settings(records: Iterable[ImageRecord]) -> dict[str, Any]:
+def common_settings(records: Iterable[RunRecord]) -> dict[str, Any]:
     """Return the settings that are the same in all records."""
     common: dict[str, Any] | None = None
     for record in records:
@@ -135,7 +209,7 @@ class RecordLog:
 
     Args:
         folder: Folder of the run.
-        name: ``metadata`` or ``errors``.
+        name: ``metadata``, ``answers`` or ``errors``.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -149,7 +223,7 @@ class RecordLog:
         """Yield records and their lines, skipping lines torn by a power cut.
 
         Raises:
-            UserError: If a line is not the record of an image or prompt.
+            UserError: If a line is not such a record.
         """
         # The merged file comes last: lines that another run is merging now are found there.
         for path in (*self._parts(), self.path):
@@ -163,17 +237,17 @@ class RecordLog:
                         record = None
                     if not self._is_record(record):
                         raise UserError(
-                            f"{path}: line {number}: not the record of an image; expected the"
-                            " folder of a run, or an empty one"
+                            f"{path}: line {number}: not a record of a run; expected the folder of"
+                            " a run, or an empty one"
                         )
                     yield record, line.rstrip(b"\n") + b"\n"
 
     def _is_record(self, line: Any) -> bool:
-        """Return whether a line is that of an image, or in ``errors.jsonl`` also of a prompt."""
-        if not isinstance(line, dict):
-            return False
-        types = _TYPES if self.path.stem == "metadata" else _TYPES_OF_FAILURES
-        return all(type(line.get(key)) in allowed for key, allowed in types.items())
+        """Return whether a line is a record of this log."""
+        types = _TYPES[self.path.stem]
+        return isinstance(line, dict) and all(
+            type(line.get(key)) in allowed for key, allowed in types.items()
+        )
 
     def records(self) -> Iterator[Record]:
         """Yield the records alone, see :meth:`read`."""
@@ -184,7 +258,7 @@ class RecordLog:
         keep: Callable[[Record], Record | None] = lambda record: record,
         living: Container[str] = (),
     ) -> int:
-        """Merge all files into one, sorted, with one line per image; one process at a time.
+        """Merge all files into one, sorted, with one line per result; one process at a time.
 
         Args:
             keep: Returns the record as it is to be written; None drops it.
@@ -213,5 +287,7 @@ class RecordLog:
 
 def _place(record: Record) -> tuple[int, int]:
     """Sort key of a line: by prompt and image; a line about a whole prompt comes first."""
+    if "question_index" in record:
+        return record["question_index"], 0
     image_index = record["image_index"]
     return record["prompt_index"], -1 if image_index is None else image_index

@@ -10,13 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal, NamedTuple
 
-from lit_dola.data.requests import ImageRequest, RunPlan
+from lit_dola.data.requests import ImageKey, RunPlan
 from lit_dola.errors import UserError
 from lit_dola.runs.claim import Claim, alone_in
 from lit_dola.runs.files import append_line
-from lit_dola.runs.folder import delete_images, image_files
+from lit_dola.runs.folder import delete_results, image_files
 from lit_dola.runs.image_file import is_whole
-from lit_dola.runs.records import ImageRecord, Record, RecordLog, read_images
+from lit_dola.runs.records import RESULTS, Kind, Record, RecordLog, RunRecord
 
 OnMismatch = Literal["error", "new_folder", "overwrite"]
 _BEFORE_THEY_EXISTED = {
@@ -26,7 +26,7 @@ _BEFORE_THEY_EXISTED = {
     "speculative": None,
 }
 """What settings amount to in a record that is older than they are."""
-FilesOf = Callable[[ImageRecord], Sequence[str] | None]
+FilesOf = Callable[[Any], Sequence[str] | None]
 """Returns the files that belong to a record, relative to the folder; None if it must be made again
 whatever is there."""
 
@@ -44,25 +44,25 @@ class RunStart(NamedTuple):
     token: str
     """Names the run's own logs."""
     earlier: dict[str, Any]
-    """Settings of an image that an earlier run left there; empty if it left none."""
+    """Settings of a result that an earlier run left there; empty if it left none."""
 
 
 def start_run(
+    kind: Kind,
     plan: RunPlan,
     output_dir: Path,
     on_mismatch: OnMismatch,
     settings: Mapping[str, Any],
-    file_of: Callable[[ImageRequest], str],
     files_of: FilesOf,
 ) -> tuple[RunStart, Claim]:
     """Prepare the folder of a run, keeping the results of an earlier one.
 
     Args:
+        kind: What kind of results it makes.
         plan: What the run is to make.
         output_dir: Folder that the user asked for.
-        on_mismatch: What to do if the folder has results of other settings or prompts.
+        on_mismatch: What to do if the folder has results of other settings or subjects.
         settings: Settings by name, as a record has them.
-        file_of: File that a request leads to, relative to the folder.
         files_of: Files that belong to a record.
 
     Returns:
@@ -73,14 +73,15 @@ def start_run(
             belong to a run.
         OSError: If the folder cannot be made or written to.
     """
-    prompts = {prompt.prompt_index: prompt.text for prompt, *_ in plan.requests}
-    claim = claim_folder(output_dir, on_mismatch, settings, prompts)
+    subjects = {request.key.prompt_index: request.subject for request in plan.requests}
+    claim = claim_folder(kind, output_dir, on_mismatch, settings, subjects)
     folder = claim.folder
     try:
         with TemporaryFile(dir=folder) as file:  # fails now rather than after an hour
             began = os.fstat(file.fileno()).st_mtime
-        metadata = {prompt.prompt_index: prompt.metadata for prompt, *_ in plan.requests}
-        done = _keep_complete(claim, files_of, metadata)
+        prompts = (request.prompt for request in plan.requests)
+        metadata = {prompt.prompt_index: prompt.metadata for prompt in prompts}
+        done = _keep_complete(kind, claim, files_of, metadata)
         for failure in plan.failures:
             log = RecordLog(folder, "errors").of_rank(0, claim.token)
             append_line(log, failure._asdict())
@@ -88,46 +89,51 @@ def start_run(
         claim.release()
         raise
     requests = enumerate(plan.requests)
-    missing = [place for place, request in requests if file_of(request) not in done]
-    earlier = next((record.settings for record in read_images(folder)), {})
+    missing = [place for place, request in requests if request.key not in done]
+    earlier = next((record.settings for record in kind.read(folder)), {})
     return RunStart(folder, missing, began, claim.token, earlier), claim
 
 
 def claim_folder(
+    kind: Kind,
     output_dir: Path,
     on_mismatch: OnMismatch,
     settings: Mapping[str, Any],
-    prompts: Mapping[int, str],
+    subjects: Mapping[int, str],
 ) -> Claim:
-    """Claim a folder that has no results of other settings or prompts.
+    """Claim a folder that has no results of other settings or subjects, or of another kind.
 
     Raises:
         UserError: If ``output_dir`` has some and ``on_mismatch`` is ``error``, or if a run of other
-            settings or prompts is writing to the folder.
+            settings or subjects is writing to the folder.
         OSError: If the folder cannot be made.
     """
-    digest = sha256(json.dumps(sorted(prompts.items())).encode()).hexdigest()[:16]
+    digest = sha256(json.dumps(sorted(subjects.items())).encode()).hexdigest()[:16]
     folder = output_dir
     for number in count(2):
         folder.mkdir(parents=True, exist_ok=True)
-        claim = Claim(folder, {**settings, "prompts": digest})
-        found = _take(claim, on_mismatch, settings, prompts)
+        claim = Claim(folder, {**settings, f"{kind.subject}s": digest})
+        found = _take(kind, claim, on_mismatch, settings, subjects)
         if not found:
             break
         if on_mismatch == "error":
             raise UserError(
-                f"writer.output_dir: {folder} holds images of another run: {'; '.join(found)};"
-                " expected the same settings and prompts, another folder, or"
+                f"writer.output_dir: {folder} holds results of another run: {'; '.join(found)};"
+                f" expected the same settings and {kind.subject}s, another folder, or"
                 " writer.on_mismatch new_folder or overwrite"
             )
         folder = Path(f"{os.path.abspath(output_dir)}-{number}")
     if folder != output_dir:
-        _log.warning("%s holds images of another run; writing to %s", output_dir, folder)
+        _log.warning("%s holds results of another run; writing to %s", output_dir, folder)
     return claim
 
 
 def _take(
-    claim: Claim, on_mismatch: OnMismatch, settings: Mapping[str, Any], prompts: Mapping[int, str]
+    kind: Kind,
+    claim: Claim,
+    on_mismatch: OnMismatch,
+    settings: Mapping[str, Any],
+    subjects: Mapping[int, str],
 ) -> list[str]:
     """Claim a folder unless it has results of another run; returns how that run differed."""
     try:
@@ -138,9 +144,9 @@ def _take(
         raise
     try:
         with alone_in(claim.folder):  # an equal run, started at once, must not delete ours
-            found = differences(read_images(claim.folder), settings, prompts)
+            found = _differences(kind, claim.folder, settings, subjects)
             if found and on_mismatch == "overwrite":
-                delete_images(claim.folder)
+                delete_results(claim.folder)
                 return []
     except BaseException:
         claim.release()
@@ -150,15 +156,28 @@ def _take(
     return found
 
 
+def _differences(
+    kind: Kind, folder: Path, settings: Mapping[str, Any], subjects: Mapping[int, str]
+) -> list[str]:
+    for log, results in RESULTS.items():
+        if log != kind.log and any(RecordLog(folder, log).records()):
+            return [f"it made {results}, not {kind.results}"]
+    return differences(kind, kind.read(folder), settings, subjects)
+
+
 def differences(
-    records: Iterable[ImageRecord], settings: Mapping[str, Any], prompts: Mapping[int, str]
+    kind: Kind,
+    records: Iterable[RunRecord],
+    settings: Mapping[str, Any],
+    subjects: Mapping[int, str],
 ) -> list[str]:
     """Return how an earlier run differed, one text per difference; empty if it did not.
 
     Args:
-        records: Records of the earlier run's images.
+        kind: What kind of results.
+        records: Records of the earlier run's results.
         settings: Settings by name, as a record has them.
-        prompts: Prompts by their index in the file.
+        subjects: What the results are about, by the index of their entry in the file.
     """
     for record in records:
         before = {**_BEFORE_THEY_EXISTED, **record.settings}
@@ -167,9 +186,9 @@ def differences(
             for name, value in settings.items()
             if name in before and not _is_same(name, before, settings)
         ]
-        index = record.prompt_index
-        if prompts.get(index, record.prompt) != record.prompt:
-            found.append(f"prompt {index} was {record.prompt!r:.60}, is {prompts[index]!r:.60}")
+        index, subject = record.key.prompt_index, record.subject
+        if subjects.get(index, subject) != subject:
+            found.append(f"{kind.subject} {index} was {subject!r:.60}, is {subjects[index]!r:.60}")
         if found:
             return found
     return []
@@ -186,30 +205,30 @@ def _is_same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bo
 
 
 def _keep_complete(
-    claim: Claim, files_of: FilesOf, metadata: Mapping[int, dict[str, Any]]
-) -> set[str]:
-    """Merge the logs, dropping records of incomplete images; return the files of the others.
+    kind: Kind, claim: Claim, files_of: FilesOf, metadata: Mapping[int, dict[str, Any]]
+) -> set[ImageKey]:
+    """Merge the logs, dropping records of incomplete results; return the keys of the others.
 
     The others get the metadata that their entries have now.
     """
     folder = claim.folder
-    done: set[str] = set()
+    done: set[ImageKey] = set()
 
     def keep(line: Record) -> Record | None:
-        record = ImageRecord.from_line(line)
+        record = kind.from_line(line)
         wanted = files_of(record)
         if wanted is None or not files.issuperset(wanted):
             return None
-        if record.file not in done and not all(is_whole(folder / file) for file in wanted):
+        if record.key not in done and not all(is_whole(folder / file) for file in wanted):
             return None
-        done.add(record.file)
-        now = metadata.get(record.prompt_index, record.metadata)
-        return line if now == record.metadata else {**line, "metadata": now}
+        done.add(record.key)
+        now = metadata.get(record.key.prompt_index, record.metadata)
+        return line if now == record.metadata else record.with_metadata(now).to_line()
 
     with alone_in(folder):
         living = claim.others()
         files = image_files(folder)
-        RecordLog(folder, "metadata").merge(keep, living)
+        RecordLog(folder, kind.log).merge(keep, living)
         # This run finds its own failures again.
         RecordLog(folder, "errors").merge(lambda line: None, living)
     return done

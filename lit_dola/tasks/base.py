@@ -1,28 +1,34 @@
 """What every task on a Janus needs: its checkpoint, middle layer, loading and sharding."""
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from logging import getLogger
+from typing import Any, Literal, Self
 
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.utilities.memory import is_oom_error
 
-from lit_dola.data.datamodule import shards_the_model
+from lit_dola.data.base import shards_the_model
+from lit_dola.data.old_names import notes, rename_settings
 from lit_dola.data.requests import RunPlan
 from lit_dola.decoding.cache import images_that_fit
+from lit_dola.decoding.guidance import Scoring
+from lit_dola.decoding.sampling import EntropyTemperature
 from lit_dola.dola import pick_static_layer_index
-from lit_dola.errors import RankError, UserError, printable
+from lit_dola.errors import RankError, UserError, printable, refuse_null, suggestion
 from lit_dola.janus.checkpoint import Checkpoint
-from lit_dola.janus.loading import Backend, load_janus
 from lit_dola.janus.model import Backbone
 from lit_dola.janus.packing import pack_weights, unpack_weights
 from lit_dola.janus.quantization import Quantization
 from lit_dola.tasks.batches import EXACT, BatchModule
 
+_log = getLogger(__name__)
 _PRECISIONS = ("32-true", "bf16-true", "16-true", "64-true")
 _NOT_RECORDED = {"parallel_size", "inspect"}
 """Settings that do not change any single result."""
-_BATCHING = {"images_per_batch", "compile"}
+_BATCHING = {"images_per_batch", "questions_per_batch", "compile"}
 _ROUNDING = {*_BATCHING, "speculative"}
 """Settings that change how a result is rounded: only in low precision this changes the result."""
 
@@ -30,15 +36,14 @@ _ROUNDING = {*_BATCHING, "speculative"}
 class JanusModule(BatchModule):
     """Loads a Janus, checks it against the settings, and records them.
 
-    A task subclasses this, makes its token loop in :meth:`make_generator`, and calls
-    :meth:`run_in_parts` in its ``predict_step``.
+    A task subclasses this, loads its parts of the model in :meth:`load`, makes its token loop in
+    :meth:`make_generator`, and calls :meth:`run_in_parts` in its ``predict_step``.
 
     Args:
         model_path: As the setting ``model.model_path``.
         dola: As the setting ``model.dola``.
         layer_ratio: As the setting ``model.layer_ratio``.
         layer: As the setting ``model.layer``.
-        backend: As the setting ``model.backend``.
         compile: As the setting ``model.compile``.
         quantize: As the setting ``model.quantize``.
     """
@@ -53,7 +58,6 @@ class JanusModule(BatchModule):
         dola: bool,
         layer_ratio: float,
         layer: int | None,
-        backend: Backend,
         compile: bool | Literal["auto"],
         quantize: Quantization | None,
     ) -> None:
@@ -61,10 +65,37 @@ class JanusModule(BatchModule):
         self.dola = dola
         self.layer_ratio = layer_ratio
         self.layer = layer
-        self.backend = backend
         self.quantize = quantize
         self.on_step: list[Callable[[int], None]] = []
         """Called after each decoding step with the number of tokens drawn per sequence."""
+
+    @classmethod
+    def checked(cls, settings: Mapping[str, Any]) -> Self:
+        """Create a model from settings by name, each checked as on the command line.
+
+        Raises:
+            UserError: If a setting is unknown or out of range.
+        """
+        for note in notes(settings):
+            _log.warning(note)
+        settings = rename_settings(settings)
+        parser = ArgumentParser(exit_on_error=False)
+        known = parser.add_class_arguments(cls)
+        for name in settings.keys() - set(known):
+            raise UserError(f"{name}: not a setting of the model{suggestion(name, known)}")
+        refuse_null(cls, settings)
+        try:
+            return cls(**parser.parse_object(settings).as_dict())
+        except ArgumentError as error:
+            raise UserError(" ".join(str(error).split())) from error
+
+    def make_scoring(self) -> Scoring:
+        """Return how logits become scores and tokens, from the settings of the same names."""
+        values = {field.name: self.hparams[field.name] for field in fields(Scoring)}
+        if values["entropy_temperature"]:
+            values["entropy_temperature"] = EntropyTemperature(*values["entropy_temperature"])
+        scoring = Scoring(**values)
+        return scoring if self.dola else scoring.baseline
 
     def middle_layer(self, checkpoint: Checkpoint) -> int | None:
         """Return the index of the middle layer in ``hidden_states``, or None with DoLa off.
@@ -138,7 +169,7 @@ class JanusModule(BatchModule):
             if shards_the_model(self.trainer):
                 self.shard_layers()
         language_model = self.janus.language_model
-        if plan.images_per_batch is None:
+        if plan.batch_size is None:
             slots = plan.longest_prompt + self.max_new_tokens
             weight = language_model.embed_tokens.weight
             fitting = images_that_fit(language_model.config, slots, weight)
@@ -146,16 +177,28 @@ class JanusModule(BatchModule):
                 torch.tensor(fitting, device=weight.device), reduce_op="min"
             )
             share = math.ceil(len(plan.requests) / self.trainer.world_size)
-            plan.images_per_batch = min(int(on_all_ranks), share)
+            plan.batch_size = min(int(on_all_ranks), share)
+
+    def load(self, checkpoint: Checkpoint, **how: Any) -> Backbone:
+        """Load what the task needs of the model.
+
+        Args:
+            checkpoint: The checkpoint.
+            how: ``pad_token_id``, ``dtype``, ``device`` and ``quantize``, as
+                :func:`lit_dola.janus.loading.load_janus` takes them.
+
+        Raises:
+            UserError: If it cannot be loaded.
+        """
+        raise NotImplementedError
 
     def _load(self, plan: RunPlan) -> None:
         try:
-            self.janus = load_janus(
+            self.janus = self.load(
                 plan.checkpoint,
                 pad_token_id=plan.encoder.pad_token_id,
                 dtype=torch.get_default_dtype(),
                 device=torch.get_default_device(),
-                backend=self.backend,
                 quantize=self.quantize,
             )
         except RuntimeError as error:

@@ -8,16 +8,17 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 
-from lit_dola.data.datamodule import plan_of, shards_the_model
+from lit_dola.data.base import plan_of, shards_the_model
 from lit_dola.data.requests import RunPlan
-from lit_dola.decoding.loop import PREFILL_BUCKET, TokenGenerator
+from lit_dola.decoding.loop import TokenGenerator
+from lit_dola.decoding.prefill import PREFILL_BUCKET
 from lit_dola.errors import RankError
 
 EXACT = ("32-true", "64-true")
 """Precisions in which a result does not depend on its batch."""
 
 _log = getLogger(__name__)
-_HALVED = "; in %s their pixels may differ slightly from those of whole batches: see their records"
+_HALVED = "; in %s they may differ slightly from those of whole batches: see their records"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,6 +32,10 @@ class BatchModule(LightningModule):
         compile: As the setting ``model.compile``.
     """
 
+    batch_setting = "images_per_batch"
+    """The setting that says how many items a batch has."""
+    items = "images"
+    """What they are called."""
     generator: TokenGenerator
     """The token loop, once prediction starts."""
 
@@ -74,9 +79,9 @@ class BatchModule(LightningModule):
         """
         if precision in EXACT:
             return
-        images, compiled = (earlier.get(name) for name in ("images_per_batch", "compile"))
-        if plan.images_per_batch is None and type(images) is int and images > 0:
-            plan.images_per_batch = images
+        size, compiled = (earlier.get(name) for name in (self.batch_setting, "compile"))
+        if plan.batch_size is None and type(size) is int and size > 0:
+            plan.batch_size = size
         if type(compiled) is bool:
             plan.compile = compiled
 
@@ -85,7 +90,7 @@ class BatchModule(LightningModule):
         if self.is_exact:
             return {}
         return {
-            "images_per_batch": self.plan.images_per_batch,
+            self.batch_setting: self.plan.batch_size,
             "compile": self.compiles,
             "prefill_bucket": PREFILL_BUCKET,
         }
@@ -95,7 +100,7 @@ class BatchModule(LightningModule):
         """Results that a smaller batch is filled up to."""
         if self.is_exact or self.device.type != "cuda":
             return 1
-        return self.at_once or self.plan.images_per_batch or 1
+        return self.at_once or self.plan.batch_size or 1
 
     def run_in_parts(self, batch: list[Item], run: Callable[[list[Item]], Result]) -> list[Result]:
         """Run a batch as a whole, or in smaller parts if it does not fit into memory.
@@ -113,8 +118,9 @@ class BatchModule(LightningModule):
                 continue
             if halved:
                 _log.warning(
-                    "out of memory: continuing with at most %d images at once%s",
+                    "out of memory: continuing with at most %d %s at once%s",
                     self.at_once,
+                    self.items,
                     "" if self.is_exact else _HALVED % self.trainer.precision,
                 )
                 halved = False
@@ -133,7 +139,9 @@ class BatchModule(LightningModule):
                 raise
             items = max(len(part), self.fill_to)
             if items == 1 or shards_the_model(self.trainer):  # ranks must stay in step
-                raise RankError(self.out_of_memory(f"{items} image(s)")) from error
+                raise RankError(
+                    self.out_of_memory(f"{items} {self.items.rstrip('s')}(s)")
+                ) from error
         # After the handler, because the error keeps the tensors of its frames alive.
         self.at_once = items // 2
         del self.generator
@@ -147,5 +155,6 @@ class BatchModule(LightningModule):
         return (
             f"out of memory at {what} of {self.model_path} in {self.trainer.precision}; expected a"
             " device with more free memory, --trainer.precision bf16-true, --model.quantize int8wo,"
-            " --trainer.strategy fsdp2 on several GPUs, a smaller --model.images_per_batch or model"
+            f" --trainer.strategy fsdp2 on several GPUs, a smaller --model.{self.batch_setting} or"
+            " model"
         )

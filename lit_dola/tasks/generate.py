@@ -1,51 +1,34 @@
 """Text-to-image generation with Janus and DoLa-static, one batch of images at a time."""
 
-import math
 from collections.abc import Mapping
 from itertools import chain
 from logging import getLogger
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import (
     ClosedUnitInterval,
     NonNegativeInt,
     PositiveInt,
-    restricted_number_type,
 )
 from torch import Tensor
 
-from lit_dola.data.datamodule import shards_the_model
-from lit_dola.data.old_names import notes, rename_settings
+from lit_dola.data.base import shards_the_model
 from lit_dola.data.requests import Failure, ImageKey, ImageRequest
-from lit_dola.decoding.guidance import ApcPolicy, Scoring
+from lit_dola.decoding.guidance import ApcPolicy
 from lit_dola.decoding.inspection import Inspection, inspect_tokens
 from lit_dola.decoding.jacobi import token_generator
 from lit_dola.decoding.loop import NotFiniteError, TokenGenerator, cfg_pair
-from lit_dola.decoding.sampling import EntropyTemperature
-from lit_dola.errors import UserError, refuse_null, suggestion
+from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
-from lit_dola.janus.loading import Backend
+from lit_dola.janus.loading import Backend, load_janus
+from lit_dola.janus.model import ImageBackbone
 from lit_dola.janus.quantization import Quantization
 from lit_dola.janus.tokenizer import Roles
 from lit_dola.janus.vq import decode_pixels
 from lit_dola.tasks.base import JanusModule
-
-if TYPE_CHECKING:
-    Fraction = float
-    Finite = float
-    PositiveFinite = float
-    Seed = int
-    Window = int
-else:
-    Finite = restricted_number_type("Finite", float, [(">=", 0), ("<", math.inf)])
-    PositiveFinite = restricted_number_type("PositiveFinite", float, [(">", 0), ("<", math.inf)])
-    Fraction = restricted_number_type("Fraction", float, [(">", 0), ("<=", 1)])
-    Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
-    Window = restricted_number_type("Window", int, [(">=", 2), ("<=", 1024)])
-
+from lit_dola.tasks.numbers import Finite, Fraction, PositiveFinite, Seed, Window
 
 _log = getLogger(__name__)
 
@@ -115,6 +98,9 @@ class LitDoLa(JanusModule):
             set, how far the final and middle layers diverge, the entropy before and after DoLa.
     """
 
+    janus: ImageBackbone
+    """The model, once it is loaded."""
+
     def __init__(
         self,
         model_path: str = "deepseek-ai/Janus-Pro-7B",
@@ -146,50 +132,17 @@ class LitDoLa(JanusModule):
             dola=dola,
             layer_ratio=layer_ratio,
             layer=layer,
-            backend=backend,
             compile=compile,
             quantize=quantize,
         )
         self.save_hyperparameters()
         self.roles = roles
+        self.backend = backend
         self.speculative = speculative
         self.parallel_size = parallel_size
         self.images_per_batch = images_per_batch
         self.inspect = {ImageKey(*key) for key in inspect or ()}
-        scoring = Scoring(
-            alpha=alpha,
-            strength=strength,
-            mid_norm=mid_norm,
-            apc=apc,
-            cfg_weight=cfg_weight,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            entropy_temperature=entropy_temperature and EntropyTemperature(*entropy_temperature),
-            seed=seed,
-        )
-        self.scoring = scoring if dola else scoring.baseline
-
-    @classmethod
-    def checked(cls, settings: Mapping[str, Any]) -> "LitDoLa":
-        """Create a model from settings by name, each checked as on the command line.
-
-        Raises:
-            UserError: If a setting is unknown or out of range.
-        """
-        for note in notes(settings):
-            _log.warning(note)
-        settings = rename_settings(settings)
-        parser = ArgumentParser(exit_on_error=False)
-        known = parser.add_class_arguments(cls)
-        for name in settings.keys() - set(known):
-            raise UserError(f"{name}: not a setting of the model{suggestion(name, known)}")
-        refuse_null(cls, settings)
-        try:
-            return cls(**parser.parse_object(settings).as_dict())
-        except ArgumentError as error:
-            raise UserError(" ".join(str(error).split())) from error
+        self.scoring = self.make_scoring()
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Check the settings against the checkpoint.
@@ -200,6 +153,14 @@ class LitDoLa(JanusModule):
         if self.inspect and not self.dola:
             raise UserError("model.inspect: DoLa is off; expected model.dola true")
         super().check(checkpoint)
+
+    def load(self, checkpoint: Checkpoint, **how: Any) -> ImageBackbone:
+        """Load the language model, the image head and the VQ decoder.
+
+        Raises:
+            UserError: If they cannot be loaded.
+        """
+        return load_janus(checkpoint, backend=self.backend, **how)
 
     @property
     def max_new_tokens(self) -> int:

@@ -239,7 +239,7 @@ def test_another_run_in_the_folder(write, tmp_path, case):
     before = files(here)
     with pytest.raises(UserError) as caught:
         write(here, **settings)
-    assert f"run holds images of another run: {difference}" in str(caught.value)
+    assert f"run holds results of another run: {difference}" in str(caught.value)
     assert "writer.on_mismatch new_folder or overwrite" in str(caught.value)
     assert files(here) == before
 

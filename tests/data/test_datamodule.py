@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_dola.data.datamodule import ContiguousSampler, PromptDataModule
+from lit_dola.data.base import ContiguousSampler
+from lit_dola.data.datamodule import PromptDataModule
 from lit_dola.errors import UserError
 
 
@@ -42,8 +43,8 @@ def test_prompts_of_like_length_share_a_batch(prompt_file, tiny_checkpoint):
 def test_auto_leaves_the_batch_size_to_the_model(prompt_file, tiny_checkpoint):
     data = PromptDataModule(str(prompt_file('["a", "b"]')), str(tiny_checkpoint))
     data.setup("predict")
-    assert data.plan.images_per_batch is None
-    data.plan.images_per_batch = 5
+    assert data.plan.batch_size is None
+    data.plan.batch_size = 5
     assert data.predict_dataloader().batch_size == 5
 
 

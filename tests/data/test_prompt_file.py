@@ -46,10 +46,10 @@ def test_forms(prompt_file, form, bom):
 
 
 ERRORS = {
-    "empty file": ("", "p.json", "empty; expected at least one prompt"),
-    "white space only": (" \n ", "p.txt", "empty; expected at least one prompt"),
-    "empty list": ("[]", "p.json", "empty; expected at least one prompt"),
-    "empty object": ("{}", "p.json", "empty; expected at least one prompt"),
+    "empty file": ("", "p.json", "empty; expected at least one entry"),
+    "white space only": (" \n ", "p.txt", "empty; expected at least one entry"),
+    "empty list": ("[]", "p.json", "empty; expected at least one entry"),
+    "empty object": ("{}", "p.json", "empty; expected at least one entry"),
     "bad JSON": ('["a",\n  "b"\n  "c"]', "p.json", "line 3, column 3: not JSON"),
     "bad JSON line": ('"a"\n{"prompt": }\n', "p.jsonl", "line 2: column 12: not JSON"),
     "deep nesting": ("[" * 100_000, "p.json", "not JSON"),
@@ -110,7 +110,7 @@ def test_a_folder_holds_a_prompt_a_file(tmp_path):
         (1, "a dog", {"id": "b10"}),
     ]
     (tmp_path / "c.txt").write_text(" ")
-    with pytest.raises(UserError, match=r"c\.txt: empty; expected at least one prompt"):
+    with pytest.raises(UserError, match=r"c\.txt: empty; expected at least one entry"):
         read_prompts(tmp_path)
 
 

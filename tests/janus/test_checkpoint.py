@@ -12,8 +12,9 @@ from transformers import JanusForConditionalGeneration
 from lit_dola.data.requests import ImageKey
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import read_config
+from lit_dola.janus.model import TransformersJanus
 from lit_dola.janus.tokenizer import PromptEncoder
-from lit_dola.janus.weights import NOT_FOR_GENERATION, rename_original, weight_files
+from lit_dola.janus.weights import rename_original, weight_files
 from tests.support import original, reference
 from tests.support.images import ImageGenerator, load_folder
 from tests.support.plain_janus import PlainJanus
@@ -136,7 +137,7 @@ def test_what_generation_never_touches_is_not_loaded(checkpoint):
     """These weights are NaN in the checkpoint."""
     janus = load_folder(checkpoint, pad_token_id=2, dtype=torch.bfloat16)
     state = janus.model.state_dict()
-    assert not any(name.startswith(NOT_FOR_GENERATION) for name in state)
+    assert not any(name.startswith(TransformersJanus.unused) for name in state)
     assert all(
         weight.dtype == (torch.float32 if "vqmodel" in name else torch.bfloat16)
         for name, weight in state.items()
@@ -148,7 +149,7 @@ def test_transformers_layout_loads_the_very_weights(tiny_checkpoint, load):
     model = JanusForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32)
     theirs = model.state_dict()
     ours = load(torch.float32).model.state_dict()
-    assert set(theirs) - set(ours) == {n for n in theirs if n.startswith(NOT_FOR_GENERATION)}
+    assert set(theirs) - set(ours) == {n for n in theirs if n.startswith(TransformersJanus.unused)}
     assert all(torch.equal(theirs[name], weight) for name, weight in ours.items())
 
 

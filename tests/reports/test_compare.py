@@ -104,8 +104,8 @@ def test_what_a_prompt_says_is_text(run, tmp_path):
     [
         (["x"], "1 run; expected two or more"),
         (["x", "x"], "given twice"),
-        (["x", "nothing"], "nothing: no images of a run"),
-        (["x", "z"], "no image is in all of"),
+        (["x", "nothing"], "nothing: no results of a run"),
+        (["x", "z"], "none of the images is in all of"),
     ],
 )
 def test_errors(run, tmp_path, names, message):
@@ -163,7 +163,7 @@ def test_an_edited_record_is_a_line(change, run, tmp_path):
     path = runs[1] / "metadata.jsonl"
     first, *rest = path.read_text().splitlines()
     path.write_text("\n".join([json.dumps({**json.loads(first), **change}), *rest]))
-    with pytest.raises(UserError, match=r"metadata\.jsonl: line 1: not the record of an image"):
+    with pytest.raises(UserError, match=r"metadata\.jsonl: line 1: not a record of a run"):
         compare(runs, tmp_path / "page")
 
 

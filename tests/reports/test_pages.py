@@ -10,10 +10,11 @@ from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
+from lit_dola.reports.answers import write_answers
 from lit_dola.reports.compare import compare
 from lit_dola.reports.gallery import write_gallery
 from tests.support.browser import chromium, eventually, look, requests
-from tests.support.pages import NASTY, write_images, write_run
+from tests.support.pages import NASTY, write_answers_run, write_images, write_run
 
 pytestmark = pytest.mark.browser
 
@@ -335,3 +336,32 @@ def test_a_browser_that_keeps_nothing_still_counts_votes_and_says_so(visit, runs
     assert find(page, "#progress").text.startswith(
         "1 of 12 votes cast. This browser does not store"
     )
+
+
+def test_answers_can_be_searched_and_only_wrong_ones_shown(visit, tmp_path):
+    one = write_answers_run(tmp_path / "one", ["Yes", "No", "yes", "no"])
+    two = write_answers_run(tmp_path / "two", ["Yes", "Yes", "yes", "no"], dola=True)
+    write_answers(one)
+    for width in (360, 1280):
+        page = visit(one / "index.html", width)
+        assert fits_the_window(page)
+    assert find(page, "#found").text == "4 of 4 questions"
+    picture = find(page, ".pictures img")
+    width = "return arguments[0].naturalWidth"
+    assert eventually(page, lambda page: page.execute_script(width, picture)) == 200
+    Select(find(page, "#show")).select_by_value("wrong")
+    eventually(page, lambda page: find(page, "#found").text == "2 of 4 questions")
+    assert [text.text for text in find_all(page, ".prompt h2 [dir]") if text.is_displayed()] == [
+        "猫 100%", "a & b"
+    ]  # fmt: skip
+    find(page, "#search").send_keys("猫")
+    eventually(page, lambda page: find(page, "#found").text == "1 of 4 questions")
+    compare([one, two], tmp_path / "page")
+    page = visit(tmp_path / "page/index.html")
+    Select(find(page, "#show")).select_by_value("differs")
+    eventually(page, lambda page: find(page, "#found").text == "1 of 4 questions")
+    named = page.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    roles = {"link", "searchbox", "combobox", "image"}
+    nodes = [node for node in named if node.get("role", {}).get("value") in roles]
+    assert len(nodes) > 3
+    assert all(node["name"]["value"] for node in nodes)

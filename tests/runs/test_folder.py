@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from lit_dola.errors import UserError
 from lit_dola.runs.files import append_line, make_folder, safe_name, write_atomically
-from lit_dola.runs.folder import delete_half_written, delete_images, image_files, image_path
-from lit_dola.runs.records import ImageRecord, RecordLog
+from lit_dola.runs.folder import delete_half_written, delete_results, image_files, image_path
+from lit_dola.runs.records import IMAGES, ImageRecord, RecordLog
 from lit_dola.runs.resume import differences
 
 
@@ -223,7 +223,7 @@ def test_lines_of_something_else_are_an_error_and_stay(tmp_path):
     path = tmp_path / "metadata.jsonl"
     path.write_text('{"file_name": "0001.png"}\n')
     with pytest.raises(
-        UserError, match=r"metadata\.jsonl: line 1: not the record of an image; expected"
+        UserError, match=r"metadata\.jsonl: line 1: not a record of a run; expected"
     ):
         RecordLog(tmp_path, "metadata").merge()
     assert path.read_text() == '{"file_name": "0001.png"}\n'
@@ -252,11 +252,11 @@ def test_image_files_are_ours_and_what_is_half_written_is_not(tmp_path):
     assert all((tmp_path / name).exists() for name in [*ours, *others])
 
 
-def test_delete_images_leaves_what_is_not_ours(tmp_path):
+def test_delete_results_leaves_what_is_not_ours(tmp_path):
     make(tmp_path, "00000_a/img_00.jpg", "00000_a/notes.txt", "00001_b/img_00.jpg", "notes.txt")
     append_line(tmp_path / "metadata.0.jsonl", record(0, 0))
     append_line(tmp_path / "errors.jsonl", record(0, 0))
-    delete_images(tmp_path)
+    delete_results(tmp_path)
     left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
     assert left == {"00000_a", "00000_a/notes.txt", "notes.txt"}
 
@@ -265,18 +265,22 @@ def test_differences_name_each_setting_and_the_prompt():
     lines = [record(0, 0, alpha=0.1, seed=0, layer=None), record(1, 0, alpha=0.1, seed=0)]
     earlier = [ImageRecord.from_line(line) for line in lines]
     same = {"alpha": 0.1, "seed": 0, "new": "setting"}
-    assert differences(earlier, same, {0: "a"}) == []  # the prompt file may be shorter
-    assert differences(earlier, same, {0: "a", 1: "a", 2: "b"}) == []  # or longer
-    assert differences(earlier, {**same, "alpha": 0.2, "layer": 6}, {0: "a"}) == [
+    assert differences(IMAGES, earlier, same, {0: "a"}) == []  # the prompt file may be shorter
+    assert differences(IMAGES, earlier, same, {0: "a", 1: "a", 2: "b"}) == []  # or longer
+    assert differences(IMAGES, earlier, {**same, "alpha": 0.2, "layer": 6}, {0: "a"}) == [
         "alpha was 0.1, is 0.2",
         "layer was null, is 6",
     ]
-    assert differences(earlier, same, {0: "a", 1: "b"}) == ["prompt 1 was 'a', is 'b'"]
+    assert differences(IMAGES, earlier, same, {0: "a", 1: "b"}) == ["prompt 1 was 'a', is 'b'"]
 
 
 def test_a_setting_that_is_younger_than_a_record_had_one_value_then():
     earlier = [ImageRecord.from_line(record(0, 0, alpha=0.1))]
     now = {"alpha": 0.1, "strength": 1.0, "min_p": None, "entropy_temperature": None}
-    assert differences(earlier, now, {0: "a"}) == []
-    assert differences(earlier, {**now, "strength": 0.2}, {0: "a"}) == ["strength was 1.0, is 0.2"]
-    assert differences(earlier, {**now, "min_p": 0.1}, {0: "a"}) == ["min_p was null, is 0.1"]
+    assert differences(IMAGES, earlier, now, {0: "a"}) == []
+    assert differences(IMAGES, earlier, {**now, "strength": 0.2}, {0: "a"}) == [
+        "strength was 1.0, is 0.2"
+    ]
+    assert differences(IMAGES, earlier, {**now, "min_p": 0.1}, {0: "a"}) == [
+        "min_p was null, is 0.1"
+    ]

@@ -43,7 +43,7 @@ def chromium(downloads):
 
 
 def eventually(page, condition, seconds=60):
-    """Wait until `condition(page)` holds: a page handles most of its events after the driver's call.
+    """Wait until `condition(page)` holds: a page handles most events after the driver's call.
 
     Raises:
         TimeoutException: It does not hold in time.

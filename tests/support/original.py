@@ -186,11 +186,11 @@ def vq_shapes():
     }
 
 
-def siglip_shapes(hidden):
-    """SigLIP large, patch 16, 384 pixels, with its attention pooling and aligner."""
-    name, width, mlp = "vision_model.vision_tower", 1024, 4096
+def siglip_shapes(hidden, width=1024, blocks=24, places=576):
+    """SigLIP, by default large, patch 16, 384 pixels; with its attention pooling and aligner."""
+    name, mlp = "vision_model.vision_tower", 4 * width
     shapes = {
-        f"{name}.pos_embed": (1, 576, width),
+        f"{name}.pos_embed": (1, places, width),
         **conv(f"{name}.patch_embed.proj", width, 3, 16),
         **norm(f"{name}.norm", width),
         f"{name}.attn_pool.latent": (1, 1, width),
@@ -203,7 +203,7 @@ def siglip_shapes(hidden):
         **linear("aligner.layers.0", hidden, width),
         **linear("aligner.layers.2", hidden, hidden),
     }
-    for i in range(24):
+    for i in range(blocks):
         block = f"{name}.blocks.{i}"
         shapes |= norm(f"{block}.norm1", width) | norm(f"{block}.norm2", width)
         shapes |= linear(f"{block}.attn.qkv", 3 * width, width)
@@ -224,8 +224,12 @@ def published_shapes(name):
     }
 
 
-def small_weights(config):
-    """Random weights of a small model; those that generation must not use are NaN."""
+SMALL_TOWER = {"hidden_size": 64, "num_hidden_layers": 3, "mlp_ratio": 4.0, "patch_size": 16}
+"""Sizes of a vision tower for tests, as ``lit_dola.janus.checkpoint.TOWERS`` has them."""
+
+
+def small_weights(config, task="generation"):
+    """Random weights of a small model; those that a task must not use are NaN."""
     language = config["language_config"]
     hidden = language["hidden_size"]
     shapes = {
@@ -238,15 +242,14 @@ def small_weights(config):
         **image_token_shapes(hidden),
         **{name: shape for name, shape in vq_shapes().items() if ".encoder." not in name},
         **conv("gen_vision_model.encoder.conv_in", 128, 3, 3),
-        **norm("vision_model.vision_tower.norm", 1024),
-        **linear("vision_model.vision_tower.attn_pool.q", 1024, 1024),
-        **linear("aligner.layers.0", hidden, 1024),
+        **siglip_shapes(
+            hidden, 64, 3, (config["vision_config"]["params"]["image_size"] // 16) ** 2
+        ),
     }
     generator = torch.Generator().manual_seed(0)
     weights = {}
     for name, shape in shapes.items():
-        unused = ("lm_head", "encoder", ".quant_conv", "vision_tower", "codebook_used")
-        if name.startswith("aligner") or any(part in name for part in unused):
+        if not _uses(task, name):
             weight = torch.full(shape, torch.nan)
         else:
             weight = torch.empty(shape).normal_(generator=generator)
@@ -258,6 +261,14 @@ def small_weights(config):
                 weight = 1 + 0.1 * weight
         weights[name] = weight.to(torch.bfloat16)
     return weights
+
+
+def _uses(task, name):
+    understands = name.startswith(("vision_model", "aligner", "language_model.lm_head"))
+    if task == "understanding":
+        return not name.startswith("gen_") and "attn_pool" not in name
+    parts = ("encoder", ".quant_conv", "codebook_used")
+    return not understands and not any(part in name for part in parts)
 
 
 def write_config(folder, config):
@@ -280,7 +291,16 @@ def write_config(folder, config):
             "num_image_tokens": 576,
             "image_tag": "<image_placeholder>",
         },
-        "preprocessor_config": {"image_processor_type": "VLMImageProcessor", "image_size": 384},
+        "preprocessor_config": {
+            "image_processor_type": "VLMImageProcessor",
+            "image_size": config["vision_config"]["params"]["image_size"],
+            "background_color": [127, 127, 127],
+            "do_normalize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+            "min_size": 14,
+            "rescale_factor": 1 / 255,
+        },
     }
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content))

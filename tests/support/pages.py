@@ -5,6 +5,10 @@ from html.parser import HTMLParser
 
 from PIL import Image
 
+from lit_dola.runs.answers import AnswerRecord
+from lit_dola.runs.files import append_line
+from tests.support.questions import write_pictures
+
 NASTY = [
     "<script>alert(1)</script>",
     "</script><img src=x onerror=alert(1)>",
@@ -58,3 +62,17 @@ def write_images(folder, colour=(0, 0, 0), size=48):
         file = folder / json.loads(line)["file"]
         file.parent.mkdir(exist_ok=True)
         Image.new("RGB", (size, size), colour).save(file)
+
+
+QUESTIONS = ['<script>alert("x")</script>', "猫 100%", "what's #1?\u2028", "a & b"]
+
+
+def write_answers_run(folder, texts, label="yes", **settings):
+    folder.mkdir(parents=True)
+    write_pictures(folder.parent)
+    for index, text in enumerate(texts):
+        entry = {"image": "a.png", "question": QUESTIONS[index % 4], "label": label}
+        settings = {"dola": False, "model_path": "m", "seed": 0, **settings}
+        record = AnswerRecord(index, entry, ["../a.png"], text, [5, 1], settings)
+        append_line(folder / "answers.jsonl", record.to_line())
+    return folder

@@ -40,6 +40,32 @@ class PlainJanus:
         x = F.gelu(self.linear("gen_head.output_mlp_projector", x))
         return self.linear("gen_head.vision_head", x)
 
+    def lm_head(self, x):
+        return self.linear("language_model.lm_head", x)
+
+    def layer_norm(self, name, x):
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        return F.layer_norm(x, weight.shape, weight, bias, eps=1e-6)
+
+    def see(self, pixels):
+        """SigLIP with 16 heads, then the aligner."""
+        tower = "vision_model.vision_tower"
+        weight = self.weights[f"{tower}.patch_embed.proj.weight"]
+        bias = self.weights[f"{tower}.patch_embed.proj.bias"]
+        x = F.conv2d(pixels[None].double(), weight, bias, stride=weight.shape[-1])
+        x = x.flatten(2).transpose(1, 2) + self.weights[f"{tower}.pos_embed"]
+        blocks = 1 + max(int(name.split(".")[3]) for name in self.weights if ".blocks." in name)
+        for i in range(blocks):
+            block = f"{tower}.blocks.{i}"
+            qkv = self.linear(f"{block}.attn.qkv", self.layer_norm(f"{block}.norm1", x))
+            q, k, v = qkv.unflatten(-1, (3, 16, -1)).permute(2, 0, 3, 1, 4)
+            weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+            x = x + self.linear(f"{block}.attn.proj", (weights @ v).transpose(1, 2).flatten(2))
+            y = F.gelu(self.linear(f"{block}.mlp.fc1", self.layer_norm(f"{block}.norm2", x)))
+            x = x + self.linear(f"{block}.mlp.fc2", y)
+        x = self.linear("aligner.layers.0", self.layer_norm(f"{tower}.norm", x))
+        return self.linear("aligner.layers.2", F.gelu(x))[0]
+
     def hidden_states(self, x):
         states = [x]
         for i in range(self.num_layers):

@@ -110,6 +110,13 @@ class TransformersJanus:
     def embed(self, input_ids):
         return self.language_model.embed_tokens(input_ids)
 
+    def see(self, pixels):
+        states = self.model.model.vision_model(pixels[None]).last_hidden_state
+        return self.model.model.aligner(states)[0]
+
+    def lm_head(self, states):
+        return self.model.lm_head(states)
+
     def embed_image(self, tokens):
         return self.model.prepare_embeddings_for_image_generation(tokens)
 
@@ -171,4 +178,57 @@ def generate(
         )
         tokens.append(token)
         inputs = torch.cat([inputs, janus.embed_image(torch.tensor([[token], [token]]))], dim=1)
+    return tokens
+
+
+@torch.no_grad()
+def answer(
+    janus,
+    input_ids,
+    pictures,
+    *,
+    image_token_id,
+    pad_token_id,
+    eos_token_id,
+    max_new_tokens,
+    layer=None,
+    alpha=0.1,
+    strength=1.0,
+    mid_norm=False,
+    apc="cond",
+    cfg_weight=1.0,
+    bias=0.0,
+    temperature=0.0,
+    top_k=None,
+    top_p=None,
+    seed=0,
+    question_index=0,
+):
+    """Tokens of one answer: pictures are pixels, in the order of their places in the ids."""
+    places = [place for place, token in enumerate(input_ids) if token == image_token_id]
+    ids = [pad_token_id if token == image_token_id else token for token in input_ids]
+    inputs = janus.embed(torch.tensor([ids]))
+    seen = inputs.clone()
+    seen[0, places] = torch.cat([janus.see(pixels) for pixels in pictures])
+    inputs = torch.cat([seen, inputs]) if cfg_weight != 1 else seen
+    tokens = []
+    while len(tokens) < max_new_tokens and eos_token_id not in tokens:
+        hidden_states = janus.hidden_states(inputs)
+        states = [hidden_states[-1][:, -1]]
+        if layer is not None:
+            mid = hidden_states[layer][:, -1]
+            states.append(janus.norm(mid) if mid_norm else mid)
+        logits = [row.numpy() for state in states for row in janus.lm_head(state)]
+        if cfg_weight != 1:
+            scores = fuse(logits, alpha=alpha, cfg_weight=cfg_weight, apc=apc, strength=strength)
+        elif layer is None:
+            scores = logits[0]
+        else:
+            inside = head_set(logits[0], alpha)
+            scores = np.where(inside, contrast(*logits, strength), -np.inf)
+        noise = gumbel(seed, question_index, 0, len(tokens), len(scores))
+        how = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        tokens.append(draw(scores + bias, noise, **how))
+        drawn = janus.embed(torch.tensor([[tokens[-1]]] * len(inputs)))
+        inputs = torch.cat([inputs, drawn], dim=1)
     return tokens

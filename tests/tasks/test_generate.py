@@ -16,7 +16,7 @@ from lit_dola.data.requests import ImageKey
 from lit_dola.decoding.loop import TokenGenerator
 from lit_dola.errors import UserError
 from lit_dola.janus import packing
-from lit_dola.tasks import base, batches
+from lit_dola.tasks import base, batches, generate
 from tests.support.images import ImageGenerator
 
 
@@ -170,7 +170,7 @@ def test_in_low_precision_a_divided_batch_is_told_and_recorded(predict, caplog):
     assert batch.at_once == [2] * 4
     (told,) = warned(caplog)
     assert told == (
-        "out of memory: continuing with at most 2 images at once; in bf16-true their pixels may"
+        "out of memory: continuing with at most 2 images at once; in bf16-true they may"
         " differ slightly from those of whole batches: see their records"
     )
 
@@ -180,7 +180,7 @@ def test_only_on_a_gpu_and_in_low_precision_batches_are_filled_up():
     fill_to = base.JanusModule.fill_to.fget
 
     def of(device, is_exact, at_once=None):
-        plan = SimpleNamespace(images_per_batch=8)
+        plan = SimpleNamespace(batch_size=8)
         return fill_to(
             SimpleNamespace(
                 device=torch.device(device), is_exact=is_exact, at_once=at_once, plan=plan
@@ -208,7 +208,7 @@ def test_memory_too_small_for_the_weights(predict, monkeypatch):
     def load(*_args, **_settings):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(base, "load_janus", load)
+    monkeypatch.setattr(generate, "load_janus", load)
     with pytest.raises(UserError, match="out of memory at the weights"):
         predict()
 

@@ -267,7 +267,7 @@ def broken_image(scene):
     return scene.predict("--writer.grid=true"), 1
 
 
-@case("not the record of an image")
+@case("not a record of a run")
 def foreign_folder(scene):
     (scene.folder / "outputs").mkdir()
     (scene.folder / "outputs" / "metadata.jsonl").write_text('{"file_name": "x.png"}\n')

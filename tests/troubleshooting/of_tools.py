@@ -57,7 +57,7 @@ def equal_names(scene):
     return scene.evaluate("--export=dpg", "--scorer=null", "--model.parallel_size=1"), 1
 
 
-@case("no images of a run")
+@case("no results of a run")
 def no_run(scene):
     return scene.main("compare", "outputs/nothing", "outputs", "--output=page"), 1
 
@@ -77,7 +77,7 @@ def same_run(scene):
     return scene.main("compare", "outputs", "outputs/", "--output=page"), 1
 
 
-@case("no image is in all of")
+@case("none of the images is in all of")
 def other_prompts(scene):
     assert scene.predict("--writer.output_dir=one")[0] == 0
     scene.write_prompts(["another"])

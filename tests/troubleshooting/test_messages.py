@@ -6,12 +6,17 @@ import re
 import pytest
 
 from tests.support.commands import ROOT
-from tests.troubleshooting import of_files, of_runs, of_tools  # noqa: F401 (they fill CASES)
+from tests.troubleshooting import (  # noqa: F401 (they fill CASES)
+    of_files,
+    of_questions,
+    of_runs,
+    of_tools,
+)
 from tests.troubleshooting.scene import CASES, Scene
 
 PAGE = ROOT / "docs/troubleshooting.md"
 MESSAGES = re.findall(r"^\| (`.+?`) \|", PAGE.read_text(encoding="utf-8"), re.M)
-SPEAKS = ("UserError", "RankError", "_log.warning", "_log.info", "_fail")
+SPEAKS = ("UserError", "RankError", "_log.warning", "_log.info", "fail")
 HOLE = "\0"
 
 

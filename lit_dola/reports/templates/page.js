@@ -4,15 +4,18 @@ const found = document.getElementById("found");
 const prompts = [...document.querySelectorAll(".prompt")];
 const texts = prompts.map((prompt) => prompt.dataset.text.toLowerCase());
 
+// A page may show only some prompts.
+let filter = () => true;
+
 function search() {
   const words = searchBox.value.toLowerCase().split(/\s+/).filter(Boolean);
   let shown = 0;
   prompts.forEach((prompt, place) => {
-    const hit = words.every((word) => texts[place].includes(word));
+    const hit = filter(prompt) && words.every((word) => texts[place].includes(word));
     prompt.hidden = !hit;
     shown += hit;
   });
-  found.textContent = `${shown} of ${prompts.length} prompts`;
+  found.textContent = `${shown} of ${prompts.length} ${document.body.dataset.entries ?? "prompts"}`;
 }
 
 searchBox.addEventListener("input", search);

@@ -1,0 +1,71 @@
+"""Writing answers as they are made, each with a record of the settings that made it."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lit_dola.callbacks.run_writer import RunWriter
+from lit_dola.data.requests import Failure
+from lit_dola.errors import printable
+from lit_dola.reports.answers import write_answers
+from lit_dola.runs.answers import ANSWERS, AnswerRecord
+from lit_dola.runs.claim import alone_in
+from lit_dola.runs.resume import OnMismatch
+from lit_dola.tasks.answer import Answers
+
+
+class AnswerWriter(RunWriter):
+    """Writes one line per question to ``answers.jsonl``.
+
+    Answers that an earlier run left in the folder are kept and not made again.
+
+    Args:
+        output_dir: Folder of the run; created if needed.
+        page: Whether to write ``index.html``, a page to look through the answers.
+        on_mismatch: What to do if the folder holds answers of other settings or questions: error,
+            new_folder (use ``{output_dir}-2``, or the next one that fits), or overwrite (delete
+            those answers).
+    """
+
+    kind = ANSWERS
+
+    def __init__(
+        self,
+        output_dir: str = "outputs",
+        page: bool = True,
+        on_mismatch: OnMismatch = "error",
+    ) -> None:
+        super().__init__(output_dir, on_mismatch)
+        self.page = page
+
+    def settings(self) -> dict[str, Any]:
+        """Return nothing: no setting of the writer shapes an answer."""
+        return {}
+
+    def write_batch(self, results: Answers) -> Sequence[Failure]:
+        """Submit the records of a batch of answers."""
+        for answer in results.answers:
+            prompt = answer.request.prompt
+            record = AnswerRecord(
+                prompt.prompt_index,
+                prompt.metadata,
+                [self._relative(picture) for picture in answer.request.pictures],
+                answer.text,
+                answer.tokens,
+                self.record_settings(),
+                answer.at_once,
+            )
+            self.submit(self.append_record, record)
+        return results.failures
+
+    def _relative(self, picture: Path) -> str:
+        return printable(Path(os.path.relpath(picture, self.output_dir)).as_posix())
+
+    def write_reports(self, trainer: Trainer) -> None:
+        """Write the page."""
+        if self.page and trainer.is_global_zero:
+            with alone_in(self.output_dir):  # of two runs that end at once, the last one tells all
+                write_answers(self.output_dir, self.num_failures)

@@ -1,0 +1,112 @@
+"""The table of tasks that the command line offers."""
+
+from collections.abc import Callable
+from logging import getLogger
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+
+from lit_dola.callbacks.answer_writer import AnswerWriter
+from lit_dola.callbacks.image_logger import ImageLogger
+from lit_dola.callbacks.writer import ImageWriter
+from lit_dola.data.datamodule import PromptDataModule
+from lit_dola.data.questions import QuestionDataModule
+from lit_dola.errors import printable
+from lit_dola.evaluation import EvaluationTrainer
+from lit_dola.reports.compare import compare
+from lit_dola.tasks.answer import LitAnswer
+from lit_dola.tasks.generate import LitDoLa
+
+_log = getLogger(__name__)
+
+ENV_PREFIX = "LIT_DOLA"
+"""Prefix of environment variables: ``LIT_DOLA_PREDICT__MODEL__ALPHA=0.2``."""
+EXIT_SKIPPED = 3
+"""Exit code of a run that made everything except some prompts or images, which it lists."""
+
+
+class TaskTrainer(EvaluationTrainer):
+    """Lightning's trainer with a method for each task."""
+
+    def answer(self, model: LitAnswer, datamodule: QuestionDataModule) -> None:
+        """Answer questions about pictures.
+
+        Args:
+            model: The model and its settings.
+            datamodule: The questions.
+
+        Raises:
+            UserError: If a question cannot be answered.
+        """
+        self.predict(model, datamodule=datamodule, return_predictions=False)
+
+
+class TrainerTask(NamedTuple):
+    """A task that needs a model, data and a trainer: a method of :class:`TaskTrainer`."""
+
+    model: type[LightningModule]
+    data: type[LightningDataModule]
+    callbacks: dict[str, type[Callback]]
+    """Callbacks with settings of their own, by group."""
+    linked: tuple[str, ...]
+    """Settings of the model that the data module needs, too."""
+    hidden: set[str]
+    """Arguments of the method that the command line does not offer."""
+
+    @property
+    def groups(self) -> dict[str, type]:
+        """Groups of settings that are not Lightning's own, and whose they are."""
+        return {"model": self.model, "data": self.data, **self.callbacks}
+
+
+class PlainTask(NamedTuple):
+    """A task that needs neither model nor trainer."""
+
+    description: str
+    function: Callable[..., Any]
+    """Its arguments are those of the command line."""
+    positional: dict[str, dict[str, Any]]
+    """Arguments without a flag, and their options for ``add_argument``."""
+    run: Callable[[Namespace], None]
+
+
+def _compare(settings: Namespace) -> None:
+    for note in compare(settings.runs, settings.output, settings.seed, settings.copy_images):
+        _log.warning(note)
+    print(printable(str(Path(settings.output) / "index.html")))
+
+
+_NOT_OFFERED = {"model", "dataloaders", "datamodule", "return_predictions", "ckpt_path"}
+_IMAGES = TrainerTask(
+    LitDoLa,
+    PromptDataModule,
+    {"writer": ImageWriter, "image_logger": ImageLogger},
+    linked=("model_path", "roles", "parallel_size", "images_per_batch"),
+    hidden=_NOT_OFFERED,
+)
+TASKS: dict[str, TrainerTask | PlainTask] = {
+    "predict": _IMAGES._replace(hidden={*_NOT_OFFERED, "weights_only"}),
+    "answer": TrainerTask(
+        LitAnswer,
+        QuestionDataModule,
+        {"writer": AnswerWriter},
+        linked=("model_path", "roles", "system_prompt", "max_new_tokens", "questions_per_batch"),
+        hidden=_NOT_OFFERED,
+    ),
+    "evaluate": _IMAGES,
+    "compare": PlainTask(
+        "Write a page that shows runs side by side; images also blind.",
+        compare,
+        {
+            "runs": {
+                "nargs": "+",
+                "type": str,
+                "help": "Folders that predict or answer has written.",
+            }
+        },
+        _compare,
+    ),
+}
+"""The subcommands."""

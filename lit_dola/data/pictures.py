@@ -1,0 +1,90 @@
+"""Reading the images that a question or a ranking is about, whatever a user's folder holds."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lit_dola.errors import UserError
+
+Colour = tuple[int, int, int]
+
+
+def read_picture(path: Path, background: Colour = (127, 127, 127)) -> Image.Image:
+    """Read an image file as RGB: its first frame, upright, without transparency.
+
+    Args:
+        path: A file of any format that Pillow reads.
+        background: Colour behind transparent pixels.
+
+    Raises:
+        UserError: If it is no image, is broken, or has more pixels than Pillow's limit against
+            decompression bombs.
+
+    Example:
+        >>> picture = read_picture(Path("photo.jpg"))
+    """
+    with _opened(path) as image:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image), background)
+
+
+def check_picture(path: Path) -> None:
+    """Check what a file says about itself, without reading its pixels.
+
+    Raises:
+        UserError: As :func:`read_picture`, except that the pixels may still be broken.
+    """
+    with _opened(path):
+        pass
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image, and say in one line what is wrong with it, also what turns up later."""
+    try:
+        if not path.is_file():
+            found = "a folder" if path.is_dir() else "nothing"
+            raise UserError(f"{path}: found {found}; expected an image file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", category=UserWarning)  # of odd metadata
+            with Image.open(path) as image:
+                yield image
+    except UserError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UserError(
+            f"{path}: not an image; expected JPEG, PNG or another format that Pillow reads"
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(
+            f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels, as files have that are made to"
+            " exhaust the memory; expected a smaller image"
+        ) from error
+    except Exception as error:  # Pillow's decoders raise whatever a broken file leads to
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"{path}: a broken image: {reason}; expected a whole one") from error
+
+
+def _to_rgb(image: Image.Image, background: Colour) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _to_eight_bits(image)
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        image = image.convert("RGBA")
+        behind = Image.new("RGBA", image.size, background)
+        return Image.alpha_composite(behind, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Scale the numbers of 16 bits, or fractions of 1; Pillow's own conversion would clip them."""
+    numbers = np.asarray(image, dtype=np.float64)
+    largest = numbers.max(initial=0)
+    whole = 1.0 if largest <= 1 and image.mode == "F" else 255.0 if largest <= 255 else 65535.0
+    if image.mode.startswith("I;16"):
+        whole = 65535.0
+    return Image.fromarray((numbers / whole * 255).clip(0, 255).round().astype(np.uint8))

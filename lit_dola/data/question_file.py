@@ -1,0 +1,101 @@
+"""Reading question files: which pictures, and what is asked about them."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lit_dola.data.pictures import check_picture
+from lit_dola.data.prompt_file import check_writable, kind_of, read_entries
+from lit_dola.data.requests import Failure, Prompt
+from lit_dola.errors import UserError
+
+QUESTION_KEYS = ("question", "text", "prompt")
+"""Keys that may hold an entry's question; the first one found counts."""
+
+
+class Question(NamedTuple):
+    """One entry of a question file."""
+
+    prompt: Prompt
+    """Its text is the question, its metadata the whole entry."""
+    pictures: tuple[Path, ...]
+    names: tuple[str, ...]
+    """The pictures as the entry names them."""
+
+
+def read_questions(
+    path: Path, image_dir: Path | None = None, skipped: list[Failure] | None = None
+) -> list[Question]:
+    """Read a question file.
+
+    Args:
+        path: JSON (a list of objects) or JSON Lines, also in a ``.json`` file as POPE's are. Each
+            entry has ``image``, a path or a list of paths, and ``question``, ``text`` or
+            ``prompt``.
+        image_dir: What paths of pictures are relative to; None: the file's own folder.
+        skipped: Receives the entries that are not questions, or whose pictures are not there; if
+            None, the first one is an error.
+
+    Raises:
+        UserError: If the file cannot be read, contains no question, or has a bad entry that is not
+            skipped; the message names the file and the entry or line.
+
+    Example:
+        >>> questions = read_questions(Path("coco_pope_random.json"), Path("val2014"))
+    """
+    folder = path.parent if image_dir is None else image_dir
+    return read_entries(path, _question_of(folder), skipped)
+
+
+def _question_of(folder: Path) -> Callable[[int, Any], Question]:
+    checked: set[Path] = set()
+
+    def make(index: int, entry: Any) -> Question:
+        if not isinstance(entry, dict):
+            raise UserError(f"found {kind_of(entry)}; expected an object with image and question")
+        text = question_of(entry)
+        names = pictures_of(entry)
+        check_writable("the entry", entry)
+        pictures = tuple(folder / name for name in names)
+        for picture in pictures:
+            if picture not in checked:
+                check_picture(picture)
+                checked.add(picture)
+        return Question(Prompt(index, text, dict(entry)), pictures, names)
+
+    return make
+
+
+def question_of(entry: Mapping[str, Any]) -> str:
+    """Return the question of an entry.
+
+    Raises:
+        UserError: If it has none.
+    """
+    key = next((key for key in QUESTION_KEYS if key in entry), None)
+    if key is None:
+        raise UserError(f"no question; expected one of the keys {', '.join(QUESTION_KEYS)}")
+    text = entry[key]
+    if not isinstance(text, str):
+        raise UserError(f"{key} is {kind_of(text)}; expected a string")
+    if not text.strip():
+        raise UserError(f"{key} is empty; expected a text")
+    return text.strip()
+
+
+def pictures_of(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the pictures of an entry, as it names them.
+
+    Raises:
+        UserError: If it names none.
+    """
+    if "image" not in entry:
+        raise UserError("no image; expected the key image, a path or a list of paths")
+    given = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
+    if not given:
+        raise UserError("image is an empty list; expected at least one path")
+    for name in given:
+        if not isinstance(name, str) or not name.strip():
+            found = "empty" if name == "" else kind_of(name)
+            raise UserError(f"image is {found}; expected a path or a list of paths")
+    return tuple(given)

@@ -1,0 +1,105 @@
+"""From an image to what the vision tower takes, as DeepSeek's code does it, or as transformers'."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lit_dola.errors import UserError
+from lit_dola.janus.files import read_json
+
+Preprocess = Literal["deepseek", "transformers"]
+"""Whose rounding: DeepSeek's code truncates the scaled side, transformers' rounds it."""
+
+
+@dataclass(frozen=True)
+class PixelProcessor:
+    """Scales an image to the vision tower's size, pads it to a square and normalizes it.
+
+    Source: ``VLMImageProcessor`` of DeepSeek's code, and ``JanusImageProcessor`` of transformers.
+    """
+
+    size: int
+    """Side of the square in pixels."""
+    min_size: int = 14
+    """Least length of the shorter side, before the padding."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    rescale_factor: float = 1 / 255
+    preprocess: Preprocess = "deepseek"
+
+    @classmethod
+    def of(cls, folder: Path, preprocess: Preprocess = "deepseek") -> "PixelProcessor":
+        """Read a checkpoint's ``preprocessor_config.json``, in either layout.
+
+        Raises:
+            UserError: If it is missing, or says something that cannot be.
+        """
+        path = folder / "preprocessor_config.json"
+        config = read_json(path)
+        size = config.get("image_size") or config.get("size")
+        if isinstance(size, dict):
+            size = size.get("height")
+        if type(size) is not int or size < 1:
+            raise UserError(f"{path}: the image's size is {size!r}; expected a number of pixels")
+        return cls(
+            size,
+            _number(path, config, "min_size", 14, int),
+            _three(path, config, "image_mean"),
+            _three(path, config, "image_std"),
+            _number(path, config, "rescale_factor", 1 / 255, float),
+            preprocess,
+        )
+
+    @property
+    def background(self) -> tuple[int, int, int]:
+        """Colour of the padding."""
+        red, green, blue = (int(255 * part) for part in self.mean)
+        return red, green, blue
+
+    def to_square(self, image: Image.Image) -> Image.Image:
+        """Scale an RGB image so that its longer side fits, and pad the other one."""
+        width, height = image.size
+        longer = max(width, height)
+        scaled = [max(self._scaled(side, longer), self.min_size) for side in (width, height)]
+        resized = image.resize((scaled[0], scaled[1]), Image.Resampling.BICUBIC)
+        side = max(scaled)
+        square = Image.new("RGB", (side, side), self.background)
+        square.paste(resized, ((side - scaled[0]) // 2, (side - scaled[1]) // 2))
+        return square
+
+    def _scaled(self, side: int, longer: int) -> int:
+        if self.preprocess == "deepseek":
+            return int(side / longer * self.size)
+        return round(side * (self.size / longer))
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return the pixels of an RGB image, float32 ``(3, size, size)``."""
+        channels = np.asarray(self.to_square(image)).transpose(2, 0, 1)
+        values = (channels.astype(np.float64) * self.rescale_factor).astype(np.float32)
+        mean, std = (
+            np.array(part, dtype=np.float32)[:, None, None] for part in (self.mean, self.std)
+        )
+        return torch.from_numpy((values - mean) / std)
+
+
+def _number(
+    path: Path, config: dict[str, Any], name: str, default: float, kind: Callable[[Any], Any]
+) -> Any:
+    value = config.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise UserError(f"{path}: {name} is {value!r}; expected a number above 0")
+    return kind(value)
+
+
+def _three(path: Path, config: dict[str, Any], name: str) -> tuple[float, float, float]:
+    value = config.get(name, [0.5] * 3)
+    numbers = isinstance(value, list) and all(type(part) in (int, float) for part in value)
+    if not numbers or len(value) != 3 or (name == "image_std" and 0 in value):
+        raise UserError(f"{path}: {name} is {value!r:.60}; expected three numbers")
+    return value[0], value[1], value[2]

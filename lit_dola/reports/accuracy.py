@@ -1,0 +1,47 @@
+"""Whether an answer is right, by the label of its question."""
+
+import re
+from typing import Any
+
+_NEGATIONS = {"no", "not"}
+_PUNCTUATION = re.compile(r"[^\w\s]")
+
+
+def is_right(answer: str, label: Any) -> bool | None:
+    """Return whether an answer agrees with a label.
+
+    Labels ``yes`` and ``no`` are compared as POPE does (Li et al. 2023, its ``evaluate.py``): the
+    answer's first sentence means no if it contains the word "no" or "not", else yes. Other labels
+    must be the whole answer, apart from case, punctuation and surrounding space; a list of labels
+    is met by any of them.
+
+    Args:
+        answer: The answer.
+        label: The label, a text, a number or a list of them.
+
+    Returns:
+        None if there is no label that answers can be compared with.
+
+    Example:
+        >>> is_right("No, there is not.", "no"), is_right("Red.", "red"), is_right("2", 3)
+        (True, True, False)
+    """
+    if isinstance(label, list):
+        found = [is_right(answer, one) for one in label]
+        return any(found) if found and None not in found else None
+    if isinstance(label, bool) or not isinstance(label, str | int | float):
+        return None
+    expected = _normal(str(label))
+    if expected in ("yes", "no"):
+        return yes_or_no(answer) == expected
+    return _normal(answer) == expected
+
+
+def yes_or_no(answer: str) -> str:
+    """Return what an answer means: ``no`` if its first sentence has "no" or "not", else ``yes``."""
+    words = _normal(answer.split(".")[0]).split()
+    return "no" if _NEGATIONS & set(words) else "yes"
+
+
+def _normal(text: str) -> str:
+    return " ".join(_PUNCTUATION.sub(" ", text).lower().split())

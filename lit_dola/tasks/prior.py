@@ -1,0 +1,75 @@
+"""A prior over tokens, added to their scores: log biases of texts, from a file."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lit_dola.errors import UserError
+from lit_dola.janus.files import read_json
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Log biases of texts."""
+
+    path: Path
+    biases: dict[str, float]
+
+    @classmethod
+    def read(cls, path: Path) -> "Prior":
+        """Read a JSON file of texts and their log biases.
+
+        Raises:
+            UserError: If it cannot be read, or holds something else.
+
+        Example:
+            >>> Path("prior.json").write_text('{" yes": 0.5}')
+            >>> prior = Prior.read(Path("prior.json"))
+        """
+        if not path.is_file():
+            raise UserError(f"model.prior: {path}: not found; expected a JSON file, text -> bias")
+        biases = read_json(path)
+        for text, bias in biases.items():
+            if type(bias) not in (int, float) or not math.isfinite(bias):
+                raise UserError(f"{path}: {text!r:.40} has {bias!r:.40}; expected a finite number")
+        return cls(path, {text: float(bias) for text, bias in biases.items()})
+
+    @property
+    def digest(self) -> str:
+        """What a record says about it: the file's name, and a digest of its content."""
+        content = json.dumps(sorted(self.biases.items())).encode()
+        return f"{self.path.name} sha256:{sha256(content).hexdigest()[:16]}"
+
+    def token_biases(self, encode: Callable[[str], Sequence[int]], vocab_size: int) -> Tensor:
+        """Return the bias of every token: a text of several tokens biases its first one.
+
+        Args:
+            encode: Encodes a text.
+            vocab_size: Number of tokens.
+
+        Returns:
+            Float32 ``(vocab_size,)``, 0 for all other tokens.
+
+        Raises:
+            UserError: If a text has no token, or two texts start with the same one.
+        """
+        biases = torch.zeros(vocab_size)
+        texts: dict[int, str] = {}
+        for text, bias in self.biases.items():
+            ids = encode(text)
+            if not ids:
+                raise UserError(f"{self.path}: {text!r} has no token; expected a text")
+            if ids[0] in texts:
+                raise UserError(
+                    f"{self.path}: {texts[ids[0]]!r:.40} and {text!r:.40} start with the same"
+                    " token; expected texts that differ in their first token"
+                )
+            texts[ids[0]] = text
+            biases[ids[0]] = bias
+        return biases

@@ -1,0 +1,91 @@
+"""What provokes the messages about questions, pictures and priors."""
+
+import json
+from functools import partial
+
+from PIL import Image
+
+from tests.support.questions import write_pictures
+from tests.troubleshooting.scene import CASES, case
+
+GOOD = {"image": "a.png", "question": "What is this?"}
+
+
+def answer(scene, *entries, args=()):
+    """Ask the model of the scene."""
+    write_pictures(scene.folder)
+    (scene.folder / "questions.json").write_text(json.dumps([GOOD, *entries]))
+    return scene.main(
+        "answer", "--trainer.accelerator=cpu", "--trainer.devices=1", "--model.max_new_tokens=2",
+        f"--model.model_path={scene.checkpoint}", *args,
+    )  # fmt: skip
+
+
+ENTRIES = {
+    "found a string; expected an object with image": "What?",
+    "no question; expected": {"image": "a.png"},
+    "no image; expected": {"question": "What?"},
+    "image is an empty list": {"image": [], "question": "What?"},
+    "image is null": {"image": None, "question": "What?"},
+    "pictures included": {"image": "a.png", "question": "what " * 1000},
+    "expected none, or one per picture": {"image": "a.png", "question": "<image_placeholder>" * 2},
+    "found nothing; expected an image": {"image": "z.png", "question": "What?"},
+    "not an image; expected JPEG": {"image": "page.png", "question": "What?"},
+    "a broken image": {"image": "cut.png", "question": "What?"},
+}
+
+
+def ask(entry, scene):
+    (scene.folder / "page.png").write_text("<!doctype html>")
+    write_pictures(scene.folder)
+    (scene.folder / "cut.png").write_bytes((scene.folder / "a.png").read_bytes()[:9000])
+    return answer(scene, entry), 1
+
+
+PRIORS = {
+    "' yes' has 'much'": '{" yes": "much"}',
+    "'' has no token": '{"": 1}',
+    "start with the same token": '{"a b": 1, "a c": 2}',
+}
+
+
+def use_prior(prior, scene):
+    (scene.folder / "prior.json").write_text(prior)
+    return answer(scene, args=["--model.prior=prior.json"]), 1
+
+
+SIZES = {
+    "the image's size is None": {"size": None},
+    "the image's size is 32": {"size": {"height": 32}},
+    "min_size is -1": {"min_size": -1},
+    "image_mean is [0.5]": {"image_mean": [0.5]},
+}
+
+
+def change_processor(values, scene):
+    scene.edit("preprocessor_config.json", lambda config: config.update(values))
+    return answer(scene), 1
+
+
+for provoke, cases in ((ask, ENTRIES), (use_prior, PRIORS), (change_processor, SIZES)):
+    for fragment, value in cases.items():
+        CASES[fragment] = partial(provoke, value)
+
+
+@case("pixels, as files have that are made")
+def bomb(scene):
+    scene.monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 25_000)
+    Image.new("L", (200, 200)).save(scene.folder / "large.png")
+    return answer(scene, {"image": "large.png", "question": "What?"}), 1
+
+
+@case("model.prior: …: not found")
+def no_prior(scene):
+    return answer(scene, args=["--model.prior=prior.json"]), 1
+
+
+@case("expected runs of one kind")
+def two_kinds(scene):
+    scene.predict("--writer.output_dir=one", "--trainer.enable_progress_bar=false")
+    answer(scene, args=["--writer.output_dir=two"])
+    return scene.main("compare", "one", "two", "--output=page"), 1
