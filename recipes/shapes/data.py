@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from recipes.shapes.render import render
-from recipes.shapes.scene import describe, place_objects, sample_scene
+from recipes.shapes.scene import Object, describe, place_objects, sample_scene
 
 
 class Batch(NamedTuple):
@@ -19,10 +19,15 @@ class Batch(NamedTuple):
     Attributes:
         pixel_values: Float32 ``(pictures, 3, height, width)`` in [-1, 1].
         prompts: The captions.
+        objects: What the pictures show.
     """
 
     pixel_values: Tensor
     prompts: list[str]
+    objects: list[list[Object]]
+
+
+Item = tuple[Tensor, str, list[Object]]
 
 
 class ShapesDataset(Dataset[Any]):
@@ -40,17 +45,18 @@ class ShapesDataset(Dataset[Any]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+    def __getitem__(self, index: int) -> Item:
         rng = random.Random(f"{self.seed}/{self.first + index}")
         scene = sample_scene(rng)
-        image = np.asarray(render(place_objects(scene, rng), rng), dtype=np.float32)
-        return torch.from_numpy(image / 127.5 - 1).permute(2, 0, 1), describe(scene, rng)
+        objects = place_objects(scene, rng)
+        image = np.asarray(render(objects, rng), dtype=np.float32)
+        return torch.from_numpy(image / 127.5 - 1).permute(2, 0, 1), describe(scene, rng), objects
 
 
-def collate(items: list[tuple[Tensor, str]]) -> Batch:
+def collate(items: list[Item]) -> Batch:
     """Collate pictures into a batch."""
-    pictures, prompts = zip(*items)
-    return Batch(torch.stack(pictures), list(prompts))
+    pictures, prompts, objects = zip(*items)
+    return Batch(torch.stack(pictures), list(prompts), list(objects))
 
 
 class ShapesDataModule(LightningDataModule):
@@ -72,3 +78,7 @@ class ShapesDataModule(LightningDataModule):
         epoch = self.trainer.current_epoch if self.trainer else 0
         dataset = ShapesDataset(epoch * length, length, self.seed)
         return DataLoader(dataset, self.batch_size, collate_fn=collate)
+
+    def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
+        """Move the pictures; the rest stays on the host."""
+        return batch._replace(pixel_values=batch.pixel_values.to(device))

@@ -1,10 +1,12 @@
-"""Second stage: the language model, with gen_embed, gen_aligner and gen_head.
+"""Second stage: everything but the VQ tokenizer, drawing and seeing at once.
 
 Sequences are those of generation: the prompt in its conversation, then the image's tokens. The loss
 covers the image's tokens only. For classifier-free guidance (Ho and Salimans 2022, section 3.2)
-some prompts are replaced by the unconditional branch of generation.
+some prompts are replaced by the unconditional branch of generation. Conversations are those of
+``answer``, see :mod:`recipes.shapes.conversation`.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +15,25 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import JanusForConditionalGeneration, get_cosine_schedule_with_warmup
+from transformers import (
+    JanusConfig,
+    JanusForConditionalGeneration,
+    get_cosine_schedule_with_warmup,
+)
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from lit_dola.janus.tokenizer import PromptEncoder, unconditional_ids
+from lit_dola.janus.question import QuestionEncoder
+from lit_dola.janus.tokenizer import unconditional_ids
+from recipes.shapes.conversation import (
+    NUM_PATCH_LABELS,
+    answer_loss,
+    converse,
+    example_texts,
+    patch_labels,
+)
 from recipes.shapes.data import Batch
-from recipes.shapes.scene import describe, sample_scene
 from recipes.shapes.vq import encode_pictures
 from recipes.small_janus import make_config, make_tokenizer, save_janus
 
@@ -51,15 +64,25 @@ def image_logits(
 
 
 class JanusTraining(LightningModule):
-    """Trains a Janus on the tokens of a VQ tokenizer that is already trained.
+    """Trains a Janus to draw the tokens of a trained VQ tokenizer, and to answer questions.
+
+    Every picture is drawn; some of them are also talked about. The vision tower, the aligner and
+    ``lm_head`` learn from the answers, and the vision tower also from naming what each of its
+    patches shows.
 
     Args:
         vq_path: Folder of the tokenizer, which stays fixed.
         text_config: Sizes of the language model, as ``text_config`` of a Janus checkpoint.
+        vision_config: Sizes of the vision tower, as ``vision_config`` of a Janus checkpoint.
         learning_rate: Largest learning rate: it warms up, then follows a cosine down to 0.
+        muon_learning_rate: That of the matrices inside layers, which Muon updates.
         warmup_steps: Steps until the largest learning rate.
         weight_decay: Weight decay of matrices; vectors have none.
-        condition_dropout: Share of the prompts that are replaced by the unconditional branch.
+        gradient_clip: Largest norm of all gradients.
+        condition_dropout: Share of the prompts, and of the pictures in conversations, that are
+            replaced by the unconditional branch.
+        conversations: Pictures per step that are talked about.
+        turns: Questions per conversation.
         output_dir: Folder of the checkpoint, in transformers' layout; must not exist yet.
     """
 
@@ -67,36 +90,42 @@ class JanusTraining(LightningModule):
         self,
         vq_path: str,
         text_config: dict[str, Any],
+        vision_config: dict[str, Any],
         learning_rate: float = 1e-3,
+        muon_learning_rate: float = 3e-3,
         warmup_steps: int = 200,
         weight_decay: float = 0.05,
+        gradient_clip: float = 1.0,
         condition_dropout: float = 0.1,
+        conversations: int = 12,
+        turns: int = 4,
         output_dir: str = "checkpoints/shapes-janus",
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        rng = random.Random(0)
-        texts = [describe(sample_scene(rng), rng) for _ in range(5000)]
-        self.tokenizer = make_tokenizer(texts)
+        self.automatic_optimization = False  # two optimizers
+        self.tokenizer = make_tokenizer(example_texts(), vocab_size=640)
+        vq = JanusVQVAE.from_pretrained(vq_path)
+        config = self._make_config(vq, text_config, vision_config)
         with TemporaryDirectory() as folder:  # encode prompts exactly as generation does
             self.tokenizer.save_pretrained(folder)
-            self.encoder = PromptEncoder(Path(folder))
-        vq = JanusVQVAE.from_pretrained(vq_path)
+            self.encoder = QuestionEncoder(Path(folder), config.vision_config.num_image_tokens)
+        self.janus = JanusForConditionalGeneration(config).train()
+        self.janus.model.vqmodel.load_state_dict(vq.state_dict())
+        self.janus.model.vqmodel.eval().requires_grad_(False)
+        with torch.no_grad():  # similar codes start with similar embeddings
+            self.janus.model.generation_embeddings.weight.copy_(vq.quantize.embedding.weight)
+        self.patch_classifier = nn.Linear(config.vision_config.hidden_size, NUM_PATCH_LABELS)
+
+    def _make_config(
+        self, vq: JanusVQVAE, text_config: dict[str, Any], vision_config: dict[str, Any]
+    ) -> JanusConfig:
         vq_config = vq.config.to_diff_dict()
         hidden_size = text_config["hidden_size"]
         vq_config.update(projection_dim=hidden_size, image_token_embed_dim=hidden_size)
         patches = vq.quantize.quant_state_dims[0]
         image_size = patches << (len(vq.config.channel_multiplier) - 1)
-        config = make_config(self.tokenizer, text_config, vq_config, image_size)
-        self.janus = JanusForConditionalGeneration(config).train()
-        self.janus.model.vqmodel.load_state_dict(vq.state_dict())
-        self.janus.model.vqmodel.eval()
-        # Parts that generation does not use are not trained.
-        for part in (self.janus.model.vqmodel, self.janus.model.vision_model, self.janus.lm_head):
-            part.requires_grad_(False)
-        self.janus.model.aligner.requires_grad_(False)
-        with torch.no_grad():  # similar codes start with similar embeddings
-            self.janus.model.generation_embeddings.weight.copy_(vq.quantize.embedding.weight)
+        return make_config(self.tokenizer, text_config, vq_config, image_size, vision_config)
 
     def encode_prompts(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Encode prompts, padded on the left, on the host.
@@ -113,36 +142,79 @@ class JanusTraining(LightningModule):
             rows.append(unconditional_ids(ids, pad) if dropped else ids)
         return pad_left(rows, pad)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the cross entropy of the image tokens, in nats per token."""
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the losses, each a cross entropy in nats per token or patch, and take a step."""
+        losses = {"loss": self.drawing_loss(batch), **self.seeing_losses(batch)}
+        self.manual_backward(torch.stack([*losses.values()]).sum())
+        self.log_dict(losses, prog_bar=True)
+        nn.utils.clip_grad_norm_(self.parameters(), self.hparams["gradient_clip"])
+        optimizers: Any = self.optimizers()
+        schedulers: Any = self.lr_schedulers()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        for scheduler in schedulers:
+            scheduler.step()
+
+    def drawing_loss(self, batch: Batch) -> Tensor:
+        """Return the loss of the image tokens."""
         with torch.autocast(self.device.type, enabled=False):
             tokens = encode_pictures(self.janus.model.vqmodel, batch.pixel_values.float())
         input_ids, mask = (x.to(self.device) for x in self.encode_prompts(batch.prompts))
         logits = image_logits(self.janus, input_ids, mask, tokens)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
-        self.log("loss", loss, prog_bar=True)
-        return loss
+        return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+
+    def seeing_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the losses of the answers, and of naming what each patch shows."""
+        count = self.hparams["conversations"]
+        rng = random.Random(int(torch.randint(2**31, ())))
+        conversations = [
+            converse(self.encoder, objects, prompt, self.hparams["turns"], rng)
+            for objects, prompt in zip(batch.objects[:count], batch.prompts[:count])
+        ]
+        features = self.janus.model.vision_model(batch.pixel_values[:count]).last_hidden_state
+        seen = torch.rand(len(features), device=self.device) >= self.hparams["condition_dropout"]
+        pad = self.encoder.pad_token_id
+        side = math.isqrt(features.shape[1])
+        labels = torch.stack([patch_labels(objects, side) for objects in batch.objects[:count]])
+        classes = self.patch_classifier(features).float().flatten(0, 1)
+        return {
+            "answers": answer_loss(self.janus, features, conversations, seen, pad),
+            "patches": F.cross_entropy(classes, labels.to(self.device).flatten()),
+        }
 
     def configure_optimizers(self) -> Any:
-        """Use AdamW with warmup and a cosine."""
-        trained = [weight for weight in self.parameters() if weight.requires_grad]
+        """Use Muon for the matrices inside layers, AdamW for all else; warmup and a cosine."""
+        layers = (
+            *self.janus.model.language_model.layers.parameters(),
+            *self.janus.model.vision_model.encoder.parameters(),
+        )
+        hidden = [weight for weight in layers if weight.dim() == 2]
+        others = {weight for weight in self.parameters() if weight.requires_grad} - {*hidden}
         groups: list[dict[str, Any]] = [
-            {"params": [w for w in trained if w.dim() > 1]},
-            {"params": [w for w in trained if w.dim() < 2], "weight_decay": 0.0},
+            {"params": [w for w in self.parameters() if w in others and w.dim() > 1]},
+            {
+                "params": [w for w in self.parameters() if w in others and w.dim() < 2],
+                "weight_decay": 0.0,
+            },
         ]
-        optimizer = torch.optim.AdamW(
-            groups,
-            self.hparams["learning_rate"],
-            betas=(0.9, 0.95),
-            weight_decay=self.hparams["weight_decay"],
-        )
-        schedule = get_cosine_schedule_with_warmup(
-            optimizer, self.hparams["warmup_steps"], int(self.trainer.estimated_stepping_batches)
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        decay = self.hparams["weight_decay"]
+        optimizers: list[Any] = [
+            torch.optim.Muon(
+                hidden,
+                self.hparams["muon_learning_rate"],
+                weight_decay=decay,
+                adjust_lr_fn="match_rms_adamw",
+            ),
+            torch.optim.AdamW(
+                groups, self.hparams["learning_rate"], betas=(0.9, 0.95), weight_decay=decay
+            ),
+        ]
+        steps = int(self.trainer.estimated_stepping_batches)
+        warmup = self.hparams["warmup_steps"]
+        return optimizers, [
+            get_cosine_schedule_with_warmup(optimizer, warmup, steps) for optimizer in optimizers
+        ]
 
     def on_train_start(self) -> None:
         """Fail now rather than after an hour if the checkpoint cannot be saved."""

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -15,9 +16,12 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from lit_dola.decoding.loop import cfg_pair
+from lit_dola.janus.question import SYSTEM_PROMPT
 from lit_dola.janus.tokenizer import PromptEncoder
+from recipes.shapes.conversation import NUM_PATCH_LABELS, answer_loss, converse, patch_labels
 from recipes.shapes.data import ShapesDataModule
 from recipes.shapes.language import JanusTraining, pad_left
+from recipes.shapes.scene import Object
 from recipes.shapes.train import main
 from recipes.shapes.vq import VQTraining, encode_pictures, merge_codes
 from tests.support.commands import ROOT
@@ -88,7 +92,10 @@ def language(trained):
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
     }
-    return lambda dropout: JanusTraining(str(trained / "vq"), sizes, condition_dropout=dropout)
+    tower = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return lambda dropout: JanusTraining(
+        str(trained / "vq"), sizes, tower, condition_dropout=dropout
+    )
 
 
 def logged(trained, stage):
@@ -108,6 +115,8 @@ def test_losses_are_logged_and_a_second_run_goes_on(trained):
     # Untrained: the loss of a uniform distribution over the codebook, in nats.
     codes = JanusVQVAE.from_pretrained(trained / "vq").config.num_embeddings
     assert float(language[0]["loss"]) == pytest.approx(math.log(codes), abs=0.2)
+    assert 3 < float(language[0]["patches"]) < 6  # 49 kinds
+    assert float(language[0]["answers"]) > 4
 
 
 def test_pictures_go_on_where_they_were():
@@ -198,8 +207,7 @@ def test_the_loss_is_that_of_one_picture_at_a_time(language):
     """Padding changes nothing, and each token is predicted from the earlier ones."""
     (batch,) = ShapesDataModule(batch_size=3, steps_per_epoch=1).train_dataloader()
     training = language(0.0).eval()
-    training.log = lambda *args, **kwargs: None
-    loss = training.training_step(batch, 0)
+    loss = training.drawing_loss(batch)
     model, losses = training.janus.double(), []
     for pixels, prompt in zip(batch.pixel_values, batch.prompts):
         tokens = encode_pictures(training.float().janus.model.vqmodel, pixels[None])
@@ -212,6 +220,68 @@ def test_the_loss_is_that_of_one_picture_at_a_time(language):
             logits = model.model.generation_head(states.last_hidden_state[:, -1])
             losses.append(F.cross_entropy(logits, tokens[:, place]).item())
     assert loss.item() == pytest.approx(sum(losses) / len(losses), abs=1e-4)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_the_loss_of_answers_is_that_of_one_token_at_a_time(language, seen):
+    """Each is predicted from the prompt of ``answer``, or of its unconditional branch."""
+    (batch,) = ShapesDataModule(batch_size=3, steps_per_epoch=1).train_dataloader()
+    training = language(0.0).eval().double()
+    encoder, model, rng = training.encoder, training.janus.model, random.Random(0)
+    talks = [converse(encoder, *pair, 3, rng) for pair in zip(batch.objects, batch.prompts)]
+    features = model.vision_model(batch.pixel_values.double()).last_hidden_state
+    pad = encoder.pad_token_id
+    loss = answer_loss(training.janus, features, talks, torch.tensor([seen] * 3), pad)
+    losses = []
+    for picture, (ids, labels) in zip(features, talks):
+        assert len(ids) == len(labels)
+        image = [place for place, token in enumerate(ids) if token == encoder.image_token_id]
+        assert len(image) == len(picture)
+        shown = [pad if place in image else token for place, token in enumerate(ids)]
+        inputs = model.get_input_embeddings()(torch.tensor(shown))
+        if seen:
+            inputs[image] = model.aligner(picture)
+        for place in (place for place, label in enumerate(labels) if label != -100):
+            assert labels[place] == ids[place + 1]
+            states = model.language_model(inputs_embeds=inputs[None, : place + 1])
+            logits = training.janus.lm_head(states.last_hidden_state[0, -1])
+            losses.append(F.cross_entropy(logits, torch.tensor(labels[place])).item())
+    assert loss.item() == pytest.approx(sum(losses) / len(losses), abs=1e-4)
+
+
+def test_conversations_start_as_a_question_of_answer_and_end_answers(language):
+    (batch,) = ShapesDataModule(batch_size=20, steps_per_epoch=1).train_dataloader()
+    encoder, rng = language(0.0).encoder, random.Random(0)
+    firsts = set()
+    for objects, caption in zip(batch.objects, batch.prompts):
+        ids, labels = converse(encoder, objects, caption, 4, rng)
+        assert labels.count(encoder.eos_token_id) == ids.count(encoder.eos_token_id) == 4
+        text = encoder.decode(ids)
+        question = text.split("User|>: ")[-4].split("\n")[0] if "User|>" in text else ""
+        start = next(place for place, label in enumerate(labels) if label != -100) + 1
+        turn = encoder.decode(ids[:start]).removeprefix(SYSTEM_PROMPT)
+        question = turn.split(": ")[1].split("\n\n")[0].strip()
+        assert ids[:start] == encoder.encode_question(question)
+        firsts.add(question.split()[0])
+    assert len(firsts) > 3
+
+
+def test_patches_are_labelled_with_what_covers_their_centre():
+    things = [Object("cross", "purple", 10, 20, 8), Object("circle", "red", 40, 40, 4.5)]
+    labels = patch_labels(things, 12).view(12, 12)
+    assert labels.max() < NUM_PATCH_LABELS
+    kinds = {int(label) for label in labels.unique()}
+    assert len(kinds) == 3
+    assert 0 in kinds
+    for row in range(12):
+        for column in range(12):
+            x, y = column * 4 + 2, row * 4 + 2
+            inside = [
+                thing
+                for thing in things
+                if abs(x - thing.x) <= thing.radius and abs(y - thing.y) <= thing.radius
+            ]
+            assert bool(labels[row, column]) == bool(inside)
 
 
 def test_what_makes_no_image_and_the_tokenizer_of_pictures_stay_as_they_are(trained, checkpoint):
