@@ -74,6 +74,7 @@ def main() -> str:
         "### `evaluate` alone",
         _settings(EvaluationTrainer.evaluate, "", {"self", *hidden}),
         *_groups("answer", " of `answer`"),
+        *_groups("rank", " of `rank`"),
         "### `compare`",
         "`compare RUN RUN ... --output PAGE`",
         _settings(compare, "", {"runs"}),

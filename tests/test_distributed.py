@@ -11,6 +11,7 @@ from lit_dola import LitDoLa
 from tests.support import forked
 from tests.support.commands import CPU, MAIN, ddp, files, one_line, records, run
 from tests.support.questions import write_questions
+from tests.support.siglips import make_siglip, write_items
 
 pytestmark = pytest.mark.distributed
 
@@ -160,3 +161,22 @@ def test_answers_of_several_ranks_are_those_of_one(questions, tmp_path, count):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         ".run.lock", "answers.jsonl", "index.html"
     ]  # fmt: skip
+
+
+def test_rankings_of_two_ranks_are_those_of_one(tmp_path):
+    make_siglip(tmp_path / "siglip")
+    write_items(tmp_path)
+
+    def arguments(out, *args):
+        return [
+            "rank", *CPU, f"--model.model_path={tmp_path / 'siglip'}", "--data.items_per_batch=1",
+            f"--writer.output_dir={tmp_path / out}",
+            f"--data.item_json={tmp_path / 'items.jsonl'}", *args,
+        ]  # fmt: skip
+
+    done = forked.run(tmp_path, arguments("one"))
+    assert (done.returncode, done.stderr) == (0, "")
+    for done in forked.run_ranks(tmp_path, 2, arguments("out", *ddp(2)), 1, None):
+        assert done.returncode == 0, done.stderr
+    one, out = ((tmp_path / name / "ranks.jsonl").read_bytes() for name in ("one", "out"))
+    assert out == one

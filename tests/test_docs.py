@@ -109,10 +109,10 @@ def test_the_reference_is_the_one_of_this_code():
     assert make_reference() + "\n" == REFERENCE
 
 
-@pytest.mark.parametrize("task", ["predict", "answer"])
+@pytest.mark.parametrize("task", ["predict", "answer", "rank"])
 def test_the_reference_has_every_setting_and_its_default(printed_config, task):
-    parts = PAGES["docs/reference.md"].split("### `model` of `answer`")
-    part = parts[task == "answer"]
+    parts = re.split("### `model` of `(?:answer|rank)`", PAGES["docs/reference.md"])
+    part = parts[["predict", "answer", "rank"].index(task)]
     rows = re.findall(r"^\| `((?:\w+)\.\w+)` \| `(.+?)` \| (.+) \|$", part, re.M)
     config = printed_config(task)
     settings = {

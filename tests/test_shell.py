@@ -21,6 +21,7 @@ SCHEMAS = {
     "predict": SCHEMA,
     "evaluate": SCHEMA,
     "answer": json.loads((ROOT / "configs/schema-answer.json").read_text()),
+    "rank": json.loads((ROOT / "configs/schema-rank.json").read_text()),
 }
 
 
@@ -70,15 +71,16 @@ def test_completion_in_bash(tmp_path, monkeypatch, capsys):
 
 def test_the_schema_is_the_one_of_these_settings():
     """Otherwise run: python -m docs.make_schema > configs/schema.json."""
-    for task in ("evaluate", "answer"):
+    for task in ("evaluate", "answer", "rank"):
         Draft202012Validator.check_schema(SCHEMAS[task])
         assert config_schema(task) == SCHEMAS[task]
 
 
 def task_of(text):
     """The task that a configuration is for."""
-    if "question_json:" in text:
-        return "answer"
+    for key, task in {"question_json:": "answer", "item_json:": "rank"}.items():
+        if key in text:
+            return task
     return "evaluate" if "variants:" in text else "predict"
 
 
@@ -86,7 +88,7 @@ def task_of(text):
 def test_configs_fit_the_schema_and_name_it(path):
     text = path.read_text()
     task = task_of(text)
-    file = "schema-answer.json" if task == "answer" else "schema.json"
+    file = f"schema-{task}.json" if task in ("answer", "rank") else "schema.json"
     assert text.startswith(f"# yaml-language-server: $schema={file}\n")
     Draft202012Validator(SCHEMAS[task]).validate(yaml.safe_load(text))
 

@@ -43,7 +43,7 @@ class GenerationProgressBar(ProgressBar):
     With several devices they show the first one's share.
     """
 
-    _images: "tqdm[Any]"
+    _items: "tqdm[Any]"
     _tokens: "tqdm[Any]"
 
     def __init__(self) -> None:
@@ -62,14 +62,19 @@ class GenerationProgressBar(ProgressBar):
         # disable=None means: unless stderr is a terminal
         disable = None if self._enabled else True
         of = f" (rank 0 of {trainer.world_size})" if trainer.world_size > 1 else ""
-        self._images = tqdm(
-            total=done + to_make, initial=done, desc=f"Images{of}", unit="image", disable=disable
+        items = pl_module.items
+        self._items = tqdm(
+            total=done + to_make,
+            initial=done,
+            desc=f"{items.capitalize()}{of}",
+            unit=items.removesuffix("s"),
+            disable=disable,
         )
         self._tokens = tqdm(
             total=pl_module.max_new_tokens,
             desc="Tokens of this batch",
             unit="token",
-            disable=disable,
+            disable=disable if pl_module.max_new_tokens else True,
             leave=False,
             position=1,
         )
@@ -85,10 +90,10 @@ class GenerationProgressBar(ProgressBar):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        """Add the batch's images."""
-        self._images.update(len(batch))
+        """Add the batch's items."""
+        self._items.update(len(batch))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bars."""
         self._tokens.close()
-        self._images.close()
+        self._items.close()

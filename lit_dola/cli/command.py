@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from inspect import signature
 from typing import Any, cast
 
 from jsonargparse import set_parsing_settings
@@ -86,8 +87,10 @@ class DoLaCLI(LightningCLI):
         """Pass the model's settings on to the data module."""
         for name in _task_of(parser).linked:
             parser.link_arguments(f"model.{name}", f"data.{name}")
-        # One seed, not two.
-        parser.link_arguments("model.seed", "seed_everything", compute_fn=_seed)
+        if "seed" in signature(_task_of(parser).model).parameters:  # one seed, not two
+            parser.link_arguments("model.seed", "seed_everything", compute_fn=_seed)
+        else:
+            parser.set_defaults(seed_everything=0)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with what the checkpoint recommends as defaults.
@@ -184,6 +187,10 @@ class DoLaCLI(LightningCLI):
 
     def answer(self, model: LightningModule, datamodule: LightningDataModule) -> None:
         """Answer questions, as :meth:`predict` makes images."""
+        self.predict(model, datamodule)
+
+    def rank(self, model: LightningModule, datamodule: LightningDataModule) -> None:
+        """Rank, as :meth:`predict` makes images."""
         self.predict(model, datamodule)
 
     def evaluate(self, model: LightningModule, datamodule: LightningDataModule, **how: Any) -> None:

@@ -10,14 +10,17 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 from lit_dola.callbacks.answer_writer import AnswerWriter
 from lit_dola.callbacks.image_logger import ImageLogger
+from lit_dola.callbacks.rank_writer import RankWriter
 from lit_dola.callbacks.writer import ImageWriter
 from lit_dola.data.datamodule import PromptDataModule
+from lit_dola.data.items import ItemDataModule
 from lit_dola.data.questions import QuestionDataModule
 from lit_dola.errors import printable
 from lit_dola.evaluation import EvaluationTrainer
 from lit_dola.reports.compare import compare
 from lit_dola.tasks.answer import LitAnswer
 from lit_dola.tasks.generate import LitDoLa
+from lit_dola.tasks.rank import LitRank
 
 _log = getLogger(__name__)
 
@@ -39,6 +42,18 @@ class TaskTrainer(EvaluationTrainer):
 
         Raises:
             UserError: If a question cannot be answered.
+        """
+        self.predict(model, datamodule=datamodule, return_predictions=False)
+
+    def rank(self, model: LitRank, datamodule: ItemDataModule) -> None:
+        """Rank labels for pictures, or the images of a run for their prompts.
+
+        Args:
+            model: The scorer and its settings.
+            datamodule: What is to be ranked.
+
+        Raises:
+            UserError: If something cannot be ranked.
         """
         self.predict(model, datamodule=datamodule, return_predictions=False)
 
@@ -93,6 +108,13 @@ TASKS: dict[str, TrainerTask | PlainTask] = {
         QuestionDataModule,
         {"writer": AnswerWriter},
         linked=("model_path", "roles", "system_prompt", "max_new_tokens", "questions_per_batch"),
+        hidden=_NOT_OFFERED,
+    ),
+    "rank": TrainerTask(
+        LitRank,
+        ItemDataModule,
+        {"writer": RankWriter},
+        linked=("model_path", "scorer", "roles", "system_prompt"),
         hidden=_NOT_OFFERED,
     ),
     "evaluate": _IMAGES,

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from lit_dola.data.requests import OnError, Request, RunPlan
-from lit_dola.janus.checkpoint import Checkpoint
+from lit_dola.janus.checkpoint import Checkpoint, ModelFolder
 
 
 class ContiguousSampler(DistributedSampler[Request]):
@@ -70,12 +70,17 @@ class RequestDataModule(LightningDataModule):
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint, opened once."""
+        """The checkpoint of a Janus, opened once."""
         return Checkpoint.open(self.model_path)
 
+    @property
+    def model(self) -> ModelFolder:
+        """The model of the run."""
+        return self.checkpoint
+
     def prepare_data(self) -> None:
-        """Fetch the checkpoint, once per node, if it is not on this machine yet."""
-        _ = self.checkpoint
+        """Fetch the model, once per node, if it is not on this machine yet."""
+        _ = self.model
 
     @property
     def is_first(self) -> bool:

@@ -1,6 +1,6 @@
 """Reading question files: which pictures, and what is asked about them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +48,7 @@ def read_questions(
 
 
 def _question_of(folder: Path) -> Callable[[int, Any], Question]:
-    checked: set[Path] = set()
+    checked = CheckedPictures(folder)
 
     def make(index: int, entry: Any) -> Question:
         if not isinstance(entry, dict):
@@ -56,14 +56,34 @@ def _question_of(folder: Path) -> Callable[[int, Any], Question]:
         text = question_of(entry)
         names = pictures_of(entry)
         check_writable("the entry", entry)
-        pictures = tuple(folder / name for name in names)
-        for picture in pictures:
-            if picture not in checked:
-                check_picture(picture)
-                checked.add(picture)
-        return Question(Prompt(index, text, dict(entry)), pictures, names)
+        return Question(Prompt(index, text, dict(entry)), checked.paths(names), names)
 
     return make
+
+
+class CheckedPictures:
+    """Pictures of a folder, each looked at once.
+
+    Args:
+        folder: What names of pictures are relative to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._checked: set[Path] = set()
+
+    def paths(self, names: Sequence[str]) -> tuple[Path, ...]:
+        """Return the paths of pictures.
+
+        Raises:
+            UserError: If one is not there, or is no picture.
+        """
+        paths = tuple(self.folder / name for name in names)
+        for path in paths:
+            if path not in self._checked:
+                check_picture(path)
+                self._checked.add(path)
+        return paths
 
 
 def question_of(entry: Mapping[str, Any]) -> str:

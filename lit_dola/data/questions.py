@@ -10,8 +10,36 @@ from lit_dola.data.datamodule import note_roles
 from lit_dola.data.question_file import Question, read_questions
 from lit_dola.data.requests import Failure, OnError, QuestionRequest, RunPlan
 from lit_dola.errors import UserError, given_path
+from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.question import SYSTEM_PROMPT, QuestionEncoder
 from lit_dola.janus.tokenizer import Roles
+
+
+def question_encoder(
+    checkpoint: Checkpoint, roles: Roles, system_prompt: str, note: bool
+) -> QuestionEncoder:
+    """Return the tokenizer of a checkpoint for questions about pictures.
+
+    Args:
+        checkpoint: The checkpoint.
+        roles: Role names of the conversation template.
+        system_prompt: What the conversation starts with.
+        note: Whether to log which roles ``auto`` has guessed.
+
+    Raises:
+        UserError: As :class:`lit_dola.janus.question.QuestionEncoder`.
+    """
+    encoder = QuestionEncoder(
+        checkpoint.folder,
+        checkpoint.num_image_tokens,
+        roles,
+        checkpoint.name,
+        int(checkpoint.config.text_config.vocab_size),
+        system_prompt,
+    )
+    if note:
+        note_roles(encoder)
+    return encoder
 
 
 class QuestionDataModule(RequestDataModule):
@@ -52,18 +80,7 @@ class QuestionDataModule(RequestDataModule):
     @cached_property
     def encoder(self) -> QuestionEncoder:
         """The checkpoint's tokenizer, read once."""
-        checkpoint = self.checkpoint
-        encoder = QuestionEncoder(
-            checkpoint.folder,
-            checkpoint.num_image_tokens,
-            self.roles,
-            checkpoint.name,
-            int(checkpoint.config.text_config.vocab_size),
-            self.system_prompt,
-        )
-        if self.is_first:
-            note_roles(encoder)
-        return encoder
+        return question_encoder(self.checkpoint, self.roles, self.system_prompt, self.is_first)
 
     def setup(self, stage: str) -> None:
         """Read and encode every question, and look at every picture's header.

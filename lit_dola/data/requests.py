@@ -1,11 +1,12 @@
 """The nouns of a run: prompts and questions, what is requested of them, failures, and the plan."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from lit_dola.janus.checkpoint import Checkpoint
+from lit_dola.janus.checkpoint import Checkpoint, ModelFolder
 from lit_dola.janus.tokenizer import PromptEncoder
 
 OnError = Literal["stop", "skip"]
@@ -101,6 +102,41 @@ class QuestionRequest(NamedTuple):
         return question_subject(self.names, self.prompt.text)
 
 
+class RankRequest(NamedTuple):
+    """Labels to rank for a picture, or pictures to rank for a text."""
+
+    prompt: Prompt
+    """The entry; its metadata is the whole entry."""
+    pictures: tuple[Path, ...]
+    """One picture, or the candidates."""
+    names: tuple[str, ...]
+    """The pictures as the entry names them."""
+    labels: tuple[str, ...]
+    """The candidates, or one text."""
+    over: Literal["labels", "pictures"] = "labels"
+    """What the candidates are."""
+
+    @property
+    def input_ids(self) -> list[int]:
+        """None: the scorer makes its own."""
+        return []
+
+    @property
+    def key(self) -> ImageKey:
+        """Index of the entry, and 0."""
+        return ImageKey(self.prompt.prompt_index, 0)
+
+    @property
+    def subject(self) -> str:
+        """The pictures and the labels."""
+        return rank_subject(self.names, self.labels)
+
+
+def rank_subject(pictures: Sequence[str], labels: Sequence[str]) -> str:
+    """Return what a ranking is about, in one line."""
+    return json.dumps([*pictures, *labels], ensure_ascii=False)
+
+
 def question_subject(pictures: Sequence[str], question: str) -> str:
     """Return what an answer is about, in one line."""
     return " ".join([*pictures, question])
@@ -118,8 +154,9 @@ class RunPlan:
     """For messages."""
     on_error: OnError
     """Whether an image that cannot be made ends the run or is skipped."""
-    checkpoint: Checkpoint
-    encoder: PromptEncoder
+    model: ModelFolder
+    tokenizer: PromptEncoder | None
+    """The tokenizer of a Janus; None for another model."""
     requests: Sequence[Request]
     """Results still to make; at first all that are asked for."""
     failures: list[Failure] = field(default_factory=list)
@@ -134,6 +171,18 @@ class RunPlan:
     def __post_init__(self) -> None:
         self.asked_for = self.requests
         """All results that are asked for, whether done or not."""
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The Janus of the run."""
+        assert isinstance(self.model, Checkpoint)
+        return self.model
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """The tokenizer of that Janus."""
+        assert self.tokenizer is not None
+        return self.tokenizer
 
     @property
     def longest_prompt(self) -> int:

@@ -45,34 +45,12 @@ _BLOCKS, _BLOCK = 256, 4096
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint folder and what its ``config.json`` says.
-
-    Example:
-        >>> checkpoint = Checkpoint.open("checkpoints/shapes-janus")
-        >>> checkpoint.layout, checkpoint.num_image_tokens
-        ('janus', 144)
-    """
+class ModelFolder:
+    """A folder with a model that has layers to contrast."""
 
     name: str
     """What the user called it: a folder, a hub name or a short name."""
     folder: Path
-    layout: Layout
-    config: JanusConfig
-
-    @classmethod
-    def open(cls, model_path: str) -> "Checkpoint":
-        """Find a checkpoint, fetching it from the hub if needed, and read its config.
-
-        Args:
-            model_path: A folder, a name on the hub, or one of :data:`VARIANTS`.
-
-        Raises:
-            UserError: If the checkpoint cannot be found or fetched, or its config is unusable.
-        """
-        folder = find_checkpoint(model_path)
-        layout, config = read_config(folder)
-        return cls(model_path, folder, layout, config)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -99,6 +77,39 @@ class Checkpoint:
         except OSError as error:
             raise UserError(f"{error.filename}: not readable: {error.strerror}") from error
         return f"sha256:{digest.hexdigest()[:16]}"
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer layers; ``hidden_states`` has one entry more."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Checkpoint(ModelFolder):
+    """A checkpoint folder and what its ``config.json`` says.
+
+    Example:
+        >>> checkpoint = Checkpoint.open("checkpoints/shapes-janus")
+        >>> checkpoint.layout, checkpoint.num_image_tokens
+        ('janus', 144)
+    """
+
+    layout: Layout
+    config: JanusConfig
+
+    @classmethod
+    def open(cls, model_path: str) -> "Checkpoint":
+        """Find a checkpoint, fetching it from the hub if needed, and read its config.
+
+        Args:
+            model_path: A folder, a name on the hub, or one of :data:`VARIANTS`.
+
+        Raises:
+            UserError: If the checkpoint cannot be found or fetched, or its config is unusable.
+        """
+        folder = find_checkpoint(model_path)
+        layout, config = read_config(folder)
+        return cls(model_path, folder, layout, config)
 
     @property
     def num_layers(self) -> int:

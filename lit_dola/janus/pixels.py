@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from lit_dola.errors import UserError
+from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.files import read_json
 
 Preprocess = Literal["deepseek", "transformers"]
@@ -34,19 +35,24 @@ class PixelProcessor:
     preprocess: Preprocess = "deepseek"
 
     @classmethod
-    def of(cls, folder: Path, preprocess: Preprocess = "deepseek") -> "PixelProcessor":
+    def of(cls, checkpoint: Checkpoint, preprocess: Preprocess = "deepseek") -> "PixelProcessor":
         """Read a checkpoint's ``preprocessor_config.json``, in either layout.
 
         Raises:
             UserError: If it is missing, or says something that cannot be.
         """
-        path = folder / "preprocessor_config.json"
+        path = checkpoint.folder / "preprocessor_config.json"
         config = read_json(path)
         size = config.get("image_size") or config.get("size")
         if isinstance(size, dict):
             size = size.get("height")
         if type(size) is not int or size < 1:
             raise UserError(f"{path}: the image's size is {size!r}; expected a number of pixels")
+        expected = checkpoint.config.vision_config.image_size
+        if size != expected:
+            raise UserError(
+                f"{path}: the image's size is {size}; expected {expected}, as in config.json"
+            )
         return cls(
             size,
             _number(path, config, "min_size", 14, int),

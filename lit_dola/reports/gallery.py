@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_dola.reports.html import write_page
+from lit_dola.runs.ranks import best_files
 from lit_dola.runs.records import ImageRecord, common_settings, read_images
 
 IMAGES_PER_PAGE = 10_000
@@ -35,8 +36,10 @@ def write_gallery(folder: Path, num_failures: int = 0) -> None:
         OSError: If a page cannot be written.
     """
     settings = common_settings(read_images(folder))
+    best = best_files(folder)
     pages = _pages(read_images(folder))
-    prompts = (_prompt(list(images), settings) for images in _by_prompt(read_images(folder)))
+    by_prompt = _by_prompt(read_images(folder))
+    prompts = (_prompt(list(images), settings, best) for images in by_prompt)
     files = [page_file(page.number) for page in pages]
     for page, file in zip(pages, files):
         write_page(
@@ -48,6 +51,7 @@ def write_gallery(folder: Path, num_failures: int = 0) -> None:
             settings=settings,
             num_failures=num_failures,
             passes=_mean_passes(pages),
+            ranked=bool(best),
             prompts=islice(prompts, page.num_prompts),
         )
     for old in folder.glob("index-*.html"):
@@ -88,7 +92,7 @@ def _mean_passes(pages: list[_Page]) -> float | None:
     return sum(page.num_passes for page in pages) / images if images else None
 
 
-def _prompt(records: list[ImageRecord], settings: dict[str, Any]) -> dict[str, Any]:
+def _prompt(records: list[ImageRecord], settings: dict[str, Any], best: set[str]) -> dict[str, Any]:
     """Return a prompt and its images, as the template shows them."""
     first = records[0]
     return {
@@ -99,6 +103,7 @@ def _prompt(records: list[ImageRecord], settings: dict[str, Any]) -> dict[str, A
             {
                 "file": record.file,
                 "index": record.image_index,
+                "best": record.file in best,
                 "inspection": record.inspection,
                 "own": {
                     name: value

@@ -1,6 +1,6 @@
 """The records of answers: one line per question in ``answers.jsonl``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,30 +54,30 @@ class AnswerRecord:
     @classmethod
     def from_line(cls, line: Record) -> "AnswerRecord":
         """Read a line."""
-        own = {name: line[name] for name in _OWN if name in line}
-        rest = {name: value for name, value in line.items() if name not in own}
-        metadata = {
-            given if (given := name.removeprefix(_GIVEN)) in _OWN else name: value
-            for name, value in rest.items()
-        }
+        own, metadata = own_keys(line, _OWN)
         return cls(metadata=metadata, **own)
 
     def to_line(self) -> Record:
         """Return the line to write: the entry's keys, then ours."""
-        entry = {
-            f"{_GIVEN}{name}" if name in _OWN else name: value
-            for name, value in self.metadata.items()
-        }
+        own = {name: getattr(self, name) for name in _OWN if name != "at_once"}
         at_once = {} if self.at_once is None else {"at_once": self.at_once}
-        return {
-            **entry,
-            "question_index": self.question_index,
-            "pictures": self.pictures,
-            "answer": self.answer,
-            "tokens": self.tokens,
-            "settings": self.settings,
-            **at_once,
-        }
+        return {**given_keys(self.metadata, _OWN), **own, **at_once}
+
+
+def own_keys(line: Record, own: Sequence[str]) -> tuple[Record, dict[str, Any]]:
+    """Divide a line into our keys and the entry's, those under the names they had there."""
+    ours = {name: line[name] for name in own if name in line}
+    entry = {
+        given if (given := name.removeprefix(_GIVEN)) in own else name: value
+        for name, value in line.items()
+        if name not in ours
+    }
+    return ours, entry
+
+
+def given_keys(entry: dict[str, Any], own: Sequence[str]) -> Record:
+    """Return an entry's keys as a line holds them: ``given_`` before those that are also ours."""
+    return {f"{_GIVEN}{name}" if name in own else name: value for name, value in entry.items()}
 
 
 ANSWERS = Kind("answers", "question", AnswerRecord.from_line)

@@ -38,6 +38,14 @@ _TYPES: dict[str, dict[str, set[type]]] = {
         "tokens": {list},
         "settings": {dict},
     },
+    "ranks": {
+        "item_index": {int},
+        "pictures": {list},
+        "labels": {list},
+        "scores": {list},
+        "order": {list},
+        "settings": {dict},
+    },
     "errors": {
         "prompt": {str, type(None)},
         "prompt_index": {int},
@@ -45,7 +53,7 @@ _TYPES: dict[str, dict[str, set[type]]] = {
     },
 }
 """Types of a record's keys, by log; None also stands for a key that is not there."""
-RESULTS = {"metadata": "images", "answers": "answers"}
+RESULTS = {"metadata": "images", "answers": "answers", "ranks": "rankings"}
 """Logs of results, and what the results are called."""
 
 
@@ -209,7 +217,7 @@ class RecordLog:
 
     Args:
         folder: Folder of the run.
-        name: ``metadata``, ``answers`` or ``errors``.
+        name: ``metadata``, ``answers``, ``ranks`` or ``errors``.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -287,7 +295,8 @@ class RecordLog:
 
 def _place(record: Record) -> tuple[int, int]:
     """Sort key of a line: by prompt and image; a line about a whole prompt comes first."""
-    if "question_index" in record:
-        return record["question_index"], 0
+    for index in ("question_index", "item_index"):
+        if index in record:
+            return record[index], 0
     image_index = record["image_index"]
     return record["prompt_index"], -1 if image_index is None else image_index

@@ -17,7 +17,7 @@ from lit_dola.decoding.guidance import ApcPolicy
 from lit_dola.decoding.loop import NotFiniteError, TokenGenerator
 from lit_dola.decoding.prefill import Branches
 from lit_dola.errors import UserError, given_path
-from lit_dola.janus.checkpoint import Checkpoint
+from lit_dola.janus.checkpoint import Checkpoint, ModelFolder
 from lit_dola.janus.loading import load_understanding
 from lit_dola.janus.pixels import PixelProcessor, Preprocess
 from lit_dola.janus.quantization import Quantization
@@ -138,20 +138,15 @@ class LitAnswer(JanusModule):
         self.preprocess = preprocess
         self.scoring = self.make_scoring()
 
-    def check(self, checkpoint: Checkpoint) -> None:
-        """Check the settings against the checkpoint, and read the prior.
+    def check(self, model: ModelFolder) -> None:
+        """Check the settings against the model, and read the prior.
 
         Raises:
             UserError: If they do not fit, or the prior is unusable.
         """
-        super().check(checkpoint)
-        self.pixels = PixelProcessor.of(checkpoint.folder, self.preprocess)
-        vision = checkpoint.config.vision_config
-        if self.pixels.size != vision.image_size:
-            raise UserError(
-                f"{checkpoint.folder / 'preprocessor_config.json'}: the image's size is"
-                f" {self.pixels.size}; expected {vision.image_size}, as in config.json"
-            )
+        super().check(model)
+        checkpoint = self.plan.checkpoint
+        self.pixels = PixelProcessor.of(checkpoint, self.preprocess)
         self.biases = None
         if self.prior is not None:
             vocab_size = int(checkpoint.config.text_config.vocab_size)

@@ -18,7 +18,7 @@ from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.sampling import EntropyTemperature
 from lit_dola.dola import pick_static_layer_index
 from lit_dola.errors import RankError, UserError, printable, refuse_null, suggestion
-from lit_dola.janus.checkpoint import Checkpoint
+from lit_dola.janus.checkpoint import Checkpoint, ModelFolder
 from lit_dola.janus.model import Backbone
 from lit_dola.janus.packing import pack_weights, unpack_weights
 from lit_dola.janus.quantization import Quantization
@@ -97,7 +97,7 @@ class JanusModule(BatchModule):
         scoring = Scoring(**values)
         return scoring if self.dola else scoring.baseline
 
-    def middle_layer(self, checkpoint: Checkpoint) -> int | None:
+    def middle_layer(self, model: ModelFolder) -> int | None:
         """Return the index of the middle layer in ``hidden_states``, or None with DoLa off.
 
         Raises:
@@ -105,7 +105,7 @@ class JanusModule(BatchModule):
         """
         if not self.dola:
             return None
-        num_layers = checkpoint.num_layers
+        num_layers = model.num_layers
         if self.layer is None:
             return pick_static_layer_index(num_layers + 1, True, self.layer_ratio)
         if self.layer < num_layers:
@@ -128,7 +128,7 @@ class JanusModule(BatchModule):
                 f"trainer.precision: {precision}; expected {', '.join(_PRECISIONS)}: the weights"
                 " are loaded in the precision, and there is nothing to mix"
             )
-        self.check(self.plan.checkpoint)
+        self.check(self.plan.model)
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         if on_cpu and self.quantize and self.compile_step is True:
             raise UserError(
@@ -147,13 +147,13 @@ class JanusModule(BatchModule):
         if self.quantize:
             raise UserError("model.quantize: quantized weights cannot be sharded; expected null")
 
-    def check(self, checkpoint: Checkpoint) -> None:
-        """Check the settings against the checkpoint.
+    def check(self, model: ModelFolder) -> None:
+        """Check the settings against the model.
 
         Raises:
             UserError: If they do not fit.
         """
-        self.middle_layer(checkpoint)
+        self.middle_layer(model)
 
     def configure_model(self) -> None:
         """Load the model, in the trainer's precision and directly onto its device.
@@ -257,9 +257,9 @@ class JanusModule(BatchModule):
         }
         return {
             **settings,
-            "layer": self.middle_layer(plan.checkpoint),
-            "roles": plan.encoder.roles,
-            "checkpoint": plan.checkpoint.fingerprint,
+            "layer": self.middle_layer(plan.model),
+            **({"roles": plan.tokenizer.roles} if plan.tokenizer else {}),
+            "checkpoint": plan.model.fingerprint,
             "precision": precision,
         }
 

@@ -21,7 +21,7 @@ from lit_dola.decoding.inspection import Inspection, inspect_tokens
 from lit_dola.decoding.jacobi import token_generator
 from lit_dola.decoding.loop import NotFiniteError, TokenGenerator, cfg_pair
 from lit_dola.errors import UserError
-from lit_dola.janus.checkpoint import Checkpoint
+from lit_dola.janus.checkpoint import Checkpoint, ModelFolder
 from lit_dola.janus.loading import Backend, load_janus
 from lit_dola.janus.model import ImageBackbone
 from lit_dola.janus.quantization import Quantization
@@ -144,15 +144,15 @@ class LitDoLa(JanusModule):
         self.inspect = {ImageKey(*key) for key in inspect or ()}
         self.scoring = self.make_scoring()
 
-    def check(self, checkpoint: Checkpoint) -> None:
-        """Check the settings against the checkpoint.
+    def check(self, model: ModelFolder) -> None:
+        """Check the settings against the model.
 
         Raises:
             UserError: If the model has no such middle layer, or there is nothing to inspect.
         """
         if self.inspect and not self.dola:
             raise UserError("model.inspect: DoLa is off; expected model.dola true")
-        super().check(checkpoint)
+        super().check(model)
 
     def load(self, checkpoint: Checkpoint, **how: Any) -> ImageBackbone:
         """Load the language model, the image head and the VQ decoder.

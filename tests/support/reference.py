@@ -181,6 +181,41 @@ def generate(
     return tokens
 
 
+def both_branches(janus, input_ids, pictures, image_token_id, pad_token_id):
+    """Inputs of a question with its pictures, and with pad tokens in their places."""
+    places = [place for place, token in enumerate(input_ids) if token == image_token_id]
+    ids = [pad_token_id if token == image_token_id else token for token in input_ids]
+    blind = janus.embed(torch.tensor([ids]))
+    seen = blind.clone()
+    seen[0, places] = torch.cat([janus.see(pixels) for pixels in pictures])
+    return torch.cat([seen, blind])
+
+
+@torch.no_grad()
+def text_log_probs(janus, inputs, text_ids, *, layer, alpha=0.1, strength=1.0, mid_norm=False):
+    """Log-probability of every token of a text after inputs ``(branches, length, hidden)``.
+
+    With DoLa, on the head set of the first branch.
+    """
+    rows = []
+    for place, token in enumerate(text_ids):
+        before = janus.embed(torch.tensor([text_ids[:place]] * len(inputs), dtype=torch.long))
+        hidden_states = janus.hidden_states(torch.cat([inputs, before], dim=1))
+        finals = [row.numpy() for row in janus.lm_head(hidden_states[-1][:, -1])]
+        if layer is None:
+            rows.append([log_softmax(final)[token] for final in finals])
+            continue
+        mid = hidden_states[layer][:, -1]
+        mids = [row.numpy() for row in janus.lm_head(janus.norm(mid) if mid_norm else mid)]
+        inside = head_set(finals[0], alpha)
+        scores = [
+            np.where(inside, contrast(final, mid, strength), -np.inf)
+            for final, mid in zip(finals, mids)
+        ]
+        rows.append([log_softmax(row)[token] for row in scores])
+    return np.array(rows).T
+
+
 @torch.no_grad()
 def answer(
     janus,
@@ -205,12 +240,9 @@ def answer(
     question_index=0,
 ):
     """Tokens of one answer: pictures are pixels, in the order of their places in the ids."""
-    places = [place for place, token in enumerate(input_ids) if token == image_token_id]
-    ids = [pad_token_id if token == image_token_id else token for token in input_ids]
-    inputs = janus.embed(torch.tensor([ids]))
-    seen = inputs.clone()
-    seen[0, places] = torch.cat([janus.see(pixels) for pixels in pictures])
-    inputs = torch.cat([seen, inputs]) if cfg_weight != 1 else seen
+    inputs = both_branches(janus, input_ids, pictures, image_token_id, pad_token_id)
+    if cfg_weight == 1:
+        inputs = inputs[:1]
     tokens = []
     while len(tokens) < max_new_tokens and eos_token_id not in tokens:
         hidden_states = janus.hidden_states(inputs)

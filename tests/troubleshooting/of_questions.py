@@ -22,7 +22,7 @@ def answer(scene, *entries, args=()):
 
 
 ENTRIES = {
-    "found a string; expected an object with image": "What?",
+    "found a string; expected an object with image and question": "What?",
     "no question; expected": {"image": "a.png"},
     "no image; expected": {"question": "What?"},
     "image is an empty list": {"image": [], "question": "What?"},

@@ -9,6 +9,7 @@ from tests.support.commands import ROOT
 from tests.troubleshooting import (  # noqa: F401 (they fill CASES)
     of_files,
     of_questions,
+    of_ranks,
     of_runs,
     of_tools,
 )

@@ -51,3 +51,6 @@ viewer.addEventListener("close", () => opened.focus());
 document.getElementById("size").addEventListener("input", (event) => {
   document.documentElement.style.setProperty("--size", `${event.target.value}rem`);
 });
+document.getElementById("best")?.addEventListener("change", (event) => {
+  document.body.classList.toggle("best-alone", event.target.checked);
+});

@@ -1,0 +1,63 @@
+"""Writing rankings, and the best image of each prompt into the run that they are about."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lit_dola.callbacks.run_writer import RunWriter
+from lit_dola.data.items import ItemDataModule
+from lit_dola.data.requests import Failure
+from lit_dola.errors import printable
+from lit_dola.reports.best import write_best
+from lit_dola.runs.ranks import RANKS, RankRecord
+from lit_dola.runs.resume import OnMismatch
+from lit_dola.tasks.rank import Rankings
+
+
+class RankWriter(RunWriter):
+    """Writes one line per item to ``ranks.jsonl``.
+
+    Rankings that an earlier run left in the folder are kept and not made again.
+
+    Args:
+        output_dir: Folder of the run; created if needed.
+        on_mismatch: What to do if the folder holds rankings of other settings or items: error,
+            new_folder (use ``{output_dir}-2``, or the next one that fits), or overwrite (delete
+            those rankings).
+    """
+
+    kind = RANKS
+
+    def __init__(self, output_dir: str = "outputs", on_mismatch: OnMismatch = "error") -> None:
+        super().__init__(output_dir, on_mismatch)
+
+    def settings(self) -> dict[str, Any]:
+        """Return nothing: no setting of the writer shapes a ranking."""
+        return {}
+
+    def write_batch(self, results: Rankings) -> Sequence[Failure]:
+        """Submit the records of a batch of rankings."""
+        for request, scores, order in results.rankings:
+            record = RankRecord(
+                request.prompt.prompt_index,
+                request.prompt.metadata,
+                [self._relative(picture) for picture in request.pictures],
+                [*request.labels],
+                scores,
+                order,
+                self.record_settings(),
+            )
+            self.submit(self.append_record, record)
+        return results.failures
+
+    def _relative(self, picture: Path) -> str:
+        return printable(Path(os.path.relpath(picture, self.output_dir)).as_posix())
+
+    def write_reports(self, trainer: Trainer) -> None:
+        """Write the best image of each prompt into the run whose images were ranked."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.is_global_zero and isinstance(data, ItemDataModule) and data.run:
+            write_best(data.run, self.output_dir)

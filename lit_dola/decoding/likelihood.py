@@ -1,0 +1,124 @@
+"""How probable given texts are after a prompt, under DoLa or not."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lit_dola.decoding.cache import KVCache, StepView
+from lit_dola.decoding.guidance import Scoring
+from lit_dola.decoding.loop import ATTENDED_BUCKET
+from lit_dola.decoding.prefill import Branches, prefill, round_up
+from lit_dola.decoding.step import Decoder, forward_layers
+from lit_dola.dola import apc_mask, log_contrast
+from lit_dola.janus.layers import LayerAdapter
+from lit_dola.janus.model import Backbone, Head
+
+
+class TextScorer:
+    """Reads the distributions of a language model instead of drawing from them.
+
+    Args:
+        janus: The model.
+        head: Predicts and embeds the tokens.
+        scoring: The contrast: ``alpha``, ``strength`` and ``mid_norm``.
+        layer: Index of the middle layer in ``hidden_states``; None turns DoLa off.
+        texts_at_once: Texts whose tokens run together.
+    """
+
+    def __init__(
+        self,
+        janus: Backbone,
+        head: Head,
+        scoring: Scoring,
+        *,
+        layer: int | None,
+        texts_at_once: int = 16,
+    ) -> None:
+        if layer is None:
+            scoring = scoring.baseline
+        needed = layer if scoring.strength > 0 else None
+        run_layer = LayerAdapter.of(janus.language_model)
+        self.decoder = Decoder(janus.language_model, head, scoring, needed, run_layer)
+        self.texts_at_once = texts_at_once
+
+    @torch.no_grad()
+    def next_log_probs(self, branches: Branches, embeddings: Tensor | None = None) -> Tensor:
+        """Return the log-probabilities of the next token, float32 ``(branches, vocab)``.
+
+        Args:
+            branches: The prompt; the head set is that of its first branch.
+            embeddings: What negative token ids stand for, ``(rows, hidden)``.
+        """
+        cache = self._cache(len(branches[0]), len(branches))
+        states = prefill(self.decoder, [branches], cache, True, embeddings)
+        return self._log_probs(states[:, None])[0, :, 0]
+
+    @torch.no_grad()
+    def mean_log_probs(
+        self,
+        branches: Branches,
+        texts: Sequence[Sequence[int]],
+        embeddings: Tensor | None = None,
+    ) -> Tensor:
+        """Return the mean log-probability per token of texts that follow a prompt.
+
+        Args:
+            branches: The prompt; the head sets are those of its first branch.
+            texts: Token ids of each text, at least one.
+            embeddings: What negative token ids stand for, ``(rows, hidden)``.
+
+        Returns:
+            Float32 ``(texts, branches)``; ``-inf`` for a text with a token outside a head set.
+        """
+        parts = [
+            self._mean_log_probs(branches, texts[first : first + self.texts_at_once], embeddings)
+            for first in range(0, len(texts), self.texts_at_once)
+        ]
+        return torch.cat(parts)
+
+    def _mean_log_probs(
+        self, branches: Branches, texts: Sequence[Sequence[int]], embeddings: Tensor | None
+    ) -> Tensor:
+        longest, length = max(map(len, texts)), len(branches[0])
+        cache = self._cache(length + longest, len(texts) * len(branches))
+        prompts = [branches] * len(texts)
+        states = prefill(self.decoder, prompts, cache, True, embeddings)
+        tokens = torch.tensor(
+            [[*ids, *[0] * (longest - len(ids))] for ids in texts], device=states.device
+        )
+        if longest > 1:
+            inputs = tokens[:, :-1].repeat_interleave(len(branches), dim=0)
+            states = torch.cat([states, self._run(inputs, length, cache)], dim=2)
+        rows = (len(states), len(texts), len(branches))
+        log_probs = self._log_probs(states.reshape(*rows, *states.shape[2:]))
+        wanted = tokens[:, None, :, None].expand(-1, len(branches), -1, -1)
+        own = log_probs.gather(-1, wanted)[..., 0]
+        lengths = torch.tensor([len(ids) for ids in texts], device=own.device)[:, None, None]
+        inside = torch.arange(longest, device=own.device) < lengths
+        return own.where(inside, 0.0).sum(dim=-1) / lengths[..., 0]
+
+    def _run(self, inputs: Tensor, length: int, cache: KVCache) -> Tensor:
+        """Append tokens to every row, and return their states."""
+        own = length + torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
+        slots = torch.arange(cache.slots, device=inputs.device)
+        embedded = self.decoder.head.embed(inputs)
+        mask = embedded.new_zeros(()).where(slots <= own[..., None], float("-inf"))
+        view = StepView(cache, own, cache.slots)
+        return forward_layers(self.decoder, embedded, mask[:, None], own, view)
+
+    def _log_probs(self, states: Tensor) -> Tensor:
+        """Turn states ``(layers, texts, branches, tokens, hidden)`` into log-probabilities."""
+        scoring = self.decoder.scoring
+        final, *mid = self.decoder.head.logits(states).float()
+        scores = log_contrast(final, mid[0], scoring.strength)[0] if mid else final
+        if scoring.alpha > 0:
+            allowed = apc_mask(final[:, :1], scoring.alpha)
+            scores = scores.masked_fill(~allowed, float("-inf"))
+        return scores.log_softmax(dim=-1)
+
+    def _cache(self, slots: int, rows: int) -> KVCache:
+        language_model = self.decoder.language_model
+        weight = language_model.embed_tokens.weight
+        slots = round_up(slots, ATTENDED_BUCKET)
+        return KVCache(language_model.config, rows, slots, weight.dtype, weight.device)

@@ -1,0 +1,152 @@
+"""SigLIP beside Janus: similarity of a picture and texts, from any layer of the vision tower."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+from lit_dola.errors import UserError
+from lit_dola.janus.checkpoint import ModelFolder, find_checkpoint
+from lit_dola.janus.files import read_json
+
+_TYPES = ("siglip", "siglip2")
+
+
+@dataclass(frozen=True)
+class SiglipCheckpoint(ModelFolder):
+    """A folder with a SigLIP or SigLIP 2 in transformers' layout, and what its config says."""
+
+    config: Any
+
+    @classmethod
+    def open(cls, model_path: str) -> "SiglipCheckpoint":
+        """Find a checkpoint, fetching it from the hub if needed, and read its config.
+
+        Raises:
+            UserError: If it cannot be found or fetched, or is not a SigLIP.
+        """
+        folder = find_checkpoint(model_path)
+        path = folder / "config.json"
+        model_type = read_json(path).get("model_type")
+        if model_type not in _TYPES:
+            raise UserError(
+                f"{path}: model_type is {model_type!r}; expected {' or '.join(map(repr, _TYPES))}"
+                " for model.scorer siglip"
+            )
+        try:
+            config = AutoConfig.from_pretrained(folder)
+        except Exception as error:  # whatever transformers makes of a value it did not expect
+            raise UserError(f"{path}: not readable as a SigLIP config: {_first(error)}") from error
+        return cls(model_path, folder, config)
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer layers of the vision tower; ``hidden_states`` has one entry more."""
+        return int(self.config.vision_config.num_hidden_layers)
+
+
+class Siglip(nn.Module):
+    """transformers' SigLIP, whose vision tower is also read at a middle layer.
+
+    Args:
+        checkpoint: The checkpoint.
+        dtype: Floating dtype of the weights.
+        device: Device of the weights.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+
+    def __init__(
+        self, checkpoint: SiglipCheckpoint, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__()
+        folder = checkpoint.folder
+        try:
+            self.model = AutoModel.from_pretrained(folder, dtype=dtype).to(device)
+            self.processor = AutoProcessor.from_pretrained(folder)
+        except Exception as error:  # whatever a broken file leads to
+            raise UserError(f"{folder}: no SigLIP can be loaded: {_first(error)}") from error
+        if getattr(self.model.vision_model, "head", None) is None:
+            raise UserError(f"{folder}: its vision tower has no pooling head; expected one")
+        self.text_length = int(checkpoint.config.text_config.max_position_embeddings)
+        self.eval().requires_grad_(False)
+
+    def embed_text(self, text: str) -> Tensor:
+        """Return the normalized embedding of a text, ``(hidden,)``.
+
+        It is in lower case and padded to the length of the text tower, as SigLIP was trained; and
+        by itself: in a batch, the last bits would depend on the others.
+        """
+        inputs = self.processor.tokenizer(
+            [text.lower()],
+            padding="max_length",
+            truncation=True,
+            max_length=self.text_length,
+            return_tensors="pt",
+        )
+        output = self.model.text_model(inputs["input_ids"].to(self.model.logit_scale.device))
+        return _normalized(output.pooler_output)[0]
+
+    def embed_picture(self, picture: Image.Image, layer: int | None) -> Tensor:
+        """Return the normalized embeddings of a picture from one or two layers.
+
+        A middle layer's hidden states go through the tower's own post-layernorm and pooling head.
+
+        Args:
+            picture: An RGB image.
+            layer: Index of the middle layer in ``hidden_states``; None: the final layer alone.
+
+        Returns:
+            ``(1, hidden)``: the final layer; ``(2, hidden)``: then the middle one.
+        """
+        tower = self.model.vision_model
+        inputs = self.processor.image_processor(picture, return_tensors="pt")
+        weight = self.model.logit_scale
+        inputs = {
+            name: value.to(weight.device, weight.dtype if value.is_floating_point() else None)
+            for name, value in inputs.items()
+        }
+        seen: dict[str, Any] = {}
+
+        def note_middle(_layer: nn.Module, _inputs: Any, output: Any) -> None:
+            seen["middle"] = output[0] if isinstance(output, tuple) else output
+
+        def note_head(_head: nn.Module, inputs: Any, output: Tensor) -> None:
+            seen["others"], seen["final"] = inputs[1:], output
+
+        hooks = [tower.head.register_forward_hook(note_head)]
+        if layer is not None:
+            hooks.append(tower.encoder.layers[layer - 1].register_forward_hook(note_middle))
+        try:
+            self.model.get_image_features(**inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        pooled = [seen["final"]]
+        if layer is not None:
+            pooled.append(tower.head(tower.post_layernorm(seen["middle"]), *seen["others"]))
+        return _normalized(torch.cat(pooled))
+
+    def logits(self, pictures: Tensor, texts: Tensor) -> Tensor:
+        """Return ``logits_per_image``, ``(..., texts)``, of normalized embeddings.
+
+        Args:
+            pictures: ``(..., hidden)``.
+            texts: ``(texts, hidden)``.
+        """
+        scale, bias = self.model.logit_scale.exp(), self.model.logit_bias
+        logits: Tensor = (pictures @ texts.T) * scale + bias
+        return logits
+
+
+def _normalized(embeddings: Tensor) -> Tensor:
+    normalized: Tensor = embeddings / embeddings.norm(dim=-1, keepdim=True)
+    return normalized
+
+
+def _first(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

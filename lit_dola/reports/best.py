@@ -1,0 +1,34 @@
+"""The best image of each prompt of a run: ``best.json`` in its folder, shown by its gallery."""
+
+from pathlib import Path
+from typing import Any
+
+from lit_dola.reports.gallery import write_gallery
+from lit_dola.runs.claim import alone_in
+from lit_dola.runs.files import to_json, write_atomically
+from lit_dola.runs.ranks import BEST, read_ranks
+from lit_dola.runs.records import RecordLog, common_settings
+
+
+def write_best(run: Path, ranks: Path) -> None:
+    """Write ``best.json`` into a run, and its gallery again.
+
+    Args:
+        run: Folder of a run of ``predict``.
+        ranks: Folder of the rankings of its images, merged.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    records = list(read_ranks(ranks))
+    prompts: dict[str, Any] = {}
+    for record in records:
+        files = record.metadata["image"]
+        prompts[str(record.metadata["prompt_index"])] = {
+            "best": files[record.order[0]],
+            "scores": dict(zip(files, record.scores)),
+        }
+    content = {"settings": common_settings(records), "prompts": prompts}
+    write_atomically(run / BEST, [to_json(content)])
+    with alone_in(run):
+        write_gallery(run, sum(1 for _ in RecordLog(run, "errors").records()))
