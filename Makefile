@@ -13,7 +13,7 @@ FAST = -m "not slow and not distributed and not browser and not gpu"
 WITH_TRANSFORMERS = tests/janus tests/decoding tests/tasks tests/recipes tests/test_benchmarks.py \
 	tests/test_cli.py tests/test_evaluation.py tests/test_pipeline.py tests/test_recorded.py
 
-.PHONY: demo test test-fast lint test-compat test-newest rehearse-gpu shapes-janus study clean
+.PHONY: demo test test-fast lint test-compat test-newest rehearse-gpu shapes-janus shapes-siglip study clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python main.py predict --config configs/demo.yaml
@@ -37,6 +37,10 @@ shapes-janus: $(VENV)/installed
 	$(VENV)/bin/python -m recipes.shapes.train fit --config recipes/shapes/vq.yaml
 	$(VENV)/bin/python -m recipes.shapes.train fit --config recipes/shapes/language.yaml
 	@echo "Checkpoint: outputs/shapes/janus"
+
+shapes-siglip: $(VENV)/installed
+	$(VENV)/bin/python -m recipes.shapes.train fit --config recipes/shapes/siglip.yaml
+	@echo "Checkpoint: outputs/shapes/siglip"
 
 # The figures of docs/study.md: about an hour on 2 cores. Run it again to continue.
 study: $(VENV)/installed

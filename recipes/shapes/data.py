@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from recipes.shapes.render import render
-from recipes.shapes.scene import Object, describe, place_objects, sample_scene
+from recipes.shapes.scene import Object, Scene, describe, place_objects, sample_scene
 
 
 class Batch(NamedTuple):
@@ -20,14 +20,16 @@ class Batch(NamedTuple):
         pixel_values: Float32 ``(pictures, 3, height, width)`` in [-1, 1].
         prompts: The captions.
         objects: What the pictures show.
+        scenes: What the captions say.
     """
 
     pixel_values: Tensor
     prompts: list[str]
     objects: list[list[Object]]
+    scenes: list[Scene]
 
 
-Item = tuple[Tensor, str, list[Object]]
+Item = tuple[Tensor, str, list[Object], Scene]
 
 
 class ShapesDataset(Dataset[Any]):
@@ -50,13 +52,14 @@ class ShapesDataset(Dataset[Any]):
         scene = sample_scene(rng)
         objects = place_objects(scene, rng)
         image = np.asarray(render(objects, rng), dtype=np.float32)
-        return torch.from_numpy(image / 127.5 - 1).permute(2, 0, 1), describe(scene, rng), objects
+        pixels = torch.from_numpy(image / 127.5 - 1).permute(2, 0, 1)
+        return pixels, describe(scene, rng), objects, scene
 
 
 def collate(items: list[Item]) -> Batch:
     """Collate pictures into a batch."""
-    pictures, prompts, objects = zip(*items)
-    return Batch(torch.stack(pictures), list(prompts), list(objects))
+    pictures, prompts, objects, scenes = zip(*items)
+    return Batch(torch.stack(pictures), list(prompts), list(objects), list(scenes))
 
 
 class ShapesDataModule(LightningDataModule):

@@ -17,11 +17,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    JanusConfig,
-    JanusForConditionalGeneration,
-    get_cosine_schedule_with_warmup,
-)
+from transformers import JanusConfig, JanusForConditionalGeneration
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from lit_dola.janus.question import QuestionEncoder
@@ -34,6 +30,7 @@ from recipes.shapes.conversation import (
     patch_labels,
 )
 from recipes.shapes.data import Batch
+from recipes.shapes.optimizers import muon_and_adamw, take_step
 from recipes.shapes.vq import encode_pictures
 from recipes.small_janus import make_config, make_tokenizer, save_janus
 
@@ -145,16 +142,8 @@ class JanusTraining(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses, each a cross entropy in nats per token or patch, and take a step."""
         losses = {"loss": self.drawing_loss(batch), **self.seeing_losses(batch)}
-        self.manual_backward(torch.stack([*losses.values()]).sum())
         self.log_dict(losses, prog_bar=True)
-        nn.utils.clip_grad_norm_(self.parameters(), self.hparams["gradient_clip"])
-        optimizers: Any = self.optimizers()
-        schedulers: Any = self.lr_schedulers()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        for scheduler in schedulers:
-            scheduler.step()
+        take_step(self, torch.stack([*losses.values()]).sum(), self.hparams["gradient_clip"])
 
     def drawing_loss(self, batch: Batch) -> Tensor:
         """Return the loss of the image tokens."""
@@ -184,37 +173,13 @@ class JanusTraining(LightningModule):
         }
 
     def configure_optimizers(self) -> Any:
-        """Use Muon for the matrices inside layers, AdamW for all else; warmup and a cosine."""
+        """Use Muon for the matrices inside layers, and AdamW for all else."""
         layers = (
             *self.janus.model.language_model.layers.parameters(),
             *self.janus.model.vision_model.encoder.parameters(),
         )
-        hidden = [weight for weight in layers if weight.dim() == 2]
-        others = {weight for weight in self.parameters() if weight.requires_grad} - {*hidden}
-        groups: list[dict[str, Any]] = [
-            {"params": [w for w in self.parameters() if w in others and w.dim() > 1]},
-            {
-                "params": [w for w in self.parameters() if w in others and w.dim() < 2],
-                "weight_decay": 0.0,
-            },
-        ]
-        decay = self.hparams["weight_decay"]
-        optimizers: list[Any] = [
-            torch.optim.Muon(
-                hidden,
-                self.hparams["muon_learning_rate"],
-                weight_decay=decay,
-                adjust_lr_fn="match_rms_adamw",
-            ),
-            torch.optim.AdamW(
-                groups, self.hparams["learning_rate"], betas=(0.9, 0.95), weight_decay=decay
-            ),
-        ]
-        steps = int(self.trainer.estimated_stepping_batches)
-        warmup = self.hparams["warmup_steps"]
-        return optimizers, [
-            get_cosine_schedule_with_warmup(optimizer, warmup, steps) for optimizer in optimizers
-        ]
+        names = ("muon_learning_rate", "learning_rate", "weight_decay", "warmup_steps")
+        return muon_and_adamw(self, layers, **{name: self.hparams[name] for name in names})
 
     def on_train_start(self) -> None:
         """Fail now rather than after an hour if the checkpoint cannot be saved."""
