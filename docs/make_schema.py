@@ -23,8 +23,8 @@ _CLASSES = ("accelerator", "strategy", "logger", "callbacks", "profiler", "plugi
 
 
 def task_of(name: str) -> TrainerTask:
-    """Return a task that has a configuration."""
-    task = TASKS[name]
+    """Return a task that has a configuration; ``evaluate-answer`` evaluates ``answer``."""
+    task = TASKS[name.removeprefix("evaluate-")]
     assert isinstance(task, TrainerTask)
     return task
 
@@ -42,7 +42,8 @@ def config_schema(name: str = "evaluate") -> dict[str, Any]:
     for group, owner in task.groups.items():
         skip = set(task.linked) if group == "data" else None
         parser.add_class_arguments(owner, group, skip=skip)
-    parser.add_method_arguments(TaskTrainer, name, skip=task.hidden | _NOT_IN_YAML)
+    method = "evaluate" if name.startswith("evaluate") else name
+    parser.add_method_arguments(TaskTrainer, method, skip=task.hidden | _NOT_IN_YAML)
     printed = io.StringIO()
     try:
         with redirect_stdout(printed):

@@ -1,35 +1,39 @@
-"""``python main.py evaluate``: the same prompts and noise under several variants, scored.
+"""``python main.py evaluate``: the same entries and noise under several variants, scored.
 
-Each variant is a run of ``predict`` into its own folder, so an evaluation that was stopped
-continues where it was.
+Each variant is a run of its task into its own folder, so an evaluation that was stopped continues
+where it was.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import Trainer
 from PIL import Image
 
 from lit_dola.callbacks.run_writer import find_writer
-from lit_dola.data.base import shards_the_model
+from lit_dola.data.base import RequestDataModule, shards_the_model
 from lit_dola.data.datamodule import PromptDataModule
 from lit_dola.data.requests import RunPlan
 from lit_dola.errors import UserError, printable, require
+from lit_dola.janus.checkpoint import ModelFolder
 from lit_dola.reports.contact_sheet import write_contact_sheet
 from lit_dola.reports.export import Export, check_dpg, write_export
 from lit_dola.reports.scores import Score, write_report
+from lit_dola.reports.task_scores import scores_of, tables_of
 from lit_dola.runs.files import safe_name, to_json, write_atomically
 from lit_dola.runs.image_file import read_image
-from lit_dola.runs.records import ImageRecord, read_images
+from lit_dola.runs.records import IMAGES, ImageRecord, Kind
+from lit_dola.tasks.base import JanusModule
 from lit_dola.tasks.generate import LitDoLa
 from lit_dola.tasks.variants import all_variants, make_variants
 
 _COLUMNS = 14
 """Prompts on the contact sheet."""
 
+Task = Literal["predict", "answer", "rank"]
 Scorer = Callable[[Image.Image, dict[str, Any]], float]
 """Scores whether an image shows what its prompt asks for: 1 (or True), 0, or anything between.
 
@@ -43,8 +47,9 @@ class EvaluationTrainer(Trainer):
 
     def evaluate(
         self,
-        model: LitDoLa,
-        datamodule: PromptDataModule,
+        model: JanusModule,
+        datamodule: RequestDataModule,
+        task: Task = "predict",
         variants: dict[str, dict[str, Any]] | None = None,
         grid: dict[str, list[Any]] | None = None,
         scorer: Scorer | None = None,
@@ -53,16 +58,20 @@ class EvaluationTrainer(Trainer):
         sheet_prompts: list[NonNegativeInt] | None = None,
         sheet_image: NonNegativeInt = 0,
     ) -> None:
-        """Generate under each variant, then score the images or export them for a benchmark.
+        """Run a task under each variant, then score the results or export images for a benchmark.
 
         Args:
             model: The model, with the settings that all variants share.
-            datamodule: The prompts; the key ``tag`` of an entry, if present, is its skill.
+            datamodule: The entries; the key ``tag``, ``skill`` or ``category`` of an entry, if
+                present, is its skill.
+            task: What is evaluated: predict (images), answer or rank; the other settings are those
+                of the task. Answers are right by the ``label`` of their entry. Rankings are right
+                if the best label is the entry's ``label``, a text or its place in ``labels``.
             variants: What each variant changes of the model's settings, by the variant's name, as
                 in ``{baseline: {dola: false}, sharp: {alpha: 0.3}}``.
             grid: Values of some settings, as in ``{alpha: [0.02, 0.1], strength: [0, 0.5, 1]}``;
                 every combination is a further variant, named after what varies.
-            scorer: Scores an image; null: no report is written.
+            scorer: Scores an image; null: no report about images is written.
             export: Benchmark whose folders the images are copied into,
                 ``{output_dir}/{export}/{name}``: geneval or dpg.
             reference: Variant that the others are compared with, image by image; null: the first.
@@ -74,21 +83,21 @@ class EvaluationTrainer(Trainer):
             UserError: If a variant changes an unknown setting, a run fails, or the report cannot be
                 drawn.
         """
-        if scorer:
-            require("matplotlib", "scorer", extra="evaluation")
+        if scorer or task != "predict":
+            require("matplotlib", "scorer" if scorer else "task", extra="evaluation")
         changes = all_variants(variants or {}, grid or {})
         models = make_variants(model, changes)
         reference = reference or next(iter(models))
-        _check(models, datamodule, export, reference)
-        sheet = _Sheet(sheet_prompts, sheet_image)
-        sheet.check(datamodule, model.parallel_size)
+        _check(models, datamodule.model, reference)
+        images = _Images(scorer, export, _Sheet(sheet_prompts, sheet_image))
+        images.check(model, datamodule, task)
         writer = find_writer(self)
         assert writer is not None
         folder = writer.output_dir
         runs: dict[str, _Run] = {}
         for name, changed in models.items():
-            if hasattr(model, "janus") and not shards_the_model(self):
-                changed.janus = model.janus  # loaded once
+            if not shards_the_model(self):
+                changed.take_model(model)  # loaded once
             model = changed
             writer.output_dir = folder / name
             self.predict(model, datamodule=datamodule, return_predictions=False)
@@ -96,30 +105,35 @@ class EvaluationTrainer(Trainer):
             datamodule.batch_size = datamodule.plan.batch_size or "auto"
             writer.check_complete(self)
             if self.is_global_zero:  # not folder / name: on_mismatch may have chosen another
-                runs[name] = _read_run(writer.output_dir, datamodule.plan)
+                runs[name] = _read_run(writer.kind, writer.output_dir, datamodule.plan)
         if not self.is_global_zero:
             return
         try:
-            for name, run in runs.items():
-                if export:
-                    write_export(export, run.folder, run.records, folder / export / name)
-            scores = {name: _scores(run, scorer) for name, run in runs.items() if scorer}
+            if writer.kind is IMAGES:
+                scores = images.scores(runs, folder)
+            else:
+                file = datamodule.plan.prompt_file
+                scores = {name: scores_of(run.records, file) for name, run in runs.items()}
             if scores:
-                about = {"model": printable(model.model_path), "seed": model.hparams["seed"]}
-                write_report(folder, scores, reference, changes, grid or {}, about)
-            sheet.write(folder / "sheet.png", runs, scores)
+                about = {"model": printable(model.model_path), "seed": model.hparams.get("seed")}
+                records = {name: run.records for name, run in runs.items()}
+                write_report(
+                    folder, scores, reference, changes, grid or {}, about,
+                    results=writer.kind.results, subjects=f"{writer.kind.subject}s",
+                    tables=tables_of(records),
+                )  # fmt: skip
+            if writer.kind is IMAGES:
+                images.sheet.write(folder / "sheet.png", runs, scores)
         except OSError as error:
             raise UserError(writer.cannot_write(error)) from error
 
 
-def _check(
-    models: dict[str, LitDoLa], data: PromptDataModule, export: Export | None, reference: str
-) -> None:
-    """Check an evaluation before anything is generated.
+def _check(models: Mapping[str, JanusModule], folder: ModelFolder, reference: str) -> None:
+    """Check the variants before anything is made.
 
     Raises:
-        UserError: If a variant's name cannot be a folder, it does not fit the checkpoint, the
-            prompts do not fit the export, or the reference is not a variant.
+        UserError: If a variant's name cannot be a folder, it does not fit the model, or the
+            reference is not a variant.
     """
     for name, model in models.items():
         if not name or safe_name(name) != name:
@@ -127,11 +141,9 @@ def _check(
                 f"variants: {name!r} is not a safe folder name; expected letters, digits, - and _"
             )
         try:
-            model.check(data.checkpoint)
+            model.check(folder)
         except UserError as error:
             raise UserError(f"variants.{name}: {error}") from error
-    if export == "dpg":
-        check_dpg(data.read_prompts([]), data.parallel_size)
     if reference not in models:
         raise UserError(
             f"reference: {reference!r} is not a variant; expected one of {', '.join(models)}"
@@ -142,15 +154,47 @@ class _Run(NamedTuple):
     """What one variant has made."""
 
     folder: Path
-    records: list[ImageRecord]
-    """Records of the images that were asked for, in the order of prompts and images."""
+    records: list[Any]
+    """Records of the results that were asked for, in the order of their keys."""
 
 
-def _read_run(folder: Path, plan: RunPlan) -> _Run:
-    """Read the records of the images that a run was asked for; its folder may hold more."""
+def _read_run(kind: Kind, folder: Path, plan: RunPlan) -> _Run:
+    """Read the records of the results that a run was asked for; its folder may hold more."""
     asked_for = {request.key for request in plan.asked_for}
-    records = [record for record in read_images(folder) if record.key in asked_for]
+    records = [record for record in kind.read(folder) if record.key in asked_for]
     return _Run(folder, sorted(records, key=lambda record: record.key))
+
+
+class _Images(NamedTuple):
+    """What is made of the images of an evaluation."""
+
+    scorer: Scorer | None
+    export: Export | None
+    sheet: "_Sheet"
+
+    def check(self, model: JanusModule, data: RequestDataModule, task: Task) -> None:
+        """Check it before anything is generated.
+
+        Raises:
+            UserError: If the prompts do not fit the export or the sheet, or there are no images.
+        """
+        if isinstance(model, LitDoLa):
+            assert isinstance(data, PromptDataModule)
+            if self.export == "dpg":
+                check_dpg(data.read_prompts([]), data.parallel_size)
+            self.sheet.check(data, model.parallel_size)
+            return
+        for name in ("scorer", "export"):
+            if getattr(self, name) is not None:
+                raise UserError(f"{name}: the task {task} makes no images; expected null")
+
+    def scores(self, runs: "dict[str, _Run]", folder: Path) -> dict[str, list[Score]]:
+        """Export the images and score them, each if asked for."""
+        for name, run in runs.items():
+            if self.export:
+                write_export(self.export, run.folder, run.records, folder / self.export / name)
+        scorer = self.scorer
+        return {name: _scores(run, scorer) for name, run in runs.items()} if scorer else {}
 
 
 def _scores(run: _Run, scorer: Scorer) -> list[Score]:

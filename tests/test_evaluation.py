@@ -10,8 +10,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from lit_dola.tasks.answer import Answer, Answers, LitAnswer
 from tests.support import forked
 from tests.support.commands import ddp, records
+from tests.support.questions import write_pictures
+from tests.support.siglips import make_siglip
 
 PROMPTS = [
     {"tag": "colors", "include": [{"class": "apple", "count": 1}], "prompt": "a red apple"},
@@ -278,3 +281,106 @@ def test_two_ranks_find_the_same(folder, evaluate):
     for done in forked.run_ranks(folder, 2, args):
         assert done.returncode == 0, done.stderr
     assert json.loads((folder / "out/report.json").read_text()) == one
+
+
+QUESTIONS = [("yes", "yes"), ("no", "yes"), ("yes", "no"), ("no", "no"), ("yes", "yes")]
+"""What is said, and what is right."""
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """Let every answer be the text of its entry."""
+
+    def answer(self, batch, batch_idx):
+        texts = [(request, request.prompt.metadata["says"]) for request in batch]
+        return Answers([Answer(request, text, [7], None) for request, text in texts], [])
+
+    monkeypatch.setattr(LitAnswer, "predict_step", answer)
+
+
+def evaluate_answers(main_here, folder, checkpoint, *args):
+    write_pictures(folder)
+    entries = [
+        {"image": "a.png", "text": f"question {n}", "says": says, "label": label,
+         "category": "ab"[n % 2]}
+        for n, (says, label) in enumerate(QUESTIONS)
+    ]  # fmt: skip
+    (folder / "q.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    config = {
+        "task": "answer",
+        "trainer": {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False},
+        "model": {"model_path": str(checkpoint), "max_new_tokens": 2},
+        "data": {"question_json": "q.jsonl"},
+        "writer": {"output_dir": "out"},
+        "variants": {"baseline": {"dola": False}, "dola": {}},
+    }
+    (folder / "answers.yaml").write_text(yaml.safe_dump(config))
+    return main_here(folder, "evaluate", "--config", "answers.yaml", *args)
+
+
+def test_answers_are_scored_by_their_labels(main_here, tmp_path, tiny_checkpoint, said):
+    done = evaluate_answers(main_here, tmp_path, tiny_checkpoint)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    rates = report["rates"]["dola"]
+    assert rates["a"]["mean"] == pytest.approx(2 / 3, abs=1e-5)  # questions 0, 2 and 4
+    assert rates["b"]["mean"] == pytest.approx(1 / 2)
+    assert report["differences"]["dola"]["overall"]["mean"] == 0
+    # said yes: 3, right yes: 3, both: 2
+    expected = (3 / 5, 2 / 3, 2 / 3, 2 / 3, 3 / 5)
+    names = ("accuracy", "precision", "recall", "F1", "yes ratio")
+    assert report["pope"]["dola"] == pytest.approx(dict(zip(names, expected)))
+    page = (tmp_path / "out/report.md").read_text()
+    assert page.startswith("# 2 variants, 5 answers each")
+    assert "intervals over questions" in page
+    assert "answer by answer on the same noise" in page
+    assert "| `dola` | 60.0 | 66.7 | 66.7 | 66.7 | 60.0 |" in page
+    for name in ("baseline", "dola"):
+        lines = [json.loads(line) for line in (tmp_path / "out" / name / "answers.jsonl").open()]
+        assert [line["settings"]["dola"] for line in lines] == [name == "dola"] * 5
+
+
+def test_the_task_may_come_from_a_flag_or_the_environment(
+    main_here, tmp_path, tiny_checkpoint, said, monkeypatch
+):
+    done = evaluate_answers(main_here, tmp_path, tiny_checkpoint, "--task=rank")
+    assert done.returncode == 2
+    assert "model.max_new_tokens" in done.stderr
+    config = yaml.safe_load((tmp_path / "answers.yaml").read_text())
+    del config["task"]
+    (tmp_path / "answers.yaml").write_text(yaml.safe_dump(config))
+    done = main_here(tmp_path, "evaluate", "--config=answers.yaml", "--task", "answer")
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("LIT_DOLA_EVALUATE__TASK", "answer")
+    done = main_here(tmp_path, "evaluate", "--config=answers.yaml")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_rankings_are_scored_by_their_labels(main_here, tmp_path):
+    make_siglip(tmp_path / "siglip")
+    write_pictures(tmp_path)
+    labels = ["a red circle", "two squares", "a cross"]
+    items = [
+        {"image": image, "labels": labels, "label": label}
+        for image in ("a.png", "b.png", "c.jpg")
+        for label in (1, "a red circle")
+    ]
+    (tmp_path / "items.json").write_text(json.dumps(items))
+    config = {
+        "task": "rank",
+        "trainer": {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False},
+        "model": {"model_path": "siglip"},
+        "data": {"item_json": "items.json"},
+        "writer": {"output_dir": "out"},
+        "variants": {"baseline": {"dola": False}, "dola": {"alpha": 0.0, "layer": 1}},
+    }
+    (tmp_path / "ranks.yaml").write_text(yaml.safe_dump(config))
+    done = main_here(tmp_path, "evaluate", "--config=ranks.yaml")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    for name in ("baseline", "dola"):
+        lines = [json.loads(line) for line in (tmp_path / "out" / name / "ranks.jsonl").open()]
+        right = [line["order"][0] == (1 if line["label"] == 1 else 0) for line in lines]
+        assert report["rates"][name]["overall"]["mean"] == pytest.approx(fmean(right), abs=1e-5)
+    assert "pope" not in report

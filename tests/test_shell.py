@@ -22,6 +22,7 @@ SCHEMAS = {
     "evaluate": SCHEMA,
     "answer": json.loads((ROOT / "configs/schema-answer.json").read_text()),
     "rank": json.loads((ROOT / "configs/schema-rank.json").read_text()),
+    "evaluate-answer": json.loads((ROOT / "configs/schema-evaluate-answer.json").read_text()),
 }
 
 
@@ -71,13 +72,15 @@ def test_completion_in_bash(tmp_path, monkeypatch, capsys):
 
 def test_the_schema_is_the_one_of_these_settings():
     """Otherwise run: python -m docs.make_schema > configs/schema.json."""
-    for task in ("evaluate", "answer", "rank"):
+    for task in ("evaluate", "answer", "rank", "evaluate-answer"):
         Draft202012Validator.check_schema(SCHEMAS[task])
         assert config_schema(task) == SCHEMAS[task]
 
 
 def task_of(text):
     """The task that a configuration is for."""
+    if "task: answer" in text:
+        return "evaluate-answer"
     for key, task in {"question_json:": "answer", "item_json:": "rank"}.items():
         if key in text:
             return task
@@ -88,7 +91,7 @@ def task_of(text):
 def test_configs_fit_the_schema_and_name_it(path):
     text = path.read_text()
     task = task_of(text)
-    file = f"schema-{task}.json" if task in ("answer", "rank") else "schema.json"
+    file = "schema.json" if task in ("predict", "evaluate") else f"schema-{task}.json"
     assert text.startswith(f"# yaml-language-server: $schema={file}\n")
     Draft202012Validator(SCHEMAS[task]).validate(yaml.safe_load(text))
 
@@ -110,7 +113,8 @@ def test_every_setting_in_a_config_is_told_of(path):
     """Every configuration shows the command that runs it."""
     text = path.read_text()
     comments = [line.partition("#")[2].strip() for line in text.splitlines() if "#" in line]
-    assert f"python main.py {task_of(text)} --config configs/{path.name}" in comments
+    command = task_of(text).removesuffix("-answer")
+    assert f"python main.py {command} --config configs/{path.name}" in comments
 
 
 @pytest.mark.parametrize(

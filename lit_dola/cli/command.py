@@ -40,11 +40,13 @@ from lit_dola.cli.tasks import (
     PlainTask,
     TaskTrainer,
     TrainerTask,
+    evaluated_task,
 )
-from lit_dola.data.datamodule import PromptDataModule
+from lit_dola.data.base import RequestDataModule
 from lit_dola.data.old_names import rename_environment
 from lit_dola.errors import RankError, UserError, printable, refuse_null
 from lit_dola.evaluation import EvaluationTrainer
+from lit_dola.tasks.base import JanusModule
 from lit_dola.tasks.generate import LitDoLa
 from lit_dola.tasks.recommended import recommended_settings
 
@@ -135,7 +137,7 @@ class DoLaCLI(LightningCLI):
         if isinstance(task, PlainTask):
             task.run(settings)
             raise SystemExit(0)
-        for group, owner in task.groups.items():
+        for group, owner in _task_of(self._parser(name)).groups.items():
             refuse_null(owner, settings[group].as_dict(), f"{group}.")
         strategy = str(settings.trainer.strategy)
         if re.search("spawn|fork|notebook", strategy):
@@ -196,7 +198,7 @@ class DoLaCLI(LightningCLI):
     def evaluate(self, model: LightningModule, datamodule: LightningDataModule, **how: Any) -> None:
         """Evaluate, see :meth:`lit_dola.evaluation.EvaluationTrainer.evaluate`."""
         cast(EvaluationTrainer, self.trainer).evaluate(
-            cast(LitDoLa, model), cast(PromptDataModule, datamodule), **how
+            cast(JanusModule, model), cast(RequestDataModule, datamodule), **how
         )
         leave_process_group()
         self._exit_if_skipped()
@@ -231,11 +233,12 @@ def main(args: list[str] | None = None) -> None:
         StrategyRegistry.register(name, ModelParallelStrategy, override=True)
     on_first_rank(_log.warning, rename_environment(os.environ, ENV_PREFIX))
     tasks = {name: task for name, task in TASKS.items() if isinstance(task, TrainerTask)}
+    tasks["evaluate"] = evaluated_task(sys.argv[1:] if args is None else args, os.environ)
     try:
         with signals_end_the_process(), quiet_lightning():
             DoLaCLI(
-                LitDoLa,
-                PromptDataModule,
+                JanusModule,
+                RequestDataModule,
                 trainer_class=TaskTrainer,
                 save_config_callback=None,
                 trainer_defaults={

@@ -1,10 +1,11 @@
 """The table of tasks that the command line offers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
@@ -132,3 +133,46 @@ TASKS: dict[str, TrainerTask | PlainTask] = {
     ),
 }
 """The subcommands."""
+
+
+def evaluated_task(args: Sequence[str], environment: Mapping[str, str]) -> TrainerTask:
+    """Return the task that ``evaluate`` is about to run, whose settings its parser must know.
+
+    It is named by ``--task``, by the key ``task`` of a configuration, or by the environment; what
+    is wrong with any of them is reported when all settings are parsed.
+
+    Args:
+        args: The arguments of the command line.
+        environment: The variables of the environment.
+    """
+    name = environment.get(f"{ENV_PREFIX}_EVALUATE__TASK", "predict")
+    for option, value in _options(args):
+        if option in ("--config", "-c"):
+            name = _task_in(value) or name
+    for option, value in _options(args):
+        if option == "--task":
+            name = value
+    task = TASKS.get(name)
+    return task if isinstance(task, TrainerTask) else _IMAGES
+
+
+def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the options of a command line that have a value."""
+    for place, arg in enumerate(args):
+        option, equals, value = arg.partition("=")
+        if equals:
+            yield option, value
+        elif place + 1 < len(args):
+            yield option, args[place + 1]
+
+
+def _task_in(path: str) -> str | None:
+    """Return what a configuration calls ``task``; None if it does not, or cannot be read."""
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None  # reported when the configuration is parsed
+    for part in (config, config.get("evaluate") if isinstance(config, dict) else None):
+        if isinstance(part, dict) and isinstance(part.get("task"), str):
+            return str(part["task"])
+    return None

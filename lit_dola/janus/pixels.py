@@ -17,6 +17,8 @@ from lit_dola.janus.files import read_json
 Preprocess = Literal["deepseek", "transformers"]
 """Whose rounding: DeepSeek's code truncates the scaled side, transformers' rounds it."""
 
+_FILE = "preprocessor_config.json"
+
 
 @dataclass(frozen=True)
 class PixelProcessor:
@@ -35,24 +37,37 @@ class PixelProcessor:
     preprocess: Preprocess = "deepseek"
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, preprocess: Preprocess = "deepseek") -> "PixelProcessor":
+    def of_checkpoint(
+        cls, checkpoint: Checkpoint, preprocess: Preprocess = "deepseek"
+    ) -> "PixelProcessor":
+        """Return what prepares pictures for a checkpoint's vision tower.
+
+        Raises:
+            UserError: As :meth:`of`, or if the size is not that of the vision tower.
+        """
+        processor = cls.of(checkpoint.folder, preprocess)
+        expected = checkpoint.config.vision_config.image_size
+        if processor.size != expected:
+            raise UserError(
+                f"{checkpoint.folder / _FILE}: the image's size is {processor.size}; expected"
+                f" {expected}, as in config.json"
+            )
+        return processor
+
+    @classmethod
+    def of(cls, folder: Path, preprocess: Preprocess = "deepseek") -> "PixelProcessor":
         """Read a checkpoint's ``preprocessor_config.json``, in either layout.
 
         Raises:
             UserError: If it is missing, or says something that cannot be.
         """
-        path = checkpoint.folder / "preprocessor_config.json"
+        path = folder / _FILE
         config = read_json(path)
         size = config.get("image_size") or config.get("size")
         if isinstance(size, dict):
             size = size.get("height")
         if type(size) is not int or size < 1:
             raise UserError(f"{path}: the image's size is {size!r}; expected a number of pixels")
-        expected = checkpoint.config.vision_config.image_size
-        if size != expected:
-            raise UserError(
-                f"{path}: the image's size is {size}; expected {expected}, as in config.json"
-            )
         return cls(
             size,
             _number(path, config, "min_size", 14, int),

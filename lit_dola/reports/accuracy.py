@@ -1,6 +1,7 @@
 """Whether an answer is right, by the label of its question."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 _NEGATIONS = {"no", "not"}
@@ -41,6 +42,35 @@ def yes_or_no(answer: str) -> str:
     """Return what an answer means: ``no`` if its first sentence has "no" or "not", else ``yes``."""
     words = _normal(answer.split(".")[0]).split()
     return "no" if _NEGATIONS & set(words) else "yes"
+
+
+POPE_COLUMNS = ("accuracy", "precision", "recall", "F1", "yes ratio")
+
+
+def pope(answers: Sequence[tuple[str, Any]]) -> tuple[float, ...] | None:
+    """Return POPE's figures for answers with labels: those of :data:`POPE_COLUMNS`, as shares.
+
+    "Yes" is the positive class. A share of nothing is 0, as in POPE's ``evaluate.py``.
+
+    Args:
+        answers: Answers and their labels; those with labels other than yes and no do not count.
+
+    Returns:
+        None if no label is yes or no.
+    """
+    pairs = [
+        (yes_or_no(answer) == "yes", _normal(label) == "yes")
+        for answer, label in answers
+        if isinstance(label, str) and _normal(label) in ("yes", "no")
+    ]
+    if not pairs:
+        return None
+    said, true = (sum(column) for column in zip(*pairs))
+    both = sum(said and true for said, true in pairs)
+    right = sum(said == true for said, true in pairs)
+    precision, recall = both / max(said, 1), both / max(true, 1)
+    f1 = 2 * precision * recall / (precision + recall) if both else 0.0
+    return right / len(pairs), precision, recall, f1, said / len(pairs)
 
 
 def _normal(text: str) -> str:

@@ -23,9 +23,9 @@ from lit_dola.runs.files import write_atomically
 OVERALL = "overall"
 """The unweighted mean of the skills, as GenEval's overall score is."""
 _METHODS = (
-    f"{LEVEL} % intervals over prompts: Wilson's for rates, Bonett and Price's for paired"
+    f"{LEVEL} % intervals over {{0}}: Wilson's for rates, Bonett and Price's for paired"
     " differences, Zou and Donner's for the mean of the skills; p by the exact sign test over"
-    " prompts"
+    " {0}"
 )
 
 
@@ -37,6 +37,17 @@ class Score(NamedTuple):
     image_index: int
     right: float
     """1 or 0, or anything between."""
+
+
+class Table(NamedTuple):
+    """Further figures of each variant, besides its rates."""
+
+    name: str
+    """Its key in the JSON."""
+    title: str
+    columns: tuple[str, ...]
+    rows: dict[str, tuple[float, ...]]
+    """Shares by variant, one per column."""
 
 
 Prompts = dict[str, list[list[float]]]
@@ -97,6 +108,10 @@ def write_report(
     variants: Mapping[str, Mapping[str, Any]],
     grid: Mapping[str, Sequence[Any]],
     about: Mapping[str, Any],
+    *,
+    results: str = "images",
+    subjects: str = "prompts",
+    tables: Sequence[Table] = (),
 ) -> None:
     """Write ``report.json``, ``report.md`` and the figures ``report.*`` and ``grid.*``.
 
@@ -107,8 +122,12 @@ def write_report(
         variants: What each variant changes.
         grid: Values by setting of the variants that are combinations; may be empty.
         about: What was evaluated; copied into the JSON.
+        results: What was scored.
+        subjects: What the results are about; intervals are over them.
+        tables: Further figures.
     """
     others = {name: found for name, found in scores.items() if name != reference}
+    methods = _METHODS.format(subjects)
     found = {name: rates(own) for name, own in scores.items()}
     gained = {name: differences(own, scores[reference]) for name, own in others.items()}
     p_values = {name: p_value(own, scores[reference]) for name, own in others.items()}
@@ -116,10 +135,14 @@ def write_report(
         **about,
         "variants": variants,
         "reference": reference,
-        "intervals": _METHODS,
+        "intervals": methods,
         "rates": _plain(found),
         "differences": _plain(gained),
         "p": p_values,
+        **{
+            table.name: {name: dict(zip(table.columns, row)) for name, row in table.rows.items()}
+            for table in tables
+        },
     }
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     write_atomically(folder / "report.json", [text.encode()])
@@ -129,19 +152,27 @@ def write_report(
     draw_rates(folder / "report", overall, gains, reference)
     if draw_grid(folder / "grid", overall, variants, grid):
         figures.insert(0, "grid.svg")
-    images = len(scores[reference])
+    count = len(scores[reference])
     markdown = [
-        f"# {_count(len(scores), 'variant')}, {images} images each\n\n",
-        f"{_METHODS}. A dash: fewer than {FEWEST} prompts.\n\n",
+        f"# {_count(len(scores), 'variant')}, {count} {results} each\n\n",
+        f"{methods}. A dash: fewer than {FEWEST} {subjects}.\n\n",
         *(f"![]({figure})\n\n" for figure in figures),
         "Percent right:\n\n",
-        _table(found, "{:.1f}"),
+        _table(found, "{:.1f}", subjects),
     ]
     if gained:
+        one = results.removesuffix("s")
         markdown += [
-            f"\nPercentage points more than `{reference}`, image by image on the same noise:\n\n",
-            _table(gained, "{:+.1f}", p_values),
+            f"\nPercentage points more than `{reference}`, {one} by {one} on the same noise:\n\n",
+            _table(gained, "{:+.1f}", subjects, p_values),
         ]
+    for table in tables:
+        head = [["variant", *table.columns], ["---", *["---:"] * len(table.columns)]]
+        body = [
+            [f"`{name}`", *(f"{100 * value:.1f}" for value in row)]
+            for name, row in table.rows.items()
+        ]
+        markdown.append(f"\n{table.title}:\n\n{_markdown([*head, *body])}")
     markdown += ["\nWhat each variant changes:\n\n", _changes(variants)]
     write_atomically(folder / "report.md", ["".join(markdown).encode()])
 
@@ -158,12 +189,15 @@ def _plain(found: dict[str, dict[str, Estimate]]) -> dict[str, Any]:
 
 
 def _table(
-    found: dict[str, dict[str, Estimate]], number: str, p_values: Mapping[str, float] | None = None
+    found: dict[str, dict[str, Estimate]],
+    number: str,
+    subjects: str,
+    p_values: Mapping[str, float] | None = None,
 ) -> str:
     """Format a Markdown table in percent, with one row per variant and one column per skill."""
     some = max(found.values(), key=len)
     rows = [["variant", *some], ["---", *["---:"] * len(some)]]
-    rows.append(["prompts", *(str(estimate.prompts) for estimate in some.values())])
+    rows.append([subjects, *(str(estimate.prompts) for estimate in some.values())])
     for name, estimates in found.items():
         rows.append([f"`{name}`", *(_cell(estimate, number) for estimate in estimates.values())])
     if p_values is not None:

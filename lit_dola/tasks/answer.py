@@ -17,7 +17,7 @@ from lit_dola.decoding.guidance import ApcPolicy
 from lit_dola.decoding.loop import NotFiniteError, TokenGenerator
 from lit_dola.decoding.prefill import Branches
 from lit_dola.errors import UserError, given_path
-from lit_dola.janus.checkpoint import Checkpoint, ModelFolder
+from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import load_understanding
 from lit_dola.janus.pixels import PixelProcessor, Preprocess
 from lit_dola.janus.quantization import Quantization
@@ -94,6 +94,9 @@ class LitAnswer(JanusModule):
 
     batch_setting = "questions_per_batch"
     items = "questions"
+    shared = (
+        *JanusModule.shared, "system_prompt", "preprocess", "max_new_tokens", "questions_per_batch",
+    )  # fmt: skip
     janus: UnderstandingJanus
 
     def __init__(
@@ -138,15 +141,15 @@ class LitAnswer(JanusModule):
         self.preprocess = preprocess
         self.scoring = self.make_scoring()
 
-    def check(self, model: ModelFolder) -> None:
-        """Check the settings against the model, and read the prior.
+    def setup(self, stage: str) -> None:
+        """Check the settings, and read the prior, before anything is loaded.
 
         Raises:
             UserError: If they do not fit, or the prior is unusable.
         """
-        super().check(model)
+        super().setup(stage)
         checkpoint = self.plan.checkpoint
-        self.pixels = PixelProcessor.of(checkpoint, self.preprocess)
+        self.pixels = PixelProcessor.of_checkpoint(checkpoint, self.preprocess)
         self.biases = None
         if self.prior is not None:
             vocab_size = int(checkpoint.config.text_config.vocab_size)

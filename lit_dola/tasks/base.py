@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from logging import getLogger
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
@@ -48,6 +48,8 @@ class JanusModule(BatchModule):
         quantize: As the setting ``model.quantize``.
     """
 
+    shared: ClassVar[tuple[str, ...]] = ("model_path", "roles", "quantize", "seed")
+    """Settings that all variants of an evaluation share."""
     janus: Backbone
     """The model, once it is loaded."""
 
@@ -96,6 +98,11 @@ class JanusModule(BatchModule):
             values["entropy_temperature"] = EntropyTemperature(*values["entropy_temperature"])
         scoring = Scoring(**values)
         return scoring if self.dola else scoring.baseline
+
+    def take_model(self, other: Self) -> None:
+        """Use the loaded model of another module of the same checkpoint, if it has one."""
+        if hasattr(other, "janus"):
+            self.janus = other.janus
 
     def middle_layer(self, model: ModelFolder) -> int | None:
         """Return the index of the middle layer in ``hidden_states``, or None with DoLa off.

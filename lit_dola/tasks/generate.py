@@ -98,6 +98,7 @@ class LitDoLa(JanusModule):
             set, how far the final and middle layers diverge, the entropy before and after DoLa.
     """
 
+    shared = (*JanusModule.shared, "backend", "parallel_size", "images_per_batch")
     janus: ImageBackbone
     """The model, once it is loaded."""
 

@@ -1,7 +1,7 @@
 """Ranking labels for a picture, or pictures for a text, with DoLa-static on three scorers."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from jsonargparse.typing import ClosedUnitInterval, PositiveInt
@@ -80,7 +80,10 @@ class LitRank(JanusModule):
 
     batch_setting = "items_per_batch"
     items = "items"
+    shared = (*JanusModule.shared, "scorer", "system_prompt", "preprocess")
     janus: UnderstandingJanus
+    siglip: Siglip
+    """The SigLIP, once it is loaded."""
 
     def __init__(
         self,
@@ -127,10 +130,24 @@ class LitRank(JanusModule):
         """
         super().check(model)
         check_question(self.question, of_labels=self.scorer == "yes_no")
-        if self.uses_janus:
-            self.pixels = PixelProcessor.of(self.plan.checkpoint, self.preprocess)
-        elif self.quantize:
+        if self.quantize and not self.uses_janus:
             raise UserError("model.quantize: the scorer siglip has no such weights; expected null")
+
+    def setup(self, stage: str) -> None:
+        """Check the settings before anything is loaded.
+
+        Raises:
+            UserError: If they do not fit the model or one another.
+        """
+        super().setup(stage)
+        if self.uses_janus:
+            self.pixels = PixelProcessor.of_checkpoint(self.plan.checkpoint, self.preprocess)
+
+    def take_model(self, other: Self) -> None:
+        """Use the loaded model of another module of the same checkpoint, if it has one."""
+        super().take_model(other)
+        if hasattr(other, "siglip"):
+            self.siglip = other.siglip
 
     def check_sharded(self) -> None:
         """Refuse to rank with a model that no rank has as a whole.

@@ -3,14 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 from lit_dola.errors import UserError
-from lit_dola.tasks.generate import LitDoLa
+from lit_dola.tasks.base import JanusModule
 
-SHARED = ("model_path", "roles", "backend", "quantize", "parallel_size", "images_per_batch", "seed")
-"""Settings of the model that all variants of an evaluation share."""
-
+Module = TypeVar("Module", bound=JanusModule)
 Variants = dict[str, dict[str, Any]]
 Grid = Mapping[str, Sequence[Any]]
 
@@ -56,7 +54,7 @@ def label(value: Any, between: str = "-") -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def make_variants(model: LitDoLa, variants: Variants) -> dict[str, LitDoLa]:
+def make_variants(model: Module, variants: Variants) -> dict[str, Module]:
     """Create a model for each variant, all checked before anything is generated.
 
     Args:
@@ -70,12 +68,12 @@ def make_variants(model: LitDoLa, variants: Variants) -> dict[str, LitDoLa]:
     models = {}
     for name, changes in variants.items():
         for key in changes:
-            if key in SHARED:
+            if key in model.shared:
                 raise UserError(
                     f"variants.{name}: {key} applies to all variants; expected it in model"
                 )
         try:
-            models[name] = LitDoLa.checked({**common, **changes})
+            models[name] = model.checked({**common, **changes})
         except UserError as error:
             raise UserError(f"variants.{name}: {error}") from error
     if not models:

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.pixels import PixelProcessor
 from lit_dola.janus.question import QuestionEncoder
 from tests.support import reference
@@ -144,7 +143,7 @@ def flags(settings):
 def question_inputs(reference_model, tiny_checkpoint, tmp_path):
     """Inputs of a question about a picture, in both branches."""
     encoder = QuestionEncoder(tiny_checkpoint, 16)
-    pixels = PixelProcessor.of(Checkpoint.open(str(tiny_checkpoint)))
+    pixels = PixelProcessor.of(tiny_checkpoint)
 
     def inputs(image, question):
         with Image.open(tmp_path / image) as picture:

@@ -89,3 +89,28 @@ def two_kinds(scene):
     scene.predict("--writer.output_dir=one", "--trainer.enable_progress_bar=false")
     answer(scene, args=["--writer.output_dir=two"])
     return scene.main("compare", "one", "two", "--output=page"), 1
+
+
+def evaluate(scene, *args):
+    answer(scene)  # writes the questions
+    (scene.folder / "evaluate.yaml").write_text(
+        "task: answer\nvariants: {baseline: {dola: false}, dola: {}}\n"
+    )
+    return scene.main(
+        "evaluate", "--config=evaluate.yaml", "--trainer.accelerator=cpu", "--trainer.devices=1",
+        "--trainer.enable_progress_bar=false", "--writer.output_dir=evaluated",
+        f"--model.model_path={scene.checkpoint}", "--model.max_new_tokens=2", *args,
+    )  # fmt: skip
+
+
+@case("the task answer makes no images")
+def scorer_of_answers(scene):
+    (scene.folder / "scorer.yaml").write_text(
+        "scorer: {class_path: tests.test_evaluation.Redness}\n"
+    )
+    return evaluate(scene, "--config=scorer.yaml"), 1
+
+
+@case("no entry has a label")
+def no_labels(scene):
+    return evaluate(scene), 1

@@ -1,0 +1,67 @@
+"""Scores of answers and rankings, from what their entries say is right."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_dola.errors import UserError
+from lit_dola.reports.accuracy import POPE_COLUMNS, is_right, pope
+from lit_dola.reports.scores import Score, Table
+from lit_dola.runs.answers import AnswerRecord
+from lit_dola.runs.ranks import RankRecord
+
+SKILL_KEYS = ("tag", "skill", "category")
+"""Keys that may name an entry's skill; the first one found counts."""
+
+
+def scores_of(records: Sequence[AnswerRecord | RankRecord], file: Path) -> list[Score]:
+    """Score the results of a run; those without a label are left out.
+
+    Args:
+        records: The records of the run.
+        file: The file of the entries, for messages.
+
+    Raises:
+        UserError: If no entry has a label that results can be compared with.
+    """
+    scores = []
+    for record in records:
+        right = _is_right(record)
+        if right is not None:
+            skill = next(
+                (str(record.metadata[key]) for key in SKILL_KEYS if key in record.metadata), "all"
+            )
+            scores.append(Score(skill, *record.key, float(right)))
+    if not scores:
+        raise UserError(f"{file}: no entry has a label; expected the key label, which is right")
+    return scores
+
+
+def _is_right(record: AnswerRecord | RankRecord) -> bool | None:
+    label = record.metadata.get("label")
+    if isinstance(record, AnswerRecord):
+        return is_right(record.answer, label)
+    if not record.order or label is None:
+        return None
+    if isinstance(label, int):
+        return record.order[0] == label
+    return bool(record.labels[record.order[0]] == label)
+
+
+def tables_of(records: Mapping[str, Sequence[Any]]) -> list[Table]:
+    """Return further tables of a report: POPE's, if there are answers to yes/no questions.
+
+    Args:
+        records: The records of each variant.
+    """
+    rows = {}
+    for name, own in records.items():
+        answers = [
+            (record.answer, record.metadata.get("label"))
+            for record in own
+            if isinstance(record, AnswerRecord)
+        ]
+        if found := pope(answers):
+            rows[name] = found
+    title = "Yes and no, as POPE reports them, in percent"
+    return [Table("pope", title, POPE_COLUMNS, rows)] if rows else []
