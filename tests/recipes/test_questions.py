@@ -5,9 +5,14 @@ import re
 from collections import Counter
 
 import pytest
+from PIL import Image
 
+from lit_dola.data.item_file import read_items
+from lit_dola.data.question_file import read_questions
+from recipes.shapes.pictures import write_held_out
 from recipes.shapes.questions import ANSWERS, SKILLS, ask
 from recipes.shapes.scene import COLORS, SHAPES, Object, place_objects, sample_scene
+from recipes.shapes.scorer import find_objects
 
 
 def pictures(count, seed=0):
@@ -80,3 +85,27 @@ def test_no_question_where_none_is_clear():
         assert ask(middle, rng, "relation") is None
         for skill in ("color", "shape", "size", "place", "relation"):
             assert ask(twins, rng, skill) is None
+
+
+def test_held_out_pictures_with_their_questions_and_captions(tmp_path):
+    write_held_out(tmp_path, count=14)
+    write_held_out(tmp_path / "again", count=14)
+    names = sorted(path.relative_to(tmp_path) for path in tmp_path.glob("pictures/*"))
+    assert len(names) == 14
+    for name in [*names, "questions.jsonl", "items.jsonl"]:
+        assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    questions = read_questions(tmp_path / "questions.jsonl")
+    tags = Counter(question.prompt.metadata["tag"] for question in questions)
+    assert set(tags) == set(SKILLS)
+    assert tags["yes_no"] == 28
+    labels = Counter(question.prompt.metadata["label"] for question in questions)
+    assert labels["yes"] == labels["no"] == 14
+    for question in questions:
+        entry = question.prompt.metadata
+        (picture,) = question.pictures
+        with Image.open(picture) as image:
+            objects = find_objects(image)
+        assert entry["label"] == answer(objects, entry["tag"], entry["question"])
+    for item in read_items(tmp_path / "items.jsonl"):
+        assert len(set(item.labels)) == 8
+        assert item.labels.count(item.prompt.metadata["label"]) == 1
