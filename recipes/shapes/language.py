@@ -80,6 +80,9 @@ class JanusTraining(LightningModule):
             replaced by the unconditional branch.
         conversations: Pictures per step that are talked about.
         turns: Questions per conversation.
+        vision_epochs: Epochs at the start in which only the vision tower learns, to name what its
+            patches show. A language model that meets a tower that sees nothing yet learns to
+            ignore it, and does not recover.
         output_dir: Folder of the checkpoint, in transformers' layout; must not exist yet.
     """
 
@@ -96,6 +99,7 @@ class JanusTraining(LightningModule):
         condition_dropout: float = 0.1,
         conversations: int = 12,
         turns: int = 4,
+        vision_epochs: int = 3,
         output_dir: str = "checkpoints/shapes-janus",
     ) -> None:
         super().__init__()
@@ -141,7 +145,10 @@ class JanusTraining(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses, each a cross entropy in nats per token or patch, and take a step."""
-        losses = {"loss": self.drawing_loss(batch), **self.seeing_losses(batch)}
+        if self.current_epoch < self.hparams["vision_epochs"]:
+            losses = {"patches": self.patch_loss(batch, self.see(batch.pixel_values))}
+        else:
+            losses = {"loss": self.drawing_loss(batch), **self.seeing_losses(batch)}
         self.log_dict(losses, prog_bar=True)
         take_step(self, torch.stack([*losses.values()]).sum(), self.hparams["gradient_clip"])
 
@@ -153,6 +160,18 @@ class JanusTraining(LightningModule):
         logits = image_logits(self.janus, input_ids, mask, tokens)
         return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
 
+    def see(self, pixel_values: Tensor) -> Tensor:
+        """Return what the vision tower says of pictures, ``(pictures, patches, hidden)``."""
+        features: Tensor = self.janus.model.vision_model(pixel_values).last_hidden_state
+        return features
+
+    def patch_loss(self, batch: Batch, features: Tensor) -> Tensor:
+        """Return the loss of naming what each patch of the batch's first pictures shows."""
+        count, side = len(features), math.isqrt(features.shape[1])
+        labels = torch.stack([patch_labels(objects, side) for objects in batch.objects[:count]])
+        classes = self.patch_classifier(features).float().flatten(0, 1)
+        return F.cross_entropy(classes, labels.to(self.device).flatten())
+
     def seeing_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of the answers, and of naming what each patch shows."""
         count = self.hparams["conversations"]
@@ -161,15 +180,12 @@ class JanusTraining(LightningModule):
             converse(self.encoder, objects, prompt, self.hparams["turns"], rng)
             for objects, prompt in zip(batch.objects[:count], batch.prompts[:count])
         ]
-        features = self.janus.model.vision_model(batch.pixel_values[:count]).last_hidden_state
+        features = self.see(batch.pixel_values[:count])
         seen = torch.rand(len(features), device=self.device) >= self.hparams["condition_dropout"]
         pad = self.encoder.pad_token_id
-        side = math.isqrt(features.shape[1])
-        labels = torch.stack([patch_labels(objects, side) for objects in batch.objects[:count]])
-        classes = self.patch_classifier(features).float().flatten(0, 1)
         return {
             "answers": answer_loss(self.janus, features, conversations, seen, pad),
-            "patches": F.cross_entropy(classes, labels.to(self.device).flatten()),
+            "patches": self.patch_loss(batch, features),
         }
 
     def configure_optimizers(self) -> Any:

@@ -34,7 +34,10 @@ SHORT = [
     "--trainer.enable_model_summary=false", "--trainer.log_every_n_steps=1",
     "--data.batch_size=2", "--data.steps_per_epoch=2",
 ]  # fmt: skip
-SMALL = ["--model.init_args.text_config.num_hidden_layers=2", "--model.init_args.warmup_steps=1"]
+SMALL = [
+    "--model.init_args.text_config.num_hidden_layers=2", "--model.init_args.warmup_steps=1",
+    "--model.init_args.vision_epochs=0",
+]  # fmt: skip
 
 
 def vq_config():
@@ -264,6 +267,25 @@ def test_conversations_start_as_a_question_of_answer_and_end_answers(language):
         assert ids[:start] == encoder.encode_question(question)
         firsts.add(question.split()[0])
     assert len(firsts) > 3
+
+
+def test_the_vision_tower_learns_first(language):
+    """In the first epochs nothing else gets a gradient."""
+    (batch,) = ShapesDataModule(batch_size=3, steps_per_epoch=1).train_dataloader()
+    training, logged = language(0.0), []
+    training.log_dict = lambda losses, **_: logged.append(losses)
+    training.trainer = SimpleNamespace(current_epoch=0)
+    steps = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recipes.shapes.language.take_step", lambda _, loss, clip: steps.append(loss))
+        training.training_step(batch, 0)
+        training.trainer = SimpleNamespace(current_epoch=3)
+        training.training_step(batch, 0)
+    assert [set(losses) for losses in logged] == [{"patches"}, {"loss", "answers", "patches"}]
+    steps[0].backward()
+    for name, weight in training.named_parameters():
+        sees = "vision_model" in name or "patch_classifier" in name
+        assert (weight.grad is not None) == sees, name
 
 
 def test_patches_are_labelled_with_what_covers_their_centre():
