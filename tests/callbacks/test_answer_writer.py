@@ -100,6 +100,7 @@ def test_questions_that_were_added_are_answered(answer, asked, tmp_path):
     assert asked == [4, 5, 6]
 
 
+@pytest.mark.slow
 def test_what_else_an_entry_holds_is_updated(answer, asked, tmp_path):
     answer()
     asked.clear()
@@ -108,6 +109,7 @@ def test_what_else_an_entry_holds_is_updated(answer, asked, tmp_path):
     assert {line["split"] for line in answers(tmp_path / "out")} == {"test"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "questions", "told"),
     [
@@ -135,6 +137,7 @@ def test_answers_of_another_run_are_not_mixed(answer, tmp_path, args, questions,
     assert answers(tmp_path / "out") == answers(tmp_path / "out-2")
 
 
+@pytest.mark.slow
 def test_a_prior_is_known_by_its_content(answer, tmp_path):
     (tmp_path / "one.json").write_text('{" yes": 1}')
     assert answer("--model.prior=one.json").returncode == 0
@@ -179,6 +182,7 @@ def test_a_broken_picture_stops_or_is_skipped(answer, tmp_path):
     assert [line["question_index"] for line in answers(tmp_path / "out")] == [0, 1, 3]
 
 
+@pytest.mark.slow
 def test_keys_of_the_entry_that_are_ours_are_kept(answer, tmp_path):
     assert answer(answer="a cat", tokens=3, settings=None).returncode == 0
     for line in answers(tmp_path / "out"):

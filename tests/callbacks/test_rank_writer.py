@@ -64,6 +64,7 @@ def test_a_second_run_ranks_what_is_missing(rank, ranked, tmp_path):
     assert {line["split"] for line in lines(tmp_path / "out")} == {"test"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "items", "told"),
     [

@@ -90,7 +90,7 @@ def for_reference(settings):
     return {name: value for name, value in settings.items() if name != "dola"}
 
 
-@pytest.mark.parametrize("settings", [*SETTINGS[:4], *slow(SETTINGS[4:])], ids=str)
+@pytest.mark.parametrize("settings", [*SETTINGS[:2], *slow(SETTINGS[2:])], ids=str)
 def test_tokens_equal_the_reference(answer, expected, settings):
     lines = answer(*flags(settings))
     assert [line["tokens"] for line in lines] == expected(**for_reference(settings))
@@ -98,7 +98,7 @@ def test_tokens_equal_the_reference(answer, expected, settings):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"layer": 6, "alpha": 0}, *slow([{"alpha": 0, "layer": 3, "cfg_weight": 2.5}])]
+    "settings", slow([{"layer": 6, "alpha": 0}, {"alpha": 0, "layer": 3, "cfg_weight": 2.5}])
 )
 def test_a_prior_is_added_to_the_scores(answer, expected, tiny_checkpoint, tmp_path, settings):
     prior = {" apple": 9.0, " red": 11.0, " branch": -3.0}
@@ -117,6 +117,7 @@ def test_a_prior_is_added_to_the_scores(answer, expected, tiny_checkpoint, tmp_p
     assert lines[0]["settings"]["prior"].startswith("prior.json sha256:")
 
 
+@pytest.mark.slow
 def test_guidance_adds_the_evidence_of_the_picture(answer, expected):
     """At 1 it is none; the pictures matter, and so does the weight."""
     lines = answer("--model.dola=false", "--model.cfg_weight=1")
@@ -126,7 +127,7 @@ def test_guidance_adds_the_evidence_of_the_picture(answer, expected):
     assert expected(layer=None, cfg_weight=4.0) != one
 
 
-@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("size", [3, *slow([1, 7])])
 def test_batches_do_not_matter(answer, size):
     one = answer("--model.questions_per_batch=1", out="one")
     some = answer(f"--model.questions_per_batch={size}", out="some")

@@ -157,7 +157,7 @@ def question_inputs(reference_model, tiny_checkpoint, tmp_path):
     return encoder, inputs
 
 
-@pytest.mark.parametrize("settings", JANUS, ids=str)
+@pytest.mark.parametrize("settings", [JANUS[1], *slow([JANUS[0], JANUS[2]])], ids=str)
 def test_likelihood_is_the_mean_log_probability(
     rank, reference_model, tiny_checkpoint, question_inputs, settings
 ):
@@ -176,7 +176,7 @@ def test_likelihood_is_the_mean_log_probability(
     assert len({tuple(line["order"]) for line in lines}) > 1
 
 
-@pytest.mark.parametrize("settings", [JANUS[0], *slow(JANUS[1:])], ids=str)
+@pytest.mark.parametrize("settings", slow(JANUS), ids=str)
 def test_yes_no_is_the_share_of_yes(
     rank, reference_model, tiny_checkpoint, question_inputs, settings
 ):
@@ -205,6 +205,7 @@ def test_yes_no_is_the_share_of_yes(
         close(line["scores"], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3, 7])
 def test_how_many_texts_run_together_does_not_matter(rank, tiny_checkpoint, size):
     base = ("--model.scorer=likelihood", "--model.dola=false")
