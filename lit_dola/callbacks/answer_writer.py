@@ -1,15 +1,11 @@
 """Writing answers as they are made, each with a record of the settings that made it."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Trainer
 
 from lit_dola.callbacks.run_writer import RunWriter
 from lit_dola.data.requests import Failure
-from lit_dola.errors import printable
 from lit_dola.reports.answers import write_answers
 from lit_dola.runs.answers import ANSWERS, AnswerRecord
 from lit_dola.runs.claim import alone_in
@@ -41,10 +37,6 @@ class AnswerWriter(RunWriter):
         super().__init__(output_dir, on_mismatch)
         self.page = page
 
-    def settings(self) -> dict[str, Any]:
-        """Return nothing: no setting of the writer shapes an answer."""
-        return {}
-
     def write_batch(self, results: Answers) -> Sequence[Failure]:
         """Submit the records of a batch of answers."""
         for answer in results.answers:
@@ -52,7 +44,7 @@ class AnswerWriter(RunWriter):
             record = AnswerRecord(
                 prompt.prompt_index,
                 prompt.metadata,
-                [self._relative(picture) for picture in answer.request.pictures],
+                [self.relative(picture) for picture in answer.request.pictures],
                 answer.text,
                 answer.tokens,
                 self.record_settings(),
@@ -60,9 +52,6 @@ class AnswerWriter(RunWriter):
             )
             self.submit(self.append_record, record)
         return results.failures
-
-    def _relative(self, picture: Path) -> str:
-        return printable(Path(os.path.relpath(picture, self.output_dir)).as_posix())
 
     def write_reports(self, trainer: Trainer) -> None:
         """Write the page."""

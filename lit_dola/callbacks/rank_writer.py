@@ -1,16 +1,12 @@
 """Writing rankings, and the best image of each prompt into the run that they are about."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Trainer
 
 from lit_dola.callbacks.run_writer import RunWriter
 from lit_dola.data.items import ItemDataModule
 from lit_dola.data.requests import Failure
-from lit_dola.errors import printable
 from lit_dola.reports.best import write_best
 from lit_dola.runs.ranks import RANKS, RankRecord
 from lit_dola.runs.resume import OnMismatch
@@ -34,17 +30,13 @@ class RankWriter(RunWriter):
     def __init__(self, output_dir: str = "outputs", on_mismatch: OnMismatch = "error") -> None:
         super().__init__(output_dir, on_mismatch)
 
-    def settings(self) -> dict[str, Any]:
-        """Return nothing: no setting of the writer shapes a ranking."""
-        return {}
-
     def write_batch(self, results: Rankings) -> Sequence[Failure]:
         """Submit the records of a batch of rankings."""
         for request, scores, order in results.rankings:
             record = RankRecord(
                 request.prompt.prompt_index,
                 request.prompt.metadata,
-                [self._relative(picture) for picture in request.pictures],
+                [self.relative(picture) for picture in request.pictures],
                 [*request.labels],
                 scores,
                 order,
@@ -52,9 +44,6 @@ class RankWriter(RunWriter):
             )
             self.submit(self.append_record, record)
         return results.failures
-
-    def _relative(self, picture: Path) -> str:
-        return printable(Path(os.path.relpath(picture, self.output_dir)).as_posix())
 
     def write_reports(self, trainer: Trainer) -> None:
         """Write the best image of each prompt into the run whose images were ranked."""

@@ -1,5 +1,6 @@
 """What every task's writer does: start the folder, write from threads, keep each rank's log."""
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lit_dola import __version__
 from lit_dola.data.base import plan_of
 from lit_dola.data.requests import Failure, ImageKey, RunPlan
-from lit_dola.errors import RankError, UserError, given_path
+from lit_dola.errors import RankError, UserError, given_path, printable
 from lit_dola.runs.claim import Claim, alone_in
 from lit_dola.runs.files import append_line
 from lit_dola.runs.folder import delete_half_written, image_files
@@ -63,8 +64,8 @@ class RunWriter(BasePredictionWriter):
         self._writing: deque[Future[None]] = deque()
 
     def settings(self) -> dict[str, Any]:
-        """Return the writer's own settings that shape a result."""
-        raise NotImplementedError
+        """Return the writer's own settings that shape a result; by default none does."""
+        return {}
 
     def check(self, module: JanusModule, plan: RunPlan) -> None:
         """Check the run before anything is written.
@@ -166,6 +167,10 @@ class RunWriter(BasePredictionWriter):
     def submit(self, write: Callable[..., None], *args: Any) -> None:
         """Call a function on one of the writing threads."""
         self._writing.append(self._threads.submit(write, *args))
+
+    def relative(self, path: Path) -> str:
+        """Return a path relative to the run's folder, with ``/``."""
+        return printable(Path(os.path.relpath(path, self.output_dir)).as_posix())
 
     def append_record(self, record: RunRecord) -> None:
         """Append a record to this rank's log, which marks its files as complete."""

@@ -39,6 +39,12 @@ class Failure(NamedTuple):
     """None: the entry contains no prompt."""
     reason: str
 
+    @classmethod
+    def of(cls, request: "Request", reason: str) -> "Failure":
+        """Return the failure of a request; the reason names its entry."""
+        prompt, key = request.prompt, request.key
+        return cls(*key, prompt.text, f"entry {prompt.prompt_index}: {reason}")
+
 
 class Request(Protocol):
     """One result to make, whatever the task."""

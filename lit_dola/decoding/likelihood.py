@@ -5,13 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lit_dola.decoding.cache import KVCache, StepView
+from lit_dola.decoding.cache import KVCache
 from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.loop import ATTENDED_BUCKET
 from lit_dola.decoding.prefill import Branches, prefill, round_up
-from lit_dola.decoding.step import Decoder, forward_layers
+from lit_dola.decoding.step import Decoder, run_window
 from lit_dola.dola import apc_mask, log_contrast
-from lit_dola.janus.layers import LayerAdapter
 from lit_dola.janus.model import Backbone, Head
 
 
@@ -35,11 +34,7 @@ class TextScorer:
         layer: int | None,
         texts_at_once: int = 16,
     ) -> None:
-        if layer is None:
-            scoring = scoring.baseline
-        needed = layer if scoring.strength > 0 else None
-        run_layer = LayerAdapter.of(janus.language_model)
-        self.decoder = Decoder(janus.language_model, head, scoring, needed, run_layer)
+        self.decoder = Decoder.of(janus, head, scoring, layer)
         self.texts_at_once = texts_at_once
 
     @torch.no_grad()
@@ -71,41 +66,46 @@ class TextScorer:
         Returns:
             Float32 ``(texts, branches)``; ``-inf`` for a text with a token outside a head set.
         """
+        length, count = len(branches[0]), min(len(texts), self.texts_at_once)
+        cache = self._cache(length + max(map(len, texts)), count * len(branches))
+        # Every group of texts starts from the same rows, and overwrites what the last one added.
+        states = prefill(self.decoder, [branches] * count, cache, True, embeddings)
+        states = states.view(len(states), count, len(branches), *states.shape[2:])
         parts = [
-            self._mean_log_probs(branches, texts[first : first + self.texts_at_once], embeddings)
-            for first in range(0, len(texts), self.texts_at_once)
+            self._mean_log_probs(states, length, cache, texts[first : first + count])
+            for first in range(0, len(texts), count)
         ]
         return torch.cat(parts)
 
     def _mean_log_probs(
-        self, branches: Branches, texts: Sequence[Sequence[int]], embeddings: Tensor | None
+        self, states: Tensor, length: int, cache: KVCache, texts: Sequence[Sequence[int]]
     ) -> Tensor:
-        longest, length = max(map(len, texts)), len(branches[0])
-        cache = self._cache(length + longest, len(texts) * len(branches))
-        prompts = [branches] * len(texts)
-        states = prefill(self.decoder, prompts, cache, True, embeddings)
+        """Return :meth:`mean_log_probs` of a few texts after a prompt that is in the cache.
+
+        Args:
+            states: Those of the prompt's last token, ``(layers, rows, branches, 1, hidden)``.
+            length: Tokens of the prompt.
+            cache: Its keys and values, in ``rows * branches`` rows.
+            texts: At most as many as rows.
+        """
+        count, longest, branches = len(texts), max(map(len, texts)), states.shape[2]
+        states = states[:, :count]
         tokens = torch.tensor(
             [[*ids, *[0] * (longest - len(ids))] for ids in texts], device=states.device
         )
         if longest > 1:
-            inputs = tokens[:, :-1].repeat_interleave(len(branches), dim=0)
-            states = torch.cat([states, self._run(inputs, length, cache)], dim=2)
-        rows = (len(states), len(texts), len(branches))
-        log_probs = self._log_probs(states.reshape(*rows, *states.shape[2:]))
-        wanted = tokens[:, None, :, None].expand(-1, len(branches), -1, -1)
-        own = log_probs.gather(-1, wanted)[..., 0]
-        lengths = torch.tensor([len(ids) for ids in texts], device=own.device)[:, None, None]
-        inside = torch.arange(longest, device=own.device) < lengths
-        return own.where(inside, 0.0).sum(dim=-1) / lengths[..., 0]
-
-    def _run(self, inputs: Tensor, length: int, cache: KVCache) -> Tensor:
-        """Append tokens to every row, and return their states."""
-        own = length + torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
-        slots = torch.arange(cache.slots, device=inputs.device)
-        embedded = self.decoder.head.embed(inputs)
-        mask = embedded.new_zeros(()).where(slots <= own[..., None], float("-inf"))
-        view = StepView(cache, own, cache.slots)
-        return forward_layers(self.decoder, embedded, mask[:, None], own, view)
+            inputs = tokens[:, :-1].repeat_interleave(branches, dim=0)
+            own = length + torch.arange(longest - 1, device=inputs.device).expand_as(inputs)
+            slots = torch.arange(cache.slots, device=inputs.device)
+            added = run_window(self.decoder, cache, inputs, own, slots)
+            added = added.view(len(added), count, branches, *added.shape[2:])
+            states = torch.cat([states, added], dim=3)
+        log_probs = self._log_probs(states)
+        wanted = tokens[:, None, :, None].expand(-1, branches, -1, -1)
+        of_texts = log_probs.gather(-1, wanted)[..., 0]
+        lengths = torch.tensor([len(ids) for ids in texts], device=tokens.device)[:, None, None]
+        inside = torch.arange(longest, device=tokens.device) < lengths
+        return of_texts.where(inside, 0.0).sum(dim=-1) / lengths[..., 0]
 
     def _log_probs(self, states: Tensor) -> Tensor:
         """Turn states ``(layers, texts, branches, tokens, hidden)`` into log-probabilities."""

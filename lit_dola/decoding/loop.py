@@ -16,7 +16,6 @@ from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.prefill import Branches, longest_prompt, prefill, round_up, row_lengths
 from lit_dola.decoding.sampling import stream_keys
 from lit_dola.decoding.step import Decoder, compile_step, decode_window, draw
-from lit_dola.janus.layers import LayerAdapter
 from lit_dola.janus.model import Backbone, Head
 from lit_dola.janus.tokenizer import unconditional_ids
 
@@ -99,11 +98,7 @@ class TokenGenerator:
         fill_to: int = 1,
         prior: Tensor | None = None,
     ) -> None:
-        run_layer = LayerAdapter.of(janus.language_model)
-        if layer is None:
-            scoring = scoring.baseline
-        needed = layer if scoring.strength > 0 else None
-        self.decoder = Decoder(janus.language_model, head, scoring, needed, run_layer, prior)
+        self.decoder = Decoder.of(janus, head, scoring, layer, prior)
         self.max_new_tokens = max_new_tokens
         self.stop_ids = tuple(stop_ids)
         self.max_prompt_length = max_prompt_length

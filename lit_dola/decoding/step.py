@@ -16,7 +16,7 @@ from lit_dola.decoding.cache import KVCache, StepView
 from lit_dola.decoding.guidance import Scoring, score_features
 from lit_dola.decoding.sampling import gumbel_noise
 from lit_dola.janus.layers import LayerAdapter, LayerCache
-from lit_dola.janus.model import Head
+from lit_dola.janus.model import Backbone, Head
 
 _COMPILE_OPTIONS: dict[str, Any] = {
     "triton.cudagraphs": True,  # what mode="reduce-overhead" stands for
@@ -38,6 +38,22 @@ class Decoder:
     run_layer: LayerAdapter
     prior: Tensor | None = None
     """Added to the scores of every token, float32 ``(vocab,)``."""
+
+    @classmethod
+    def of(
+        cls,
+        janus: Backbone,
+        head: Head,
+        scoring: Scoring,
+        layer: int | None,
+        prior: Tensor | None = None,
+    ) -> "Decoder":
+        """Return the decoder of a model; without a middle layer DoLa is off."""
+        if layer is None:
+            scoring = scoring.baseline
+        needed = layer if scoring.strength > 0 else None
+        run_layer = LayerAdapter.of(janus.language_model)
+        return cls(janus.language_model, head, scoring, needed, run_layer, prior)
 
 
 Step = Callable[[Decoder, KVCache, Tensor, Tensor, Tensor, Tensor, Tensor], Any]
@@ -85,13 +101,31 @@ def decode_window(
     branches = len(prompt_lengths) // sequences
     steps = (first + torch.arange(window, device=first.device)).expand(sequences, window)
     own = prompt_lengths + steps.repeat_interleave(branches, dim=0) - 1
-    inputs_embeds = decoder.head.embed(inputs.repeat_interleave(branches, dim=0))
+    states = run_window(decoder, cache, inputs.repeat_interleave(branches, dim=0), own, slots)
+    return draw(decoder, states, streams, steps)
+
+
+def run_window(
+    decoder: Decoder, cache: KVCache, inputs: Tensor, own: Tensor, slots: Tensor
+) -> Tensor:
+    """Append a window of tokens to the cache and run them through the layers.
+
+    Args:
+        decoder: Model and settings.
+        cache: Keys and values of all earlier tokens.
+        inputs: Tokens of each row, int64 ``(rows, window)``.
+        own: The slot of each token, int64, same shape.
+        slots: 0, 1, ... up to the last slot that any row attends to, int64.
+
+    Returns:
+        As :func:`forward_layers`.
+    """
+    inputs_embeds = decoder.head.embed(inputs)
     # Added to attention scores; from a bool mask every layer would make this again.
     attention_mask = inputs_embeds.new_zeros(()).where(slots <= own[..., None], float("-inf"))
-    states = forward_layers(
+    return forward_layers(
         decoder, inputs_embeds, attention_mask[:, None], own, StepView(cache, own, len(slots))
     )
-    return draw(decoder, states, streams, steps)
 
 
 def forward_layers(

@@ -231,7 +231,7 @@ class LitAnswer(JanusModule):
                 prompts.append(self._branches(request, pictures))
                 sound.append(request)
             except UserError as error:
-                failures.append(_failure(request, str(error)))
+                failures.append(Failure.of(request, str(error)))
         if not sound:
             return Answers([], failures)
         mode = torch.is_inference_mode_enabled() and not shards_the_model(self.trainer)
@@ -247,7 +247,7 @@ class LitAnswer(JanusModule):
         for place, (request, row) in enumerate(zip(sound, tokens.tolist())):
             if place in steps:
                 reason = f"the model's logits are NaN or infinite at step {steps[place]}"
-                failures.append(_failure(request, reason))
+                failures.append(Failure.of(request, reason))
                 continue
             ids = _until(row, self.encoder.eos_token_id)
             text = self.encoder.decode(ids).strip()
@@ -299,9 +299,3 @@ class _Pictures:
 def _until(ids: list[int], stop: int) -> list[int]:
     """Return ids up to the first stop token, that one included."""
     return ids[: ids.index(stop) + 1] if stop in ids else ids
-
-
-def _failure(request: QuestionRequest, reason: str) -> Failure:
-    prompt = request.prompt
-    where = f"entry {prompt.prompt_index}: {reason}"
-    return Failure(prompt.prompt_index, 0, prompt.text, where)

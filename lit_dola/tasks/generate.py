@@ -259,11 +259,8 @@ class LitDoLa(JanusModule):
 
 
 def _failure(request: ImageRequest, reason: str) -> Failure:
-    prompt = request.prompt
-    return Failure(
-        prompt.prompt_index,
-        request.image_index,
-        prompt.text,
-        f"entry {prompt.prompt_index}: image {request.image_index}: {reason}; expected finite ones,"
-        " for which --trainer.precision bf16-true or 32-true has more range than 16-true",
+    return Failure.of(
+        request,
+        f"image {request.image_index}: {reason}; expected finite ones, for which"
+        " --trainer.precision bf16-true or 32-true has more range than 16-true",
     )

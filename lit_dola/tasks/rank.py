@@ -211,16 +211,13 @@ class LitRank(JanusModule):
         rankings: list[Ranking] = []
         failures: list[Failure] = []
         for request in batch:
-            index = request.prompt.prompt_index
             try:
                 scores = self.judge(request.pictures, request.labels)
             except UserError as error:
-                reason = f"entry {index}: {error}"
-                failures.append(Failure(index, 0, request.prompt.text, reason))
+                failures.append(Failure.of(request, str(error)))
                 continue
             if scores.isnan().any() or (scores == math.inf).any():
-                reason = f"entry {index}: the model's logits are NaN or infinite"
-                failures.append(Failure(index, 0, request.prompt.text, reason))
+                failures.append(Failure.of(request, "the model's logits are NaN or infinite"))
                 continue
             rankings.append(_ranking(request, scores.double().cpu()))
         return Rankings(rankings, failures)

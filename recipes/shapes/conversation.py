@@ -4,12 +4,13 @@ The conversation is that of ``answer``, with more turns: a picture is encoded on
 questions. Every kind of question comes first often enough to be asked alone.
 """
 
+import math
 import random
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import JanusForConditionalGeneration
@@ -113,6 +114,22 @@ def answer_loss(
 
 NUM_PATCH_LABELS = 1 + len(COLORS) * len(SHAPES) * len(SIZES)
 """Ground, or one of all combinations of colour, shape and size."""
+
+
+def patch_loss(
+    classifier: nn.Module, features: Tensor, pictures: Sequence[Sequence[Object]]
+) -> Tensor:
+    """Return the cross entropy of naming what each patch shows, in nats per patch.
+
+    Args:
+        classifier: Maps features to logits of the :data:`NUM_PATCH_LABELS`.
+        features: What a vision tower returns, ``(pictures, patches, hidden)``.
+        pictures: The objects of each picture.
+    """
+    side = math.isqrt(features.shape[1])
+    labels = torch.stack([patch_labels(objects, side) for objects in pictures])
+    classes = classifier(features).float().flatten(0, 1)
+    return F.cross_entropy(classes, labels.to(features.device).flatten())
 
 
 def patch_labels(objects: Sequence[Object], patches: int) -> Tensor:

@@ -6,7 +6,6 @@ some prompts are replaced by the unconditional branch of generation. Conversatio
 ``answer``, see :mod:`recipes.shapes.conversation`.
 """
 
-import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from recipes.shapes.conversation import (
     answer_loss,
     converse,
     example_texts,
-    patch_labels,
+    patch_loss,
 )
 from recipes.shapes.data import Batch
 from recipes.shapes.optimizers import muon_and_adamw, take_step
@@ -146,7 +145,8 @@ class JanusTraining(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses, each a cross entropy in nats per token or patch, and take a step."""
         if self.current_epoch < self.hparams["vision_epochs"]:
-            losses = {"patches": self.patch_loss(batch, self.see(batch.pixel_values))}
+            features = self.see(batch.pixel_values)
+            losses = {"patches": patch_loss(self.patch_classifier, features, batch.objects)}
         else:
             losses = {"loss": self.drawing_loss(batch), **self.seeing_losses(batch)}
         self.log_dict(losses, prog_bar=True)
@@ -165,13 +165,6 @@ class JanusTraining(LightningModule):
         features: Tensor = self.janus.model.vision_model(pixel_values).last_hidden_state
         return features
 
-    def patch_loss(self, batch: Batch, features: Tensor) -> Tensor:
-        """Return the loss of naming what each patch of the batch's first pictures shows."""
-        count, side = len(features), math.isqrt(features.shape[1])
-        labels = torch.stack([patch_labels(objects, side) for objects in batch.objects[:count]])
-        classes = self.patch_classifier(features).float().flatten(0, 1)
-        return F.cross_entropy(classes, labels.to(self.device).flatten())
-
     def seeing_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of the answers, and of naming what each patch shows."""
         count = self.hparams["conversations"]
@@ -185,7 +178,7 @@ class JanusTraining(LightningModule):
         pad = self.encoder.pad_token_id
         return {
             "answers": answer_loss(self.janus, features, conversations, seen, pad),
-            "patches": self.patch_loss(batch, features),
+            "patches": patch_loss(self.patch_classifier, features, batch.objects[:count]),
         }
 
     def configure_optimizers(self) -> Any:

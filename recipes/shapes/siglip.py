@@ -24,7 +24,7 @@ from transformers import (
     SiglipProcessor,
 )
 
-from recipes.shapes.conversation import NUM_PATCH_LABELS, example_texts, patch_labels
+from recipes.shapes.conversation import NUM_PATCH_LABELS, example_texts, patch_loss
 from recipes.shapes.data import Batch
 from recipes.shapes.optimizers import muon_and_adamw, take_step
 from recipes.shapes.scene import IMAGE_SIZE, Object, Scene
@@ -98,12 +98,9 @@ class SiglipTraining(LightningModule):
         signs = fit.float() * 2 - 1
         pairs = F.logsigmoid(signs * output.logits_per_image.float())
         states = output.vision_model_output.last_hidden_state
-        side = math.isqrt(states.shape[1])
-        labels = torch.stack([patch_labels(objects, side) for objects in batch.objects])
-        classes = self.patch_classifier(states).float().flatten(0, 1)
         return {
             "loss": -pairs.sum(dim=1).mean(),
-            "patches": F.cross_entropy(classes, labels.to(self.device).flatten()),
+            "patches": patch_loss(self.patch_classifier, states, batch.objects),
         }
 
     def configure_optimizers(self) -> Any:
