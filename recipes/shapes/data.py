@@ -66,7 +66,7 @@ class ShapesDataModule(LightningDataModule):
     """New pictures every epoch; the trainer must reload the dataloader every epoch.
 
     Args:
-        batch_size: Pictures per step.
+        batch_size: Pictures per step, over all processes.
         steps_per_epoch: Steps between two checkpoints.
         seed: Seed of the pictures.
     """
@@ -80,7 +80,8 @@ class ShapesDataModule(LightningDataModule):
         length = self.batch_size * self.steps_per_epoch
         epoch = self.trainer.current_epoch if self.trainer else 0
         dataset = ShapesDataset(epoch * length, length, self.seed)
-        return DataLoader(dataset, self.batch_size, collate_fn=collate)
+        processes = self.trainer.world_size if self.trainer else 1
+        return DataLoader(dataset, self.batch_size // processes, collate_fn=collate)
 
     def transfer_batch_to_device(self, batch: Batch, device: Any, dataloader_idx: int) -> Batch:
         """Move the pictures; the rest stays on the host."""

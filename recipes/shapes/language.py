@@ -21,16 +21,11 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from lit_dola.janus.question import QuestionEncoder
 from lit_dola.janus.tokenizer import unconditional_ids
-from recipes.shapes.conversation import (
-    NUM_PATCH_LABELS,
-    answer_loss,
-    converse,
-    example_texts,
-    patch_loss,
-)
+from recipes.shapes.conversation import answer_loss, converse, example_texts
 from recipes.shapes.data import Batch
 from recipes.shapes.optimizers import muon_and_adamw, take_step
 from recipes.shapes.vq import encode_pictures
+from recipes.shapes.words import WORDS, word_loss
 from recipes.small_janus import make_config, make_tokenizer, save_janus
 
 
@@ -77,7 +72,7 @@ class JanusTraining(LightningModule):
         gradient_clip: Largest norm of all gradients.
         condition_dropout: Share of the prompts, and of the pictures in conversations, that are
             replaced by the unconditional branch.
-        conversations: Pictures per step that are talked about.
+        conversations: Pictures per step that are talked about, over all processes.
         turns: Questions per conversation.
         vision_epochs: Epochs at the start in which only the vision tower learns, to name what its
             patches show. A language model that meets a tower that sees nothing yet learns to
@@ -97,8 +92,8 @@ class JanusTraining(LightningModule):
         gradient_clip: float = 1.0,
         condition_dropout: float = 0.1,
         conversations: int = 12,
-        turns: int = 4,
-        vision_epochs: int = 3,
+        turns: int = 12,
+        vision_epochs: int = 5,
         output_dir: str = "checkpoints/shapes-janus",
     ) -> None:
         super().__init__()
@@ -115,7 +110,8 @@ class JanusTraining(LightningModule):
         self.janus.model.vqmodel.eval().requires_grad_(False)
         with torch.no_grad():  # similar codes start with similar embeddings
             self.janus.model.generation_embeddings.weight.copy_(vq.quantize.embedding.weight)
-        self.patch_classifier = nn.Linear(config.vision_config.hidden_size, NUM_PATCH_LABELS)
+        self.word_bias = nn.Parameter(torch.full((len(WORDS),), -4.0))
+        self.word_ids = [one for word in WORDS for one in self.encoder.encode_text(f" {word}")]
 
     def _make_config(
         self, vq: JanusVQVAE, text_config: dict[str, Any], vision_config: dict[str, Any]
@@ -145,8 +141,7 @@ class JanusTraining(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses, each a cross entropy in nats per token or patch, and take a step."""
         if self.current_epoch < self.hparams["vision_epochs"]:
-            features = self.see(batch.pixel_values)
-            losses = {"patches": patch_loss(self.patch_classifier, features, batch.objects)}
+            losses = {"words": word_loss(self.word_logits(self.see(batch)), batch.objects)}
         else:
             losses = {"loss": self.drawing_loss(batch), **self.seeing_losses(batch)}
         self.log_dict(losses, prog_bar=True)
@@ -160,25 +155,35 @@ class JanusTraining(LightningModule):
         logits = image_logits(self.janus, input_ids, mask, tokens)
         return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
 
-    def see(self, pixel_values: Tensor) -> Tensor:
-        """Return what the vision tower says of pictures, ``(pictures, patches, hidden)``."""
-        features: Tensor = self.janus.model.vision_model(pixel_values).last_hidden_state
-        return features
+    def see(self, batch: Batch) -> Tensor:
+        """Return the pictures' embeddings, ``(pictures, patches, hidden)``."""
+        features = self.janus.model.vision_model(batch.pixel_values).last_hidden_state
+        embeddings: Tensor = self.janus.model.aligner(features)
+        return embeddings
+
+    def word_logits(self, pictures: Tensor) -> Tensor:
+        """Return how much each patch resembles each of the :data:`WORDS`.
+
+        A patch is compared with the words' own embeddings, so that a picture is a text to the
+        language model.
+        """
+        words = self.janus.model.language_model.embed_tokens.weight[self.word_ids]
+        return F.linear(F.rms_norm(pictures, pictures.shape[-1:]), words, self.word_bias)
 
     def seeing_losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the losses of the answers, and of naming what each patch shows."""
-        count = self.hparams["conversations"]
+        """Return the losses of the answers, and of the words at each patch."""
+        count = self.hparams["conversations"] // self.trainer.world_size
         rng = random.Random(int(torch.randint(2**31, ())))
         conversations = [
             converse(self.encoder, objects, prompt, self.hparams["turns"], rng)
             for objects, prompt in zip(batch.objects[:count], batch.prompts[:count])
         ]
-        features = self.see(batch.pixel_values[:count])
-        seen = torch.rand(len(features), device=self.device) >= self.hparams["condition_dropout"]
+        pictures = self.see(batch._replace(pixel_values=batch.pixel_values[:count]))
+        seen = torch.rand(len(pictures), device=self.device) >= self.hparams["condition_dropout"]
         pad = self.encoder.pad_token_id
         return {
-            "answers": answer_loss(self.janus, features, conversations, seen, pad),
-            "patches": patch_loss(self.patch_classifier, features, batch.objects[:count]),
+            "answers": answer_loss(self.janus, pictures, conversations, seen, pad),
+            "words": word_loss(self.word_logits(pictures), batch.objects[:count]),
         }
 
     def configure_optimizers(self) -> Any:

@@ -82,5 +82,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=280)
+    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    write_held_out(arguments.folder, arguments.count)
+    write_held_out(arguments.folder, arguments.count, arguments.seed)

@@ -24,11 +24,12 @@ from transformers import (
     SiglipProcessor,
 )
 
-from recipes.shapes.conversation import NUM_PATCH_LABELS, example_texts, patch_loss
+from recipes.shapes.conversation import example_texts
 from recipes.shapes.data import Batch
 from recipes.shapes.optimizers import muon_and_adamw, take_step
 from recipes.shapes.scene import IMAGE_SIZE, Object, Scene
 from recipes.shapes.scorer import is_right
+from recipes.shapes.words import WORDS, word_loss
 from recipes.small_janus import make_tokenizer
 
 
@@ -80,7 +81,7 @@ class SiglipTraining(LightningModule):
         with torch.no_grad():  # as SigLIP starts
             self.siglip.logit_scale.fill_(math.log(10))
             self.siglip.logit_bias.fill_(-10)
-        self.patch_classifier = nn.Linear(config.vision_config.hidden_size, NUM_PATCH_LABELS)
+        self.word_classifier = nn.Linear(config.vision_config.hidden_size, len(WORDS))
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses, and take a step."""
@@ -89,7 +90,7 @@ class SiglipTraining(LightningModule):
         take_step(self, torch.stack([*losses.values()]).sum(), self.hparams["gradient_clip"])
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return SigLIP's loss in nats per picture, and that of naming what each patch shows."""
+        """Return SigLIP's loss in nats per picture, and that of the words at each patch."""
         texts = self.tokenizer(batch.prompts, padding="max_length", return_tensors="pt")
         output = self.siglip(
             input_ids=texts["input_ids"].to(self.device), pixel_values=batch.pixel_values
@@ -100,7 +101,7 @@ class SiglipTraining(LightningModule):
         states = output.vision_model_output.last_hidden_state
         return {
             "loss": -pairs.sum(dim=1).mean(),
-            "patches": patch_loss(self.patch_classifier, states, batch.objects),
+            "words": word_loss(self.word_classifier(states), batch.objects),
         }
 
     def configure_optimizers(self) -> Any:

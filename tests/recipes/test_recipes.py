@@ -18,23 +18,25 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from lit_dola.decoding.loop import cfg_pair
 from lit_dola.janus.question import SYSTEM_PROMPT
 from lit_dola.janus.tokenizer import PromptEncoder
-from recipes.shapes.conversation import NUM_PATCH_LABELS, answer_loss, converse, patch_labels
+from recipes.shapes.conversation import answer_loss, converse
 from recipes.shapes.data import ShapesDataModule
 from recipes.shapes.language import JanusTraining, pad_left
 from recipes.shapes.scene import Object
 from recipes.shapes.train import main
 from recipes.shapes.vq import VQTraining, encode_pictures, merge_codes
+from recipes.shapes.words import WORDS, word_loss, word_targets
 from tests.support.commands import ROOT
 
 pytestmark = pytest.mark.slow
 
 RECIPE = ROOT / "recipes" / "shapes"
 SHORT = [
-    "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+    "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false", "--trainer.log_every_n_steps=1",
     "--data.batch_size=2", "--data.steps_per_epoch=2",
 ]  # fmt: skip
 SMALL = [
+    "--trainer.strategy=auto",
     "--model.init_args.text_config.num_hidden_layers=2", "--model.init_args.warmup_steps=1",
     "--model.init_args.vision_epochs=0",
 ]  # fmt: skip
@@ -118,7 +120,7 @@ def test_losses_are_logged_and_a_second_run_goes_on(trained):
     # Untrained: the loss of a uniform distribution over the codebook, in nats.
     codes = JanusVQVAE.from_pretrained(trained / "vq").config.num_embeddings
     assert float(language[0]["loss"]) == pytest.approx(math.log(codes), abs=0.2)
-    assert 3 < float(language[0]["patches"]) < 6  # 49 kinds
+    assert float(language[0]["words"]) > 10
     assert float(language[0]["answers"]) > 4
 
 
@@ -126,13 +128,21 @@ def test_pictures_go_on_where_they_were():
     data = ShapesDataModule(batch_size=2, steps_per_epoch=3)
     seen = []
     for epoch in range(2):
-        data.trainer = SimpleNamespace(current_epoch=epoch)
+        data.trainer = SimpleNamespace(current_epoch=epoch, world_size=1)
         seen += [prompt for batch in data.train_dataloader() for prompt in batch.prompts]
     all_at_once = ShapesDataModule(batch_size=12, steps_per_epoch=1)
     (batch,) = all_at_once.train_dataloader()
     assert seen == batch.prompts
     assert batch.pixel_values.shape == (12, 3, 48, 48)
     assert batch.pixel_values.abs().max() <= 1
+
+
+def test_processes_share_the_pictures_of_a_step():
+    data = ShapesDataModule(batch_size=6, steps_per_epoch=2)
+    data.trainer = SimpleNamespace(current_epoch=0, world_size=2)
+    loader = data.train_dataloader()
+    assert loader.batch_size == 3
+    assert len(loader.dataset) == 12
 
 
 def test_codebook_has_length_one_and_transformers_finds_the_tokens_of_training(trained):
@@ -232,18 +242,18 @@ def test_the_loss_of_answers_is_that_of_one_token_at_a_time(language, seen):
     training = language(0.0).eval().double()
     encoder, model, rng = training.encoder, training.janus.model, random.Random(0)
     talks = [converse(encoder, *pair, 3, rng) for pair in zip(batch.objects, batch.prompts)]
-    features = model.vision_model(batch.pixel_values.double()).last_hidden_state
+    pictures = model.aligner(model.vision_model(batch.pixel_values.double()).last_hidden_state)
     pad = encoder.pad_token_id
-    loss = answer_loss(training.janus, features, talks, torch.tensor([seen] * 3), pad)
+    loss = answer_loss(training.janus, pictures, talks, torch.tensor([seen] * 3), pad)
     losses = []
-    for picture, (ids, labels) in zip(features, talks):
+    for picture, (ids, labels) in zip(pictures, talks):
         assert len(ids) == len(labels)
         image = [place for place, token in enumerate(ids) if token == encoder.image_token_id]
         assert len(image) == len(picture)
         shown = [pad if place in image else token for place, token in enumerate(ids)]
         inputs = model.get_input_embeddings()(torch.tensor(shown))
         if seen:
-            inputs[image] = model.aligner(picture)
+            inputs[image] = picture
         for place in (place for place, label in enumerate(labels) if label != -100):
             assert labels[place] == ids[place + 1]
             states = model.language_model(inputs_embeds=inputs[None, : place + 1])
@@ -270,40 +280,63 @@ def test_conversations_start_as_a_question_of_answer_and_end_answers(language):
 
 
 def test_the_vision_tower_learns_first(language):
-    """In the first epochs nothing else gets a gradient."""
+    """In the first epochs only it, the aligner and the words get a gradient."""
     (batch,) = ShapesDataModule(batch_size=3, steps_per_epoch=1).train_dataloader()
     training, logged = language(0.0), []
     training.log_dict = lambda losses, **_: logged.append(losses)
-    training.trainer = SimpleNamespace(current_epoch=0)
+    training.trainer = SimpleNamespace(current_epoch=0, world_size=1)
     steps = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("recipes.shapes.language.take_step", lambda _, loss, clip: steps.append(loss))
         training.training_step(batch, 0)
-        training.trainer = SimpleNamespace(current_epoch=3)
+        training.trainer = SimpleNamespace(current_epoch=5, world_size=1)
         training.training_step(batch, 0)
-    assert [set(losses) for losses in logged] == [{"patches"}, {"loss", "answers", "patches"}]
+    assert [set(losses) for losses in logged] == [{"words"}, {"loss", "answers", "words"}]
     steps[0].backward()
     for name, weight in training.named_parameters():
-        sees = "vision_model" in name or "patch_classifier" in name
+        parts = ("vision_model", "aligner", "word_bias", "language_model.embed_tokens")
+        sees = any(part in name for part in parts) and "generation" not in name
         assert (weight.grad is not None) == sees, name
+    embedded = training.janus.model.language_model.embed_tokens.weight.grad.abs().sum(dim=-1)
+    assert embedded.nonzero().flatten().tolist() == sorted(training.word_ids)
+    assert training.encoder.decode(training.word_ids).split() == [*WORDS]
 
 
-def test_patches_are_labelled_with_what_covers_their_centre():
-    things = [Object("cross", "purple", 10, 20, 8), Object("circle", "red", 40, 40, 4.5)]
-    labels = patch_labels(things, 12).view(12, 12)
-    assert labels.max() < NUM_PATCH_LABELS
-    kinds = {int(label) for label in labels.unique()}
-    assert len(kinds) == 3
-    assert 0 in kinds
+THINGS = [Object("cross", "purple", 10, 20, 8), Object("circle", "red", 40, 40, 4.5)]
+
+
+def test_words_say_what_covers_the_centre_of_a_patch():
+    targets = word_targets(THINGS, 12).view(12, 12, len(WORDS))
     for row in range(12):
         for column in range(12):
             x, y = column * 4 + 2, row * 4 + 2
-            inside = [
-                thing
-                for thing in things
-                if abs(x - thing.x) <= thing.radius and abs(y - thing.y) <= thing.radius
-            ]
-            assert bool(labels[row, column]) == bool(inside)
+            words = {
+                (10, 20): {"purple", "cross", "large", "left", "top"},
+                (40, 40): {"red", "circle", "small", "right", "bottom"},
+            }
+            expected = set()
+            for thing in THINGS:
+                if abs(x - thing.x) <= thing.radius and abs(y - thing.y) <= thing.radius:
+                    expected |= words[thing.x, thing.y]
+            if (row, column) in ((5, 2), (10, 10)):
+                expected.add("object")
+            told = {word for word, target in zip(WORDS, targets[row, column]) if target}
+            assert told == expected, (row, column)
+
+
+def test_the_loss_of_words_is_that_of_one_at_a_time():
+    logits = torch.randn(2, 144, len(WORDS), generator=torch.Generator().manual_seed(0)).double()
+    pictures = [THINGS, THINGS[:1]]
+    totals = {"object": 0.0, "words": 0.0}
+    for picture, things in zip(logits, pictures):
+        for patch, targets in zip(picture, word_targets(things, 12)):
+            for word, logit, target in zip(WORDS, patch.tolist(), targets.tolist()):
+                chance = 1 / (1 + math.exp(-logit))
+                loss = -math.log(chance if target else 1 - chance)
+                totals["object" if word == "object" else "words"] += loss
+    covered = sum(int(word_targets(things, 12)[:, 1:].any(-1).sum()) for things in pictures)
+    expected = totals["object"] / 3 + totals["words"] / covered
+    assert word_loss(logits, pictures).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_makes_no_image_and_the_tokenizer_of_pictures_stay_as_they_are(trained, checkpoint):
