@@ -10,6 +10,8 @@ import yaml
 
 from lit_dola import LitDoLa
 from lit_dola.reports.scores import OVERALL, rates
+from lit_dola.tasks.answer import LitAnswer
+from lit_dola.tasks.rank import LitRank
 from lit_dola.tasks.recommended import RECOMMENDABLE
 from lit_dola.tasks.variants import all_variants, make_variants
 from recipes.shapes.study import choose, tables
@@ -34,7 +36,7 @@ def test_every_variant_is_valid_and_depends_on_no_recommendation(path):
     model = LitDoLa.checked({**shared["model"], **own.get("model", {})})
     assert len(make_variants(model, all_variants({}, own["grid"]))) >= 6
     assert own["writer"]["output_dir"] == f"outputs/study/{path.stem}"
-    (names,) = re.findall(r"printf '%s\\n' (.+) \|", (STUDY / "study.sh").read_text())
+    *_, names = re.findall(r"printf '%s\\n' (.+) \|", (STUDY / "study.sh").read_text())
     assert path.stem in names.split()
 
 
@@ -111,6 +113,41 @@ def test_the_best_of_each_family_is_chosen_and_told(study, capsys):
     make_variants(LitDoLa(), variants)  # each can run
 
 
+def write_task_reports(folder):
+    """Reports of ``evaluate`` about answers and rankings, shortened."""
+
+    def estimate(mean, low, high):
+        return {"mean": mean, "low": low, "high": high, "prompts": 40}
+
+    rates = {
+        "once": {"color": estimate(0.5, 0.4, 0.6), "count": estimate(0.7, 0.6, 0.8)},
+        "twice": {"color": estimate(0.7, 0.6, 0.8), "count": estimate(0.6, 0.5, 0.7)},
+    }
+    rates["once"][OVERALL] = estimate(0.6, 0.5, 0.7)
+    rates["twice"][OVERALL] = estimate(0.65, 0.55, 0.75)
+    report = {
+        "reference": "once",
+        "rates": rates,
+        "differences": {"twice": {OVERALL: estimate(0.05, -0.01, 0.09)}},
+        "p": {"twice": 0.03},
+    }
+    for name in tables.TASKS:
+        (folder / name).mkdir()
+        (folder / name / "report.json").write_text(json.dumps(report))
+
+
+@pytest.mark.parametrize("name", tables.TASKS)
+def test_the_variants_of_answers_and_rankings_are_valid(name):
+    own = read(STUDY / f"{name}.yaml")
+    task = {"answer": LitAnswer, "rank": LitRank}[own["task"]]
+    model = task.checked(own["model"])
+    found = make_variants(model, own["variants"])
+    assert list(found)[0] == own["reference"] == "baseline"
+    assert not found["baseline"].dola
+    assert own["writer"]["output_dir"] == f"outputs/study/{name}"
+    assert f"printf '%s\\n' {' '.join(tables.TASKS)} |" in (STUDY / "study.sh").read_text()
+
+
 def test_the_tables_have_the_rates(study, capsys):
     folder, _ = study
     choose.main(folder)
@@ -118,11 +155,13 @@ def test_the_tables_have_the_rates(study, capsys):
     for number, (name, settings) in enumerate(variants.items()):
         write_variant(folder / "headline" / name, settings, number % 10)
     (folder / "headline/report.json").write_text(json.dumps({"variants": variants}))
+    write_task_reports(folder)
     tables.main(folder)
     printed = capsys.readouterr().out
     for variant in variants_of(folder / "headline").values():
         assert f"{100 * rates(variant.scores)[OVERALL].mean:.1f} (" in printed
         assert variant.rate == list(variants).index(variant.name) % 10 / 10
     assert "| 5.0 | 0.2 | 30.0 | 30.0 | 90.0 | 30.0 | 30.0 |" in printed.replace("| 5 |", "| 5.0 |")
-    assert printed.count("\n## ") == 14
+    assert printed.count("\n## ") == 18
+    assert "| twice | 70.0 | 60.0 | 65.0 (55.0 to 75.0) | +5.0 (-1.0 to +9.0) | 0.03 |" in printed
     assert isinstance(next(iter(variants_of(folder / "strength").values())), Variant)

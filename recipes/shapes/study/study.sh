@@ -8,6 +8,10 @@ mkdir -p outputs/study
 # Settings are chosen on every other prompt, and reported on the rest.
 awk 'NR % 2 == 1' recipes/shapes/prompts.jsonl > outputs/study/tuning.jsonl
 awk 'NR % 2 == 0' recipes/shapes/prompts.jsonl > outputs/study/held_out.jsonl
+"$PYTHON" -m recipes.shapes.pictures outputs/study/pictures
+# Answers and rankings, with nothing to choose.
+printf '%s\n' answers ranks likelihood yes_no |
+    xargs -P 2 -I{} "$PYTHON" main.py evaluate --config $here/{}.yaml
 # Two evaluations at once.
 printf '%s\n' strength baseline top_p top_k min_p entropy_temperature policies plain layers temperature |
     xargs -P 2 -I{} "$PYTHON" main.py evaluate --config $here/common.yaml --config $here/{}.yaml

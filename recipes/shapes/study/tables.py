@@ -3,6 +3,7 @@
 python -m recipes.shapes.study.tables outputs/study
 """
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -37,8 +38,18 @@ def main(folder: Path) -> None:
     for name, title, rows, columns in SCREENED:
         print(f"\n## {title}, tuning prompts\n")
         print(_screened(list(variants_of(folder / name).values()), rows, columns))
+    for name, title in TASKS.items():
+        print(f"\n## {title}\n")
+        print(_table(_task(json.loads((folder / name / "report.json").read_text("utf-8")))))
 
 
+TASKS = {
+    "answers": "Answers to questions about held-out pictures",
+    "ranks": "The right one of eight captions, by the SigLIP",
+    "likelihood": "The right one of eight captions, by Janus' likelihood",
+    "yes_no": "The right one of eight captions, by Janus' yes",
+}
+"""Evaluations of answers and rankings."""
 SCREENED: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ("strength", "Strength, alpha and guidance", ("cfg_weight", "strength"), "alpha"),
     ("plain", "The same without mid_norm", ("cfg_weight", "strength"), "alpha"),
@@ -94,6 +105,19 @@ def _skills(variants: list[Variant]) -> Iterator[list[str]]:
     by_variant = [rates(variant.scores) for variant in variants]
     for skill in by_variant[0]:
         yield [skill, *(_percent(found[skill]) for found in by_variant)]
+
+
+def _task(report: dict[str, Any]) -> Iterator[list[str]]:
+    """Rates by skill, and what each variant of a task gains."""
+    *skills, overall = report["rates"][report["reference"]]
+    yield ["", *skills, overall, "more than the baseline", "p"]
+    for name, found in report["rates"].items():
+        cells = ["", ""]
+        if name != report["reference"]:
+            gained = Estimate(**report["differences"][name][OVERALL])
+            cells = [_percent(gained, "+"), show_p(report["p"][name])]
+        by_skill = [f"{100 * found[skill]['mean']:.1f}" for skill in skills]
+        yield [name, *by_skill, _percent(Estimate(**found[OVERALL])), *cells]
 
 
 def _screened(variants: list[Variant], rows: Sequence[str], columns: str) -> str:
