@@ -134,6 +134,10 @@ def write_task_reports(folder):
     for name in tables.TASKS:
         (folder / name).mkdir()
         (folder / name / "report.json").write_text(json.dumps(report))
+    (folder / "pictures").mkdir()
+    questions = [{"tag": "size", "label": label} for label in ("small", "large", "small")]
+    text = "".join(json.dumps(question) + "\n" for question in questions)
+    (folder / "pictures/questions.jsonl").write_text(text)
 
 
 @pytest.mark.parametrize("name", tables.TASKS)
@@ -142,7 +146,7 @@ def test_the_variants_of_answers_and_rankings_are_valid(name):
     task = {"answer": LitAnswer, "rank": LitRank}[own["task"]]
     model = task.checked(own["model"])
     found = make_variants(model, own["variants"])
-    assert list(found)[0] == own["reference"] == "baseline"
+    assert next(iter(found)) == own["reference"] == "baseline"
     assert not found["baseline"].dola
     assert own["writer"]["output_dir"] == f"outputs/study/{name}"
     assert f"printf '%s\\n' {' '.join(tables.TASKS)} |" in (STUDY / "study.sh").read_text()
@@ -162,6 +166,7 @@ def test_the_tables_have_the_rates(study, capsys):
         assert f"{100 * rates(variant.scores)[OVERALL].mean:.1f} (" in printed
         assert variant.rate == list(variants).index(variant.name) % 10 / 10
     assert "| 5.0 | 0.2 | 30.0 | 30.0 | 90.0 | 30.0 | 30.0 |" in printed.replace("| 5 |", "| 5.0 |")
-    assert printed.count("\n## ") == 18
+    assert printed.count("\n## ") == 19
+    assert "| size | 3 | small | 66.7 |" in printed
     assert "| twice | 70.0 | 60.0 | 65.0 (55.0 to 75.0) | +5.0 (-1.0 to +9.0) | 0.03 |" in printed
     assert isinstance(next(iter(variants_of(folder / "strength").values())), Variant)

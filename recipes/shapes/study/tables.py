@@ -5,6 +5,7 @@ python -m recipes.shapes.study.tables outputs/study
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -39,8 +40,12 @@ def main(folder: Path) -> None:
         print(f"\n## {title}, tuning prompts\n")
         print(_screened(list(variants_of(folder / name).values()), rows, columns))
     for name, title in TASKS.items():
+        report = json.loads((folder / name / "report.json").read_text("utf-8"))
         print(f"\n## {title}\n")
-        print(_table(_task(json.loads((folder / name / "report.json").read_text("utf-8")))))
+        print(_table(_task(report)))
+    lines = (folder / "pictures" / "questions.jsonl").read_text("utf-8").splitlines()
+    print("\n## The most frequent answer of each skill\n")
+    print(_table(_chance([json.loads(line) for line in lines])))
 
 
 TASKS = {
@@ -118,6 +123,16 @@ def _task(report: dict[str, Any]) -> Iterator[list[str]]:
             cells = [_percent(gained, "+"), show_p(report["p"][name])]
         by_skill = [f"{100 * found[skill]['mean']:.1f}" for skill in skills]
         yield [name, *by_skill, _percent(Estimate(**found[OVERALL])), *cells]
+
+
+def _chance(questions: list[dict[str, str]]) -> Iterator[list[str]]:
+    """How often who always says the same is right."""
+    yield ["skill", "questions", "answer", "percent"]
+    for skill in dict.fromkeys(question["tag"] for question in questions):
+        labels = Counter(question["label"] for question in questions if question["tag"] == skill)
+        ((answer, times),) = labels.most_common(1)
+        share = f"{100 * times / labels.total():.1f}"
+        yield [skill, str(labels.total()), answer, share]
 
 
 def _screened(variants: list[Variant], rows: Sequence[str], columns: str) -> str:
