@@ -17,7 +17,9 @@ WITH_TRANSFORMERS = tests/janus tests/decoding tests/tasks tests/recipes tests/t
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python main.py predict --config configs/demo.yaml
-	@echo "Look at outputs/demo/index.html"
+	$(VENV)/bin/python main.py rank --config configs/demo-rank.yaml
+	$(VENV)/bin/python main.py answer --config configs/demo-answer.yaml
+	@echo "Look at outputs/demo/index.html and outputs/demo-answers/index.html"
 
 test: $(VENV)/installed
 	$(VENV)/bin/python $(PYTEST)

@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 
 from lit_dola.janus.tokenizer import PromptEncoder
+from recipes.shapes.pictures import write_held_out
 from recipes.shapes.scorer import ShapesScorer
 from tests.support import forked, original, reference
 from tests.support.commands import CPU, ROOT, files, one_line, records, succeed
@@ -29,7 +30,7 @@ def folder(tmp_path):
     """The files that a user has after cloning, without the installed package."""
     shutil.copy(ROOT / "main.py", tmp_path)
     shutil.copy(ROOT / "prompt.json", tmp_path)
-    for part in ("configs", "recipes", "checkpoints/shapes-janus"):
+    for part in ("configs", "recipes", "checkpoints/shapes-janus", "checkpoints/shapes-siglip"):
         (tmp_path / part).parent.mkdir(exist_ok=True)
         (tmp_path / part).symlink_to(ROOT / part)
     return tmp_path
@@ -96,6 +97,26 @@ def test_demo(predict, folder):
             assert image.size == (48, 48)
             right.append(ShapesScorer()(image, record["metadata"]))
     assert np.mean(right) > 0.3  # it draws what the prompts say
+    succeed(forked.run(folder, ["rank", "--config", "configs/demo-rank.yaml"]))
+    best = json.loads((folder / "outputs/demo/best.json").read_text())
+    assert len(best) == 8
+    succeed(forked.run(folder, ["answer", "--config", "configs/demo-answer.yaml"]))
+    lines = (folder / "outputs/demo-answers/answers.jsonl").read_text().splitlines()
+    answers = [json.loads(line) for line in lines]
+    assert len(answers) == 89
+    assert np.mean([line["answer"] == line["label"] for line in answers]) > 0.5  # it sees
+    assert (folder / "outputs/demo-answers/index.html").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_the_pictures_of_the_demo_are_those_of_the_recipe(tmp_path):
+    write_held_out(tmp_path, count=14, seed=1)
+    shipped = ROOT / "recipes/shapes/demo"
+    for name in ("questions.jsonl", "items.jsonl"):
+        assert (tmp_path / name).read_text() == (shipped / name).read_text()
+    for path in tmp_path.glob("pictures/*.png"):
+        with Image.open(path) as mine, Image.open(shipped / "pictures" / path.name) as theirs:
+            assert mine.tobytes() == theirs.tobytes()
 
 
 @pytest.mark.slow

@@ -65,9 +65,14 @@ def test_the_tutorial_does_what_it_says(tmp_path):
         if command.startswith("python main.py"):
             done = forked.run(tmp_path, shlex.split(command)[2:])
             assert done.returncode == 0, (command, done.stderr)
-        elif command == "make demo":  # runs this command
-            done = forked.run(tmp_path, ["predict", "--config", "configs/demo.yaml"])
-            assert done.returncode == 0, done.stderr
+        elif command == "make demo":  # runs these commands
+            for task, config in (
+                ("predict", "demo"),
+                ("rank", "demo-rank"),
+                ("answer", "demo-answer"),
+            ):
+                done = forked.run(tmp_path, [task, "--config", f"configs/{config}.yaml"])
+                assert done.returncode == 0, done.stderr
         elif not command.startswith("source "):
             subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
     assert [path for path in named if not (tmp_path / path).exists()] == []

@@ -43,7 +43,7 @@ class ItemDataModule(RequestDataModule):
         run: str | None = None,
         labels: list[str] | None = None,
         image_dir: str | None = None,
-        model_path: str = "google/siglip-large-patch16-384",
+        model_path: str = "checkpoints/shapes-siglip",
         scorer: RankScorer = "siglip",
         roles: Roles = "auto",
         system_prompt: str = SYSTEM_PROMPT,

@@ -1,6 +1,7 @@
 """What scores pictures against texts: a SigLIP, or a Janus in one of two ways."""
 
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -117,12 +118,14 @@ class JanusJudge:
             scores.append(self.score(embeddings, labels))
         return torch.cat(scores)
 
-    def branches(self, question: str) -> tuple[list[int], list[int]]:
-        """Return the prompt of a question with its picture, and with pad tokens in its place."""
-        ids, image = self.encoder.encode_question(question), self.encoder.image_token_id
-        rows = iter(range(len(ids)))
-        seen = [-1 - next(rows) if token == image else token for token in ids]
-        return seen, [self.janus.pad_token_id if token == image else token for token in ids]
+    def prompt(self, question: str, seen: bool = True) -> list[int]:
+        """Return the token ids of a question with its picture, or with pad tokens in its place."""
+        image = self.encoder.image_token_id
+        rows = count(-1, -1)
+        return [
+            token if token != image else next(rows) if seen else self.janus.pad_token_id
+            for token in self.encoder.encode_question(question)
+        ]
 
 
 class LikelihoodJudge(JanusJudge):
@@ -131,7 +134,7 @@ class LikelihoodJudge(JanusJudge):
     def score(self, embeddings: Tensor, labels: Sequence[str]) -> Tensor:
         """See :class:`JanusJudge`."""
         texts = [self.encoder.encode_text(f" {label}") for label in labels]
-        branches = self.branches(self.question)
+        branches = self.prompt(self.question), self.prompt(self.question, seen=False)
         with_picture, without = self.scorer.mean_log_probs(branches, texts, embeddings).T
         # Outside the head set of the row with the picture both are -inf.
         return torch.where(with_picture.isfinite(), with_picture - without, with_picture)
@@ -145,9 +148,9 @@ class YesNoJudge(JanusJudge):
         return torch.stack([self._probability(label, embeddings) for label in labels])
 
     def _probability(self, label: str, embeddings: Tensor) -> Tensor:
-        seen, _ = self.branches(self.question.replace(LABEL, label))
+        prompt = self.prompt(self.question.replace(LABEL, label))
         log_probs: Tensor
-        (log_probs,) = self.scorer.next_log_probs((seen,), embeddings)
+        (log_probs,) = self.scorer.next_log_probs((prompt,), embeddings)
         yes, no = (
             log_probs[first_tokens(self.encoder.encode_text, words)].logsumexp(dim=0)
             for words in (YES, NO)

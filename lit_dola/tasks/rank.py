@@ -87,7 +87,7 @@ class LitRank(JanusModule):
 
     def __init__(
         self,
-        model_path: str = "google/siglip-large-patch16-384",
+        model_path: str = "checkpoints/shapes-siglip",
         scorer: RankScorer = "siglip",
         dola: bool = True,
         alpha: ClosedUnitInterval = 0.1,
