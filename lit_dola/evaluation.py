@@ -158,7 +158,7 @@ class _Run(NamedTuple):
     """Records of the results that were asked for, in the order of their keys."""
 
 
-def _read_run(kind: Kind, folder: Path, plan: RunPlan) -> _Run:
+def _read_run(kind: Kind[Any], folder: Path, plan: RunPlan) -> _Run:
     """Read the records of the results that a run was asked for; its folder may hold more."""
     asked_for = {request.key for request in plan.asked_for}
     records = [record for record in kind.read(folder) if record.key in asked_for]

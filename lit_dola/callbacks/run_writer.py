@@ -45,7 +45,7 @@ class RunWriter(BasePredictionWriter):
         on_mismatch: As the setting ``writer.on_mismatch``.
     """
 
-    kind: Kind
+    kind: Kind[Any]
     """What kind of results it writes."""
 
     def __init__(self, output_dir: str, on_mismatch: OnMismatch) -> None:

@@ -8,7 +8,7 @@ from lit_dola.data.requests import ImageKey
 from lit_dola.reports.accuracy import is_right
 from lit_dola.reports.gallery import page_file
 from lit_dola.reports.html import image_address, write_page
-from lit_dola.runs.answers import AnswerRecord, read_answers
+from lit_dola.runs.answers import ANSWERS, AnswerRecord
 from lit_dola.runs.records import common_settings
 
 QUESTIONS_PER_PAGE = 5_000
@@ -32,7 +32,7 @@ def write_answers(folder: Path, num_failures: int = 0) -> None:
     Raises:
         OSError: If the page cannot be written.
     """
-    records = {record.key: record for record in read_answers(folder)}
+    records = {record.key: record for record in ANSWERS.read(folder)}
     run = AnswerRun(folder.resolve().name, folder, records)
     settings = common_settings(run.records.values())
     write_answer_pages(

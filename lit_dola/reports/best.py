@@ -6,7 +6,7 @@ from typing import Any
 from lit_dola.reports.gallery import write_gallery
 from lit_dola.runs.claim import alone_in
 from lit_dola.runs.files import to_json, write_atomically
-from lit_dola.runs.ranks import BEST, read_ranks
+from lit_dola.runs.ranks import BEST, RANKS
 from lit_dola.runs.records import RecordLog, common_settings
 
 
@@ -20,7 +20,7 @@ def write_best(run: Path, ranks: Path) -> None:
     Raises:
         OSError: If a file cannot be written.
     """
-    records = list(read_ranks(ranks))
+    records = list(RANKS.read(ranks))
     prompts: dict[str, Any] = {}
     for record in records:
         files = record.metadata["image"]

@@ -11,9 +11,9 @@ from lit_dola.data.requests import ImageKey
 from lit_dola.errors import UserError, given_path, printable
 from lit_dola.reports.answers import AnswerRun, write_answer_pages
 from lit_dola.reports.html import image_address, write_page
-from lit_dola.runs.answers import ANSWERS, read_answers
+from lit_dola.runs.answers import ANSWERS
 from lit_dola.runs.folder import image_files
-from lit_dola.runs.records import IMAGES, RESULTS, Kind, common_settings, read_images
+from lit_dola.runs.records import IMAGES, RESULTS, Kind, common_settings
 
 _VARIES = "varies"
 
@@ -23,7 +23,7 @@ class _Run(NamedTuple):
 
     name: str
     folder: Path
-    kind: Kind
+    kind: Kind[Any]
     records: dict[ImageKey, Any]
     settings: dict[str, Any]
 
@@ -84,10 +84,10 @@ def _load(name: str, folder: Path) -> _Run:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: not a folder; expected one that predict has written")
     files = image_files(folder) if folder.is_dir() else set()
-    kind = IMAGES
-    records: list[Any] = [record for record in read_images(folder) if record.file in files]
+    kind: Kind[Any] = IMAGES
+    records: list[Any] = [record for record in IMAGES.read(folder) if record.file in files]
     if not records:
-        kind, records = ANSWERS, [*read_answers(folder)]
+        kind, records = ANSWERS, [*ANSWERS.read(folder)]
     if not records:
         raise UserError(
             f"{folder}: no results of a run; expected a folder that predict or answer has written"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lit_dola.reports.html import write_page
 from lit_dola.runs.ranks import best_files
-from lit_dola.runs.records import ImageRecord, common_settings, read_images
+from lit_dola.runs.records import IMAGES, ImageRecord, common_settings
 
 IMAGES_PER_PAGE = 10_000
 """After this many images the next prompt starts a new page."""
@@ -35,10 +35,10 @@ def write_gallery(folder: Path, num_failures: int = 0) -> None:
     Raises:
         OSError: If a page cannot be written.
     """
-    settings = common_settings(read_images(folder))
+    settings = common_settings(IMAGES.read(folder))
     best = best_files(folder)
-    pages = _pages(read_images(folder))
-    by_prompt = _by_prompt(read_images(folder))
+    pages = _pages(IMAGES.read(folder))
+    by_prompt = _by_prompt(IMAGES.read(folder))
     prompts = (_prompt(list(images), settings, best) for images in by_prompt)
     files = [page_file(page.number) for page in pages]
     for page, file in zip(pages, files):

@@ -1,13 +1,12 @@
 """The records of answers: one line per question in ``answers.jsonl``."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from lit_dola.data.question_file import pictures_of, question_of
 from lit_dola.data.requests import ImageKey, question_subject
-from lit_dola.runs.records import Kind, Record, RecordLog
+from lit_dola.runs.records import Kind, Record
 
 _OWN = ("question_index", "pictures", "answer", "tokens", "settings", "at_once")
 _GIVEN = "given_"
@@ -81,12 +80,3 @@ def given_keys(entry: dict[str, Any], own: Sequence[str]) -> Record:
 
 
 ANSWERS = Kind("answers", "question", AnswerRecord.from_line)
-
-
-def read_answers(folder: Path) -> Iterator[AnswerRecord]:
-    """Yield the records of a run's answers, in the order of its log.
-
-    Raises:
-        UserError: If a line is not the record of an answer.
-    """
-    return map(AnswerRecord.from_line, RecordLog(folder, "answers").records())

@@ -1,6 +1,5 @@
 """The records of rankings: one line per entry in ``ranks.jsonl``."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from lit_dola.data.requests import ImageKey, rank_subject
 from lit_dola.errors import UserError
 from lit_dola.janus.files import read_json
 from lit_dola.runs.answers import given_keys, own_keys
-from lit_dola.runs.records import Kind, Record, RecordLog
+from lit_dola.runs.records import Kind, Record
 
 _OWN = ("item_index", "pictures", "scores", "order", "settings")
 
@@ -60,16 +59,6 @@ class RankRecord:
 
 
 RANKS = Kind("ranks", "item", RankRecord.from_line)
-
-
-def read_ranks(folder: Path) -> Iterator[RankRecord]:
-    """Yield the records of a run's rankings, in the order of its log.
-
-    Raises:
-        UserError: If a line is not the record of a ranking.
-    """
-    return map(RankRecord.from_line, RecordLog(folder, "ranks").records())
-
 
 BEST = "best.json"
 """The best image of each prompt of a run, in its folder."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from lit_dola.data.old_names import rename_settings
 from lit_dola.data.prompt_file import refuse_constant
@@ -83,15 +83,18 @@ class RunRecord(Protocol):
         """Return the line to write."""
 
 
+R = TypeVar("R", bound=RunRecord)
+
+
 @dataclass(frozen=True)
-class Kind:
+class Kind(Generic[R]):
     """A kind of results, and where their records are."""
 
     log: str
     """Name of the log, without its suffix."""
     subject: str
     """What one of them is about."""
-    from_line: Callable[[Record], RunRecord]
+    from_line: Callable[[Record], R]
     """Reads a line of the log."""
 
     @property
@@ -99,7 +102,7 @@ class Kind:
         """What the results are called."""
         return RESULTS[self.log]
 
-    def read(self, folder: Path) -> Iterator[RunRecord]:
+    def read(self, folder: Path) -> Iterator[R]:
         """Yield the records of a folder, in the order of its log.
 
         Raises:
@@ -186,15 +189,6 @@ class ImageRecord:
 
 
 IMAGES = Kind("metadata", "prompt", ImageRecord.from_line)
-
-
-def read_images(folder: Path) -> Iterator[ImageRecord]:
-    """Yield the records of a run's images, in the order of its log.
-
-    Raises:
-        UserError: If a line is not the record of an image.
-    """
-    return map(ImageRecord.from_line, RecordLog(folder, "metadata").records())
 
 
 def common_settings(records: Iterable[RunRecord]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class RunStart(NamedTuple):
 
 
 def start_run(
-    kind: Kind,
+    kind: Kind[Any],
     plan: RunPlan,
     output_dir: Path,
     on_mismatch: OnMismatch,
@@ -90,12 +90,12 @@ def start_run(
         raise
     requests = enumerate(plan.requests)
     missing = [place for place, request in requests if request.key not in done]
-    earlier = next((record.settings for record in kind.read(folder)), {})
+    earlier: dict[str, Any] = next((record.settings for record in kind.read(folder)), {})
     return RunStart(folder, missing, began, claim.token, earlier), claim
 
 
 def claim_folder(
-    kind: Kind,
+    kind: Kind[Any],
     output_dir: Path,
     on_mismatch: OnMismatch,
     settings: Mapping[str, Any],
@@ -129,7 +129,7 @@ def claim_folder(
 
 
 def _take(
-    kind: Kind,
+    kind: Kind[Any],
     claim: Claim,
     on_mismatch: OnMismatch,
     settings: Mapping[str, Any],
@@ -157,7 +157,7 @@ def _take(
 
 
 def _differences(
-    kind: Kind, folder: Path, settings: Mapping[str, Any], subjects: Mapping[int, str]
+    kind: Kind[Any], folder: Path, settings: Mapping[str, Any], subjects: Mapping[int, str]
 ) -> list[str]:
     for log, results in RESULTS.items():
         if log != kind.log and any(RecordLog(folder, log).records()):
@@ -166,7 +166,7 @@ def _differences(
 
 
 def differences(
-    kind: Kind,
+    kind: Kind[Any],
     records: Iterable[RunRecord],
     settings: Mapping[str, Any],
     subjects: Mapping[int, str],
@@ -205,7 +205,7 @@ def _is_same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bo
 
 
 def _keep_complete(
-    kind: Kind, claim: Claim, files_of: FilesOf, metadata: Mapping[int, dict[str, Any]]
+    kind: Kind[Any], claim: Claim, files_of: FilesOf, metadata: Mapping[int, dict[str, Any]]
 ) -> set[ImageKey]:
     """Merge the logs, dropping records of incomplete results; return the keys of the others.
 
