@@ -34,7 +34,7 @@ lint: $(VENV)/installed
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/mypy
 
-# Train the small Janus of this repository again: under an hour on 2 cores. Run it again to continue.
+# Train the small Janus of this repository again: about 95 minutes on 2 cores. Run it again to continue.
 shapes-janus: $(VENV)/installed
 	$(VENV)/bin/python -m recipes.shapes.train fit --config recipes/shapes/vq.yaml
 	$(VENV)/bin/python -m recipes.shapes.train fit --config recipes/shapes/language.yaml
