@@ -141,7 +141,8 @@ class JanusTraining(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the losses, each a cross entropy in nats per token or patch, and take a step."""
         if self.current_epoch < self.hparams["vision_epochs"]:
-            losses = {"words": word_loss(self.word_logits(self.see(batch)), batch.objects)}
+            pictures = self.see(batch.pixel_values)
+            losses = {"words": word_loss(self.word_logits(pictures), batch.objects)}
         else:
             losses = {"loss": self.drawing_loss(batch), **self.seeing_losses(batch)}
         self.log_dict(losses, prog_bar=True)
@@ -155,9 +156,9 @@ class JanusTraining(LightningModule):
         logits = image_logits(self.janus, input_ids, mask, tokens)
         return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
 
-    def see(self, batch: Batch) -> Tensor:
+    def see(self, pixel_values: Tensor) -> Tensor:
         """Return the pictures' embeddings, ``(pictures, patches, hidden)``."""
-        features = self.janus.model.vision_model(batch.pixel_values).last_hidden_state
+        features = self.janus.model.vision_model(pixel_values).last_hidden_state
         embeddings: Tensor = self.janus.model.aligner(features)
         return embeddings
 
@@ -178,7 +179,7 @@ class JanusTraining(LightningModule):
             converse(self.encoder, objects, prompt, self.hparams["turns"], rng)
             for objects, prompt in zip(batch.objects[:count], batch.prompts[:count])
         ]
-        pictures = self.see(batch._replace(pixel_values=batch.pixel_values[:count]))
+        pictures = self.see(batch.pixel_values[:count])
         seen = torch.rand(len(pictures), device=self.device) >= self.hparams["condition_dropout"]
         pad = self.encoder.pad_token_id
         return {
