@@ -16,12 +16,12 @@ from PIL import Image
 from lit_dola.callbacks.run_writer import find_writer
 from lit_dola.data.base import RequestDataModule, shards_the_model
 from lit_dola.data.datamodule import PromptDataModule
-from lit_dola.data.requests import RunPlan
+from lit_dola.data.plan import RunPlan
 from lit_dola.errors import UserError, printable, require
 from lit_dola.janus.checkpoint import ModelFolder
 from lit_dola.reports.contact_sheet import write_contact_sheet
 from lit_dola.reports.export import Export, check_dpg, write_export
-from lit_dola.reports.scores import Score, write_report
+from lit_dola.reports.scores import Score, overall_table, write_report
 from lit_dola.reports.task_scores import scores_of, tables_of
 from lit_dola.runs.files import safe_name, to_json, write_atomically
 from lit_dola.runs.image_file import read_image
@@ -99,11 +99,11 @@ class EvaluationTrainer(Trainer):
             if not shards_the_model(self):
                 changed.take_model(model)  # loaded once
             model = changed
-            writer.output_dir = folder / name
+            writer.output_dir, writer.title = folder / name, name
             self.predict(model, datamodule=datamodule, return_predictions=False)
             # In low precision all variants must be rounded alike, whatever memory is free by then.
             datamodule.batch_size = datamodule.plan.batch_size or "auto"
-            writer.check_complete(self)
+            writer.conclude(self)
             if self.is_global_zero:  # not folder / name: on_mismatch may have chosen another
                 runs[name] = _read_run(writer.kind, writer.output_dir, datamodule.plan)
         if not self.is_global_zero:
@@ -122,6 +122,8 @@ class EvaluationTrainer(Trainer):
                     results=writer.kind.results, subjects=f"{writer.kind.subject}s",
                     tables=tables_of(records),
                 )  # fmt: skip
+                print(overall_table(scores, reference))
+                print(printable(str(folder / "report.md")))
             if writer.kind is IMAGES:
                 images.sheet.write(folder / "sheet.png", runs, scores)
         except OSError as error:

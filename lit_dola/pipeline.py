@@ -12,7 +12,8 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from torch import Tensor
 
-from lit_dola.callbacks.progress import GenerationProgressBar, quiet_lightning
+from lit_dola.callbacks.progress import RunProgress
+from lit_dola.callbacks.quiet import quiet_lightning
 from lit_dola.data.datamodule import PromptDataModule, encoder_of
 from lit_dola.data.prompt_file import check_prompts
 from lit_dola.data.requests import Failure, Prompt
@@ -204,7 +205,7 @@ class JanusPipeline:
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
-            callbacks=[GenerationProgressBar()],
+            callbacks=[RunProgress()],
         )
 
 

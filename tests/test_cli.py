@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import shutil
 import struct
 import subprocess
@@ -21,7 +22,7 @@ from lit_dola.janus.tokenizer import PromptEncoder
 from recipes.shapes.pictures import write_held_out
 from recipes.shapes.scorer import ShapesScorer
 from tests.support import forked, original, reference
-from tests.support.commands import CPU, ROOT, files, one_line, records, succeed
+from tests.support.commands import CPU, ROOT, files, messages, one_line, records, succeed
 from tests.support.plain_janus import PlainJanus
 
 
@@ -80,8 +81,18 @@ def small(tiny_checkpoint, folder):
 def test_demo(predict, folder):
     done = succeed(predict("--config", "configs/demo.yaml"))
     assert done.stdout == ""  # not a terminal: no progress, no noise
-    assert done.stderr.startswith("INFO: checkpoints/shapes-janus recommends cfg_weight 2.0, alpha")
-    assert done.stderr.count("\n") == 1
+    recommended, first, last = done.stderr.splitlines()
+    assert recommended.startswith("checkpoints/shapes-janus recommends cfg_weight 2.0, alpha")
+    assert first == (
+        "checkpoints/shapes-janus on cpu, float32: 32 images to make; writing to outputs/demo"
+    )
+    assert re.fullmatch(
+        r"32 images in \d\d:\d\d, [\d.]+ images/s; open outputs/demo/index\.html", last
+    )
+    again = succeed(predict("--config", "configs/demo.yaml")).stderr.splitlines()
+    assert again == [
+        recommended, "nothing to do: 32 images there already; open outputs/demo/index.html"
+    ]  # fmt: skip
     images = sorted((folder / "outputs/demo").glob("*/*.png"))
     entries = [json.loads(line) for line in (ROOT / "recipes/shapes/demo.jsonl").open()]
     assert len(entries) == 8
@@ -195,7 +206,7 @@ def test_a_run_that_is_done_does_not_load_the_model(predict, folder, small, monk
     succeed(predict(*small))
     made = files(folder / "outputs")
     monkeypatch.setattr("lit_dola.tasks.generate.load_janus", None)
-    assert succeed(predict(*small)).stderr == ""
+    assert messages(succeed(predict(*small)).stderr) == ""
     assert files(folder / "outputs") == made
 
 

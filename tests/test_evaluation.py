@@ -12,7 +12,7 @@ from PIL import Image
 
 from lit_dola.tasks.answer import Answer, Answers, LitAnswer
 from tests.support import forked
-from tests.support.commands import ddp, records
+from tests.support.commands import ddp, messages, records
 from tests.support.questions import write_pictures
 from tests.support.siglips import make_siglip
 
@@ -64,7 +64,15 @@ def redness(folder, name):
 @pytest.mark.slow
 def test_the_report_says_what_the_images_show(folder, evaluate):
     done = evaluate()
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, messages(done.stderr)) == (0, "")
+    said = done.stderr.splitlines()
+    assert [line.partition(": ")[0] for line in said] == [
+        n for name in VARIANTS for n in (name, name)
+    ]
+    header, *rows, path = done.stdout.splitlines()
+    assert header.split() == ["variant", "percent", "right", "more", "than", "baseline", "p"]
+    assert [row.split()[0] for row in rows] == [*VARIANTS]
+    assert path == "out/report.md"
     report = json.loads((folder / "out/report.json").read_text())
     assert report["variants"] == VARIANTS
     assert report["reference"] == "baseline"
@@ -225,7 +233,7 @@ def test_errors_are_one_line(evaluate, folder, case):
     flags, message = ERRORS[case]
     done = evaluate(*flags)
     assert done.returncode in (1, 2)
-    assert done.stderr.count("\n") == 1
+    assert messages(done.stderr).count("\n") == 1
     assert done.stderr.startswith("error: ")
     assert re.search(message, done.stderr), done.stderr
     assert not list(folder.glob("out/*/*/*.png"))

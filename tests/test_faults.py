@@ -27,7 +27,7 @@ from lit_dola.janus.model import TransformersJanus
 from lit_dola.runs import files as run_files
 from lit_dola.runs import resume
 from lit_dola.runs.records import RecordLog
-from tests.support.commands import MAIN, files
+from tests.support.commands import MAIN, files, messages
 from tests.support.forked import finish, run, start
 
 pytestmark = pytest.mark.slow
@@ -133,7 +133,7 @@ def break_call(number, how):
         setattr(Path, call.__name__, counted(call))
 
 
-CALLS = 32
+CALLS = 41
 """Calls that change the folder in a run of two images."""
 
 
@@ -335,7 +335,7 @@ def test_a_signal_ends_the_run_in_order(signum, code, ranks, command, undisturbe
     done = end()
     name = signal.Signals(signum).name
     assert done.returncode == code
-    assert done.stderr == f"stopped by {name}; the same command continues from there\n"
+    assert messages(done.stderr) == f"stopped by {name}; the same command continues from there\n"
     found = check_whole(tmp_path / "out", expected)
     images = {name for name in found if name.endswith(".jpg")}
     lines = [line for name in found if name.endswith(".jsonl") for line in found[name].splitlines()]

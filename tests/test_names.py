@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.commands import one_line, records, succeed
+from tests.support.commands import messages, one_line, records, succeed
 
 
 @pytest.mark.slow
@@ -15,7 +15,8 @@ def test_a_run_into_a_folder_with_such_a_name(format, main_here, tiny_checkpoint
     ]  # fmt: skip
     for output, alpha in (("o\udcff", 0.1), ("p\udcff", 0.2), ("o\udcff", 0.1)):
         more = [f"--writer.output_dir={output}", f"--model.alpha={alpha}"]
-        assert succeed(main_here(tmp_path, "predict", *flags, *more)).stderr == ""
+        done = succeed(main_here(tmp_path, "predict", *flags, *more))
+        assert messages(done.stderr) == ""
     assert len(records(tmp_path / "o\udcff")) == 1
     done = succeed(main_here(tmp_path, "compare", "o\udcff", "p\udcff", "--output=page\udcff"))
     assert done.stdout == "page\\udcff/index.html\n"

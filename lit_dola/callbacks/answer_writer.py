@@ -1,6 +1,7 @@
 """Writing answers as they are made, each with a record of the settings that made it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from lightning.pytorch import Trainer
 
@@ -57,4 +58,8 @@ class AnswerWriter(RunWriter):
         """Write the page."""
         if self.page and trainer.is_global_zero:
             with alone_in(self.output_dir):  # of two runs that end at once, the last one tells all
-                write_answers(self.output_dir, self.num_failures)
+                write_answers(self.output_dir, self.outcome.num_failures)
+
+    def opens(self) -> Path:
+        """Return the page, or the records if there is none."""
+        return self.output_dir / ("index.html" if self.page else "answers.jsonl")

@@ -1,84 +1,75 @@
-"""Progress bars, and Lightning without the messages that mean nothing here."""
+"""Progress: bars in a terminal, and lines elsewhere."""
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 from typing import Any, cast
 
+from jsonargparse.typing import PositiveFloat
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from lit_dola.callbacks.progress_lines import ProgressLines
+from lit_dola.callbacks.run_writer import find_writer
 from lit_dola.data.base import plan_of
 from lit_dola.tasks.base import JanusModule
 
-_HARMLESS = (
-    ".*does not have many workers.*",
-    ".*isinstance.treespec, LeafSpec.*",
-    ".*Total length of .* across ranks is zero.*",  # everything is done, or fewer images than ranks
-)
 
+class RunProgress(ProgressBar):
+    """Shows in a terminal two bars, each with a rate and the time left; elsewhere prints lines.
 
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Suppress Lightning's device summary and its harmless warnings."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for harmless in _HARMLESS:
-                warnings.filterwarnings("ignore", harmless)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
+    With several devices the bars show the first one's share, the lines those of all.
 
-
-class GenerationProgressBar(ProgressBar):
-    """Two bars, each with a rate and the time left; silent if stderr is not a terminal.
-
-    With several devices they show the first one's share.
+    Args:
+        interval: Seconds between two lines, where stderr is no terminal; in the first five minutes
+            there is one every 30 seconds.
     """
 
     _items: "tqdm[Any]"
     _tokens: "tqdm[Any]"
 
-    def __init__(self) -> None:
+    def __init__(self, interval: PositiveFloat = 300.0) -> None:
         super().__init__()
+        self.interval = interval
         self._enabled = True
+        self._lines: ProgressLines | None = None
 
     def disable(self) -> None:
         """Turn the bars off; Lightning calls this on every rank but the first."""
         self._enabled = False
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bars."""
+        """Open the bars, or begin to print lines."""
         assert isinstance(pl_module, JanusModule)
+        has_bars = self._enabled and sys.stderr.isatty()
+        self._open_bars(trainer, pl_module, disable=not has_bars)
+        writer = find_writer(trainer)
+        if self._enabled and writer:
+            self._lines = ProgressLines(writer.output_dir, writer.run, self.interval)
+            if not has_bars:
+                self._lines.start()
+
+    def _open_bars(self, trainer: Trainer, module: JanusModule, disable: bool) -> None:
         to_make = len(cast(Any, trainer.predict_dataloaders).sampler)
         done = plan_of(trainer).num_done // trainer.world_size
-        # disable=None means: unless stderr is a terminal
-        disable = None if self._enabled else True
         of = f" (rank 0 of {trainer.world_size})" if trainer.world_size > 1 else ""
-        items = pl_module.items
+        writer = find_writer(trainer)
+        name = (writer and writer.title) or module.items.capitalize()
         self._items = tqdm(
             total=done + to_make,
             initial=done,
-            desc=f"{items.capitalize()}{of}",
-            unit=items.removesuffix("s"),
+            desc=name + of,
+            unit=module.items.removesuffix("s"),
             disable=disable,
         )
         self._tokens = tqdm(
-            total=pl_module.max_new_tokens,
+            total=module.max_new_tokens,
             desc="Tokens of this batch",
             unit="token",
-            disable=disable if pl_module.max_new_tokens else True,
+            disable=disable or not module.max_new_tokens,
             leave=False,
             position=1,
         )
-        pl_module.on_step.append(self._show_tokens)
+        module.on_step.append(self._show_tokens)
 
     def _show_tokens(self, tokens: int) -> None:
         self._tokens.update(tokens - self._tokens.n)
@@ -94,6 +85,21 @@ class GenerationProgressBar(ProgressBar):
         self._items.update(len(batch))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bars."""
+        """Close the bars; from now on lines tell which ranks are still at work."""
         self._tokens.close()
         self._items.close()
+        if self._lines and trainer.world_size > 1:
+            self._lines.start()
+
+    def on_exception(self, *_: Any) -> None:
+        """Print no more lines."""
+        self._stop()
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        """Print no more lines; by now the writer has waited for all ranks."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._lines:
+            self._lines.stop()
+            self._lines = None

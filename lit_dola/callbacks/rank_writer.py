@@ -1,6 +1,7 @@
 """Writing rankings, and the best image of each prompt into the run that they are about."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from lightning.pytorch import Trainer
 
@@ -29,6 +30,7 @@ class RankWriter(RunWriter):
 
     def __init__(self, output_dir: str = "outputs", on_mismatch: OnMismatch = "error") -> None:
         super().__init__(output_dir, on_mismatch)
+        self._gallery: Path | None = None
 
     def write_batch(self, results: Rankings) -> Sequence[Failure]:
         """Submit the records of a batch of rankings."""
@@ -50,3 +52,8 @@ class RankWriter(RunWriter):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if trainer.is_global_zero and isinstance(data, ItemDataModule) and data.run:
             write_best(data.run, self.output_dir)
+            self._gallery = data.run / "index.html"
+
+    def opens(self) -> Path:
+        """Return the gallery of the run whose images were ranked, or else the records."""
+        return self._gallery or self.output_dir / "ranks.jsonl"

@@ -2,12 +2,12 @@
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
+from logging import getLogger
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -17,18 +17,22 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from lit_dola import __version__
+from lit_dola.callbacks.summary import first_line, last_line
+from lit_dola.callbacks.write_queue import WriteQueue
 from lit_dola.data.base import plan_of
-from lit_dola.data.requests import Failure, ImageKey, RunPlan
+from lit_dola.data.plan import RunPlan
+from lit_dola.data.requests import Failure
 from lit_dola.errors import RankError, UserError, given_path, printable
-from lit_dola.runs.claim import Claim, alone_in
+from lit_dola.runs.claim import Claim
 from lit_dola.runs.files import append_line
-from lit_dola.runs.folder import delete_half_written, image_files
+from lit_dola.runs.finish import Outcome, finish_run
+from lit_dola.runs.folder import delete_half_written
 from lit_dola.runs.records import Kind, Record, RecordLog, RunRecord
 from lit_dola.runs.resume import OnMismatch, RunStart, start_run
+from lit_dola.runs.run_file import RunFile
 from lit_dola.tasks.base import JanusModule
 
-_MAX_WAITING = 256
-"""Writes that may wait for the disk; beyond that the next batch waits for them."""
+_log = getLogger(__name__)
 _RANK_TIMEOUT = timedelta(days=365)
 """How long to wait for the slowest rank; PyTorch would wait half an hour."""
 
@@ -52,16 +56,15 @@ class RunWriter(BasePredictionWriter):
         super().__init__(write_interval="batch")
         self.output_dir = given_path("writer.output_dir", output_dir)
         self.on_mismatch = on_mismatch
-        self.num_failures = 0
-        """Prompts and results that were skipped; known to the first rank at the end."""
-        self.num_missing = 0
-        """Results that were asked for and are neither there nor skipped, likewise."""
+        self.title = ""
+        """Name of the run among several, for messages; empty if it is the only one."""
+        self.outcome = Outcome()
+        """What was skipped and what is missing; known to the first rank at the end."""
         self.skipped: dict[Path, int] = {}
-        """Folders of all runs so far with ``num_failures``, if there are any."""
+        """Folders of all runs so far where something was skipped, and how much."""
         self._claim: Claim | None = None
         """The first rank's claim on the folder."""
         self._lock = Lock()
-        self._writing: deque[Future[None]] = deque()
 
     def settings(self) -> dict[str, Any]:
         """Return the writer's own settings that shape a result; by default none does."""
@@ -106,14 +109,24 @@ class RunWriter(BasePredictionWriter):
         if isinstance(start, UserError):
             raise start
         assert start is not None
-        self.output_dir, missing, self._began, token, earlier = start
+        self.output_dir, missing, self._started, token, earlier = start
         self._plan.keep(missing)
         pl_module.take_batching(self._plan, trainer.precision, earlier)
-        self._log, self._error_log = (
+        self._results, self._errors = (
             RecordLog(self.output_dir, name).of_rank(trainer.global_rank, token)
             for name in (self.kind.log, "errors")
         )
-        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="writer")
+        self.run = RunFile(
+            self.kind.log,
+            token,
+            len(self._plan.asked_for),
+            self._plan.num_done,
+            trainer.world_size,
+            self.record_settings(),
+        )
+        if trainer.is_global_zero:
+            pl_module.before_loading = [partial(self._begin, trainer, pl_module)]
+        self._queue = WriteQueue()
         self._ranks = (
             torch.distributed.new_group(backend="gloo", timeout=_RANK_TIMEOUT)
             if trainer.world_size > 1
@@ -138,10 +151,33 @@ class RunWriter(BasePredictionWriter):
         except OSError as error:
             return UserError(self.cannot_write(error))
 
+    def _begin(self, trainer: Trainer, module: JanusModule) -> None:
+        """Say what the run is about to do, and note it in its folder."""
+        self._say(first_line(trainer, module, self._plan, self.kind.results, self.output_dir))
+        self._describe()
+
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record what the model has decided since it was loaded."""
         assert isinstance(pl_module, JanusModule)
         self._settings |= pl_module.batching()
+        self._describe(
+            began=time.time(),
+            batch_size=self._plan.batch_size,
+            settings=self.record_settings(),
+        )
+
+    def _describe(self, **news: Any) -> None:
+        """Note news about the run, which the first rank writes into its folder.
+
+        Raises:
+            UserError: If they cannot be written.
+        """
+        self.run = replace(self.run, **news)
+        if self._claim is not None:
+            try:
+                self.run.write(self.output_dir)
+            except OSError as error:
+                raise RankError(self.cannot_write(error)) from error
 
     def write_on_batch_end(
         self,
@@ -161,12 +197,12 @@ class RunWriter(BasePredictionWriter):
         for failure in self.write_batch(prediction):
             if self._plan.on_error == "stop":
                 raise RankError(f"{self._plan.prompt_file}: {failure.reason}")
-            self.submit(self._append, self._error_log, failure._asdict())
-        self._finish(max_left=_MAX_WAITING)
+            self.submit(self._append, self._errors, failure._asdict())
+        self._wait()
 
     def submit(self, write: Callable[..., None], *args: Any) -> None:
         """Call a function on one of the writing threads."""
-        self._writing.append(self._threads.submit(write, *args))
+        self._queue.submit(write, *args)
 
     def relative(self, path: Path) -> str:
         """Return a path relative to the run's folder, with ``/``."""
@@ -174,7 +210,7 @@ class RunWriter(BasePredictionWriter):
 
     def append_record(self, record: RunRecord) -> None:
         """Append a record to this rank's log, which marks its files as complete."""
-        self._append(self._log, record.to_line())
+        self._append(self._results, record.to_line())
 
     def _append(self, path: Path, record: Record) -> None:
         with self._lock:
@@ -186,15 +222,14 @@ class RunWriter(BasePredictionWriter):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait until everything is written."""
-        self._finish()
+        self._wait(max_left=0)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Write what was generated before the run ends."""
-        while self._writing:
-            with suppress(Exception):  # the user hears of the exception that ended the run
-                self._finish()
+        if hasattr(self, "_queue"):
+            self._queue.drain()
         self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -203,54 +238,36 @@ class RunWriter(BasePredictionWriter):
         Raises:
             UserError: If another rank has ended early, or something cannot be written.
         """
-        self._threads.shutdown()
+        self._queue.close()
         if self._ranks is not None:
             _wait_for(self._ranks)
         try:
             if self._claim is not None:
-                self._merge(self._claim)
-                delete_half_written(self.output_dir, before=self._began)
+                self._finish(self._claim)
             self.write_reports(trainer)
         except OSError as error:
             raise RankError(self.cannot_write(error)) from error
         finally:
             self._release()
 
-    def _merge(self, claim: Claim) -> None:
-        """Merge the logs, and count what was skipped and what is missing."""
-        made: set[ImageKey] = set()
-        failed: set[tuple[int, int]] = set()
-        files = image_files(self.output_dir)  # a folder may have been deleted meanwhile
+    def _finish(self, claim: Claim) -> None:
+        plan = self._plan
+        self.outcome = finish_run(self.kind, claim, self.files_of, plan.asked_for)
+        num_there, num_missing, num_failures = self.outcome
+        if num_failures:
+            self.skipped[self.output_dir] = num_failures
+        delete_half_written(self.output_dir, before=self._started)
+        if plan.requests:
+            self._describe(ended=time.time(), num_there=num_there, num_missing=num_missing)
 
-        def note_made(line: Record) -> Record:
-            record = self.kind.from_line(line)
-            if files.issuperset(self.files_of(record) or ()):
-                made.add(record.key)
-            return line
-
-        def note_failed(line: Record) -> Record:
-            failed.add((line["prompt_index"], line["image_index"]))
-            return line
-
-        with alone_in(self.output_dir):
-            living = claim.others()
-            RecordLog(self.output_dir, self.kind.log).merge(note_made, living)
-            self.num_failures = RecordLog(self.output_dir, "errors").merge(note_failed, living)
-        if self.num_failures:
-            self.skipped[self.output_dir] = self.num_failures
-        self.num_missing = sum(
-            request.key not in made and request.key not in failed
-            for request in self._plan.asked_for
-        )
-
-    def check_complete(self, trainer: Trainer) -> None:
-        """Check that everything that was asked for is there; every rank must call it.
+    def conclude(self, trainer: Trainer) -> None:
+        """Say what was made, if everything that was asked for is there; every rank must call it.
 
         Raises:
             UserError: If something is missing, for instance because a setting of the trainer ended
                 the run early.
         """
-        missing = trainer.strategy.broadcast(self.num_missing)
+        num_there, missing, num_failures = trainer.strategy.broadcast(self.outcome)
         if missing:
             raise UserError(
                 f"{self.output_dir}: {missing} of {len(self._plan.asked_for)} {self.kind.results}"
@@ -258,6 +275,21 @@ class RunWriter(BasePredictionWriter):
                 " (limit_predict_batches, fast_dev_run, max_time) or something deleted them; the"
                 " same command without such a setting makes them"
             )
+        if trainer.is_global_zero:
+            run = self.run
+            seconds = run.ended - run.began if run.began and run.ended else None
+            made = num_there - run.done_before
+            line = last_line(
+                made, num_there, self.kind.results, seconds, num_failures, self.opens()
+            )
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        _log.info("%s%s", f"{self.title}: " if self.title else "", line)
+
+    def opens(self) -> Path:
+        """Return the path to look at when the run has ended."""
+        return self.output_dir
 
     def _release(self) -> None:
         """Let other runs have the folder."""
@@ -265,11 +297,10 @@ class RunWriter(BasePredictionWriter):
             self._claim.release()
             self._claim = None
 
-    def _finish(self, max_left: int = 0) -> None:
+    def _wait(self, max_left: int | None = None) -> None:
         """Wait until only a few writes are left."""
         try:
-            while len(self._writing) > max_left or (self._writing and self._writing[0].done()):
-                self._writing.popleft().result()
+            self._queue.wait(max_left)
         except OSError as error:
             raise RankError(self.cannot_write(error)) from error
 

@@ -12,7 +12,8 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 from lit_dola.callbacks.run_writer import RunWriter
-from lit_dola.data.requests import Failure, ImageKey, ImageRequest, RunPlan
+from lit_dola.data.plan import RunPlan
+from lit_dola.data.requests import Failure, ImageKey, ImageRequest
 from lit_dola.decoding.inspection import Inspection
 from lit_dola.errors import RankError, UserError, require
 from lit_dola.janus.vq import to_pillow
@@ -159,11 +160,15 @@ class ImageWriter(RunWriter):
         """Write the gallery, and each rank's share of the grids."""
         if self.gallery and trainer.is_global_zero:
             with alone_in(self.output_dir):  # of two runs that end at once, the last one tells all
-                write_gallery(self.output_dir, self.num_failures)
+                write_gallery(self.output_dir, self.outcome.num_failures)
         if self.grid:
             folders = sorted(prompt_folders(self.output_dir))
             for prompt_folder in folders[trainer.global_rank :: trainer.world_size]:
                 write_prompt_grid(prompt_folder, self.quality)
+
+    def opens(self) -> Path:
+        """Return the gallery, or the folder if there is none."""
+        return self.output_dir / "index.html" if self.gallery else self.output_dir
 
 
 def _path(request: ImageRequest) -> Path:

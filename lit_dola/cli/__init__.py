@@ -1,5 +1,5 @@
 """The command line."""
 
-from lit_dola.cli.command import main
+from lit_dola.cli.entry import main
 
 __all__ = ["main"]

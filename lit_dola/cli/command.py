@@ -9,10 +9,13 @@ import os
 import re
 import subprocess
 import sys
+from argparse import SUPPRESS
+from collections.abc import Mapping
 from inspect import signature
+from textwrap import indent
 from typing import Any, cast
 
-from jsonargparse import set_parsing_settings
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -22,7 +25,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from lit_dola import __version__
-from lit_dola.callbacks.progress import GenerationProgressBar, quiet_lightning
+from lit_dola.callbacks.quiet import quiet_lightning
 from lit_dola.callbacks.run_writer import find_writer
 from lit_dola.callbacks.signals import (
     Interrupted,
@@ -31,27 +34,51 @@ from lit_dola.callbacks.signals import (
     requeue_slurm_job,
     signals_end_the_process,
 )
-from lit_dola.cli.messages import fail, is_first_local_rank, on_first_rank, trainer_message
-from lit_dola.cli.parser import Parser
-from lit_dola.cli.tasks import (
-    ENV_PREFIX,
-    EXIT_SKIPPED,
-    TASKS,
-    PlainTask,
-    TaskTrainer,
-    TrainerTask,
-    evaluated_task,
-)
+from lit_dola.cli.messages import fail, on_first_rank
+from lit_dola.cli.parser import PARSER, OneLineParser
+from lit_dola.cli.plain import ABOUT, PLAIN_TASKS, TRAINER_TASKS, add_plain_tasks
+from lit_dola.cli.tasks import EXIT_SKIPPED, TASKS, TaskTrainer, TrainerTask, evaluated_task
 from lit_dola.data.base import RequestDataModule
-from lit_dola.data.old_names import rename_environment
-from lit_dola.errors import RankError, UserError, printable, refuse_null
+from lit_dola.errors import UserError, printable, refuse_null
 from lit_dola.evaluation import EvaluationTrainer
 from lit_dola.tasks.base import JanusModule
 from lit_dola.tasks.generate import LitDoLa
 from lit_dola.tasks.recommended import recommended_settings
 
 _log = logging.getLogger(__name__)
-_PARSER = {"default_env": True, "env_prefix": ENV_PREFIX}
+
+_ONLY_FOR_TRAINING = {
+    f"trainer.{name}"
+    for name in (
+        "max_epochs", "min_epochs", "max_steps", "min_steps",
+        "limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches",
+        "val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps",
+        "log_every_n_steps", "enable_checkpointing", "accumulate_grad_batches",
+        "gradient_clip_val", "gradient_clip_algorithm", "sync_batchnorm", "detect_anomaly",
+        "reload_dataloaders_every_n_epochs", "enable_autolog_hparams", "model_registry",
+    )
+}  # fmt: skip
+"""Settings that are accepted, because old configurations have them, but not shown."""
+
+_LAUNCHERS = {
+    "torchrun": "WORLD_SIZE",
+    "mpirun": "OMPI_COMM_WORLD_SIZE",
+    "srun": "SLURM_STEP_NUM_TASKS",
+}
+"""Programs that start several processes, and where they say how many."""
+
+
+class Parser(OneLineParser, LightningArgumentParser):
+    """The parser of a task that needs a trainer.
+
+    Args:
+        task: The task whose settings this parser knows; None for all tasks together.
+        options: As jsonargparse's parser takes them.
+    """
+
+    def __init__(self, *args: Any, task: TrainerTask | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.task = task
 
 
 class DoLaCLI(LightningCLI):
@@ -63,27 +90,27 @@ class DoLaCLI(LightningCLI):
         """Add ``--version`` and the tasks that need neither a model nor a trainer."""
         super().setup_parser(*args, **kwargs)
         self.parser.add_argument("--version", action="version", version=f"lit-dola {__version__}")
-        for name, task in TASKS.items():
-            if isinstance(task, PlainTask):
-                parser = self.init_parser(description=task.description, **_PARSER)
-                for argument, options in task.positional.items():
-                    parser.add_argument(argument, **options)
-                parser.add_function_arguments(task.function, skip=set(task.positional))
-                self.parser.subcommands_action.add_subcommand(name, parser, help=task.description)
+        add_plain_tasks(self.parser, lambda **about: self.init_parser(**about, **PARSER))
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return the trainer's tasks, and the arguments of each that are not offered."""
-        return {name: task.hidden for name, task in TASKS.items() if isinstance(task, TrainerTask)}
+        return {name: task.hidden for name, task in TASKS.items()}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the trainer, and the model, the data and the callbacks of the parser's task."""
+        for group, owner in _task_of(parser).groups.items():
+            if issubclass(owner, ProgressBar):  # the trainer gets it unless it has another one
+                parser.add_class_arguments(owner, group)
+            else:
+                parser.add_lightning_class_args(cast(Any, owner), group)
         parser.add_lightning_class_args(self.trainer_class, "trainer")
+        for action in parser._actions:
+            if action.dest in _ONLY_FOR_TRAINING:
+                action.help = SUPPRESS
         defaults = dict(self.trainer_defaults)
         defaults.pop("callbacks")
         parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
-        for group, owner in _task_of(parser).groups.items():
-            parser.add_lightning_class_args(owner, group)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Pass the model's settings on to the data module."""
@@ -104,7 +131,7 @@ class DoLaCLI(LightningCLI):
         Parser.notes = []
         self.config = parser.parse_args(silent)
         name = self.config["subcommand"]
-        if isinstance(TASKS[name], PlainTask):
+        if name in PLAIN_TASKS:
             self.config[name]["seed_everything"] = False
         else:
             if _task_of(self._parser(name)).model is LitDoLa:
@@ -133,9 +160,9 @@ class DoLaCLI(LightningCLI):
             UserError: If a setting is null that cannot be, or the strategy cannot work.
         """
         name = self.config["subcommand"]
-        task, settings = TASKS[name], self.config[name]
-        if isinstance(task, PlainTask):
-            task.run(settings)
+        settings = self.config[name]
+        if name in PLAIN_TASKS:
+            PLAIN_TASKS[name].run(settings)
             raise SystemExit(0)
         for group, owner in _task_of(self._parser(name)).groups.items():
             refuse_null(owner, settings[group].as_dict(), f"{group}.")
@@ -173,17 +200,21 @@ class DoLaCLI(LightningCLI):
         callbacks = [*given] if isinstance(given, list) else [given]
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if not (has_bar or settings.barebones or settings.enable_progress_bar is False):
-            callbacks.append(GenerationProgressBar())
+            # Last, so that it ends after the writer, which waits for all ranks.
+            own = self.config_init[self.config_init["subcommand"]].progress
+            self.trainer_defaults["callbacks"] = [*self.trainer_defaults["callbacks"], own]
         try:
-            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+            trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
             raise UserError(trainer_message(error)) from error
+        _check_world_size(trainer.world_size, os.environ)
+        return trainer
 
     def predict(self, model: LightningModule, datamodule: LightningDataModule) -> None:
         """Predict; the results are written and not kept in memory."""
         self.trainer.predict(model, datamodule=datamodule, return_predictions=False)
         if writer := find_writer(self.trainer):
-            writer.check_complete(self.trainer)
+            writer.conclude(self.trainer)
         leave_process_group()
         self._exit_if_skipped()
 
@@ -211,29 +242,27 @@ class DoLaCLI(LightningCLI):
             raise SystemExit(fail(skipped, EXIT_SKIPPED))
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the command line.
+def run_trainer_task(args: list[str]) -> None:
+    """Run a task that needs a trainer, see :func:`lit_dola.cli.entry.main`.
 
-    Args:
-        args: Arguments; those of the process if None.
-
-    Exits with 1, and one line on stderr, for an error that the user can fix; with 2 for an invalid
-    setting; with 3 if some prompts or images were skipped; with 128 plus its number for a signal.
+    Raises:
+        UserError: For what the user can fix.
+        SystemExit: If settings are wrong, the run was stopped, or something was skipped.
     """
-    if os.getcwd() not in sys.path:  # a setting may name a class in a file there
-        sys.path.insert(0, os.getcwd())
-    own_messages = logging.StreamHandler()
-    own_messages.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    logging.getLogger("lit_dola").handlers = [own_messages]
-    logging.getLogger("lit_dola").setLevel(logging.INFO)
     disable_progress_bar()
     set_verbosity_error()
-    set_parsing_settings(add_print_completion_argument=True)
     for name in ("fsdp2", "fsdp"):  # by class, it also runs without a GPU
         StrategyRegistry.register(name, ModelParallelStrategy, override=True)
-    on_first_rank(_log.warning, rename_environment(os.environ, ENV_PREFIX))
-    tasks = {name: task for name, task in TASKS.items() if isinstance(task, TrainerTask)}
-    tasks["evaluate"] = evaluated_task(sys.argv[1:] if args is None else args, os.environ)
+    tasks = {**TASKS, "evaluate": evaluated_task(args, os.environ)}
+    about = {
+        name: {
+            "task": task,
+            "usage": "%(prog)s [--config FILE] [--GROUP.SETTING VALUE ...]",
+            "description": TRAINER_TASKS[name],
+            "epilog": f"examples:\n{indent(TASKS[name].examples, '  ')}",
+        }
+        for name, task in tasks.items()
+    }
     try:
         with signals_end_the_process(), quiet_lightning():
             DoLaCLI(
@@ -248,18 +277,30 @@ def main(args: list[str] | None = None) -> None:
                     "callbacks": [StopOnSignal()],
                 },
                 parser_class=Parser,
-                parser_kwargs={**_PARSER, **{name: {"task": task} for name, task in tasks.items()}},
+                parser_kwargs={"description": ABOUT, **PARSER, **about},
                 auto_configure_optimizers=False,
                 args=args,
             )
-    except UserError as error:
-        # Every rank of a machine hits the same error, unless it is local to one.
-        silent = not is_first_local_rank() and not isinstance(error, RankError)
-        raise SystemExit(1 if silent else fail(str(error), code=1)) from None
     except MisconfigurationException as error:
         raise SystemExit(fail(trainer_message(error), code=1)) from None
     except Interrupted as interrupted:
         raise SystemExit(_stop(interrupted)) from None
+
+
+def _check_world_size(world_size: int, environment: Mapping[str, str]) -> None:
+    """Check that the trainer knows of all processes that a launcher has started.
+
+    Raises:
+        UserError: If it does not: each process would make all images.
+    """
+    for launcher, variable in _LAUNCHERS.items():
+        started = environment.get(variable, "")
+        if started.isdecimal() and int(started) > 1 and int(started) != world_size:
+            raise UserError(
+                f"trainer.devices: {launcher} has started {started} processes ({variable}), and the"
+                f" trainer uses {world_size}, so that each would make everything; expected"
+                f" trainer.devices times trainer.num_nodes to be {started}, or no {launcher}"
+            )
 
 
 def _stop(interrupted: Interrupted) -> int:
@@ -283,3 +324,13 @@ def _task_of(parser: LightningArgumentParser) -> TrainerTask:
 def _seed(seed: int | None) -> int:
     """Return the seed of the model for Lightning; null, which it cannot be, is reported later."""
     return int(seed or 0)  # of a plain type, which YAML can write
+
+
+def trainer_message(error: Exception) -> str:
+    """Return the message for an error of Lightning about the trainer's settings."""
+    wants_gpu = re.search("gpu|cuda|accelerator", str(error), re.IGNORECASE)
+    if not wants_gpu or torch.cuda.is_available():
+        return f"trainer: {error}"
+    if "accelerator='cpu'" in str(error):
+        return f"trainer: {error}; strategies that run without a GPU are auto, ddp and fsdp2"
+    return f"trainer: {error}; on a machine without a GPU add --trainer.accelerator cpu"

@@ -1,11 +1,8 @@
 """What the command line says on stderr."""
 
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable
-
-import torch
 
 
 def is_first_local_rank() -> bool:
@@ -18,16 +15,6 @@ def on_first_rank(log: Callable[[str], None], notes: Iterable[str]) -> None:
     if is_first_local_rank():
         for note in notes:
             log(note)
-
-
-def trainer_message(error: Exception) -> str:
-    """Return the message for an error of Lightning about the trainer's settings."""
-    wants_gpu = re.search("gpu|cuda|accelerator", str(error), re.IGNORECASE)
-    if not wants_gpu or torch.cuda.is_available():
-        return f"trainer: {error}"
-    if "accelerator='cpu'" in str(error):
-        return f"trainer: {error}; strategies that run without a GPU are auto, ddp and fsdp2"
-    return f"trainer: {error}; on a machine without a GPU add --trainer.accelerator cpu"
 
 
 def fail(message: str, code: int) -> int:

@@ -2,14 +2,14 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Container, Sequence
 from typing import Any, ClassVar
 
 import yaml
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from lit_dola.cli.messages import fail
-from lit_dola.cli.tasks import TASKS, TrainerTask
 from lit_dola.data.old_names import rename_arguments, rename_config
 from lit_dola.errors import suggestion
 
@@ -19,18 +19,29 @@ _UNKNOWN = re.compile(
 """How jsonargparse reports an unknown option, key or subcommand."""
 
 
-class Parser(LightningArgumentParser):
+ENV_PREFIX = "LIT_DOLA"
+"""Prefix of environment variables: ``LIT_DOLA_PREDICT__MODEL__ALPHA=0.2``."""
+
+
+class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Leaves examples as they are."""
+
+
+PARSER: dict[str, Any] = {
+    "default_env": True,
+    "env_prefix": ENV_PREFIX,
+    "formatter_class": _HelpFormatter,
+}
+"""Arguments of every parser."""
+
+
+class OneLineParser(ArgumentParser):
     """Reports an error in one line, without jsonargparse's usage message, and knows old names."""
 
     _config_file: Any = None
     subcommands_action: Any = None
     notes: ClassVar[list[str]] = []
     """About old names, of this parser and those of subcommands."""
-
-    def __init__(self, *args: Any, task: TrainerTask | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.task = task
-        """The task whose settings this parser knows; None for all others."""
 
     def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
         """Keep the action that subcommands are added to; Lightning does not."""
@@ -41,7 +52,8 @@ class Parser(LightningArgumentParser):
         """Parse arguments, accepting the old names of settings."""
         args, notes = rename_arguments(sys.argv[1:] if args is None else args)
         self.notes.extend(notes)
-        return super().parse_args(_configs_first(args), namespace, *rest, **kwargs)
+        args = _configs_first(args, self._subcommands())
+        return super().parse_args(args, namespace, *rest, **kwargs)
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Read a configuration, remembering its path for error messages."""
@@ -73,16 +85,19 @@ class Parser(LightningArgumentParser):
         unknown = _UNKNOWN.search(message)
         if not unknown:
             return ""
-        subcommands = dict(getattr(self.subcommands_action, "choices", None) or {})
+        subcommands = self._subcommands()
         known = [*subcommands]
         for parser in (self, *subcommands.values()):
             known += parser.get_defaults(skip_validation=True).keys()
         return suggestion(next(filter(None, unknown.groups())).split("=")[0], known)
 
+    def _subcommands(self) -> dict[str, ArgumentParser]:
+        return dict(getattr(self.subcommands_action, "choices", None) or {})
 
-def _configs_first(args: Sequence[str]) -> list[str]:
+
+def _configs_first(args: Sequence[str], subcommands: Container[str]) -> list[str]:
     """Move ``--config`` before the flags of its subcommand, so that flags win wherever they are."""
-    place = next((place for place, arg in enumerate(args) if arg in TASKS), len(args))
+    place = next((place for place, arg in enumerate(args) if arg in subcommands), len(args))
     before, after = [*args[: place + 1]], [*args[place + 1 :]]
     flags = []
     while after:

@@ -1,32 +1,26 @@
 """The table of tasks that the command line offers."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from logging import getLogger
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
-from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 from lit_dola.callbacks.answer_writer import AnswerWriter
 from lit_dola.callbacks.image_logger import ImageLogger
+from lit_dola.callbacks.progress import RunProgress
 from lit_dola.callbacks.rank_writer import RankWriter
 from lit_dola.callbacks.writer import ImageWriter
+from lit_dola.cli.parser import ENV_PREFIX
 from lit_dola.data.datamodule import PromptDataModule
 from lit_dola.data.items import ItemDataModule
 from lit_dola.data.questions import QuestionDataModule
-from lit_dola.errors import printable
 from lit_dola.evaluation import EvaluationTrainer
-from lit_dola.reports.compare import compare
 from lit_dola.tasks.answer import LitAnswer
 from lit_dola.tasks.generate import LitDoLa
 from lit_dola.tasks.rank import LitRank
 
-_log = getLogger(__name__)
-
-ENV_PREFIX = "LIT_DOLA"
-"""Prefix of environment variables: ``LIT_DOLA_PREDICT__MODEL__ALPHA=0.2``."""
 EXIT_SKIPPED = 3
 """Exit code of a run that made everything except some prompts or images, which it lists."""
 
@@ -70,28 +64,14 @@ class TrainerTask(NamedTuple):
     """Settings of the model that the data module needs, too."""
     hidden: set[str]
     """Arguments of the method that the command line does not offer."""
+    examples: str
+    """Command lines, for the help."""
 
     @property
     def groups(self) -> dict[str, type]:
         """Groups of settings that are not Lightning's own, and whose they are."""
-        return {"model": self.model, "data": self.data, **self.callbacks}
-
-
-class PlainTask(NamedTuple):
-    """A task that needs neither model nor trainer."""
-
-    description: str
-    function: Callable[..., Any]
-    """Its arguments are those of the command line."""
-    positional: dict[str, dict[str, Any]]
-    """Arguments without a flag, and their options for ``add_argument``."""
-    run: Callable[[Namespace], None]
-
-
-def _compare(settings: Namespace) -> None:
-    for note in compare(settings.runs, settings.output, settings.seed, settings.copy_images):
-        _log.warning(note)
-    print(printable(str(Path(settings.output) / "index.html")))
+        own = {"model": self.model, "data": self.data, **self.callbacks}
+        return {**own, "progress": RunProgress}
 
 
 _NOT_OFFERED = {"model", "dataloaders", "datamodule", "return_predictions", "ckpt_path"}
@@ -101,8 +81,14 @@ _IMAGES = TrainerTask(
     {"writer": ImageWriter, "image_logger": ImageLogger},
     linked=("model_path", "roles", "parallel_size", "images_per_batch"),
     hidden=_NOT_OFFERED,
+    examples="""
+python main.py predict --config configs/dola.yaml
+python main.py predict --config configs/dola.yaml --model.alpha 0.05 --writer.output_dir outputs/a
+python main.py predict --config configs/dola.yaml --trainer.devices 4 --trainer.num_nodes 2
+python main.py predict --config configs/demo.yaml    # the small Janus, on a CPU
+""".strip(),
 )
-TASKS: dict[str, TrainerTask | PlainTask] = {
+TASKS = {
     "predict": _IMAGES._replace(hidden={*_NOT_OFFERED, "weights_only"}),
     "answer": TrainerTask(
         LitAnswer,
@@ -110,6 +96,10 @@ TASKS: dict[str, TrainerTask | PlainTask] = {
         {"writer": AnswerWriter},
         linked=("model_path", "roles", "system_prompt", "max_new_tokens", "questions_per_batch"),
         hidden=_NOT_OFFERED,
+        examples="""
+python main.py answer --config configs/answer.yaml --data.question_json questions.jsonl
+python main.py answer --config configs/demo-answer.yaml    # the small Janus, on a CPU
+""".strip(),
     ),
     "rank": TrainerTask(
         LitRank,
@@ -117,22 +107,19 @@ TASKS: dict[str, TrainerTask | PlainTask] = {
         {"writer": RankWriter},
         linked=("model_path", "scorer", "roles", "system_prompt"),
         hidden=_NOT_OFFERED,
+        examples="""
+python main.py rank --config configs/rank.yaml --data.item_json items.jsonl
+python main.py rank --config configs/demo-rank.yaml    # the images of the demo, on a CPU
+""".strip(),
     ),
-    "evaluate": _IMAGES,
-    "compare": PlainTask(
-        "Write a page that shows runs side by side; images also blind.",
-        compare,
-        {
-            "runs": {
-                "nargs": "+",
-                "type": str,
-                "help": "Folders that predict or answer has written.",
-            }
-        },
-        _compare,
+    "evaluate": _IMAGES._replace(
+        examples="""
+python main.py evaluate --config configs/evaluate.yaml
+python main.py evaluate --config configs/pope.yaml
+""".strip()
     ),
 }
-"""The subcommands."""
+"""The subcommands that need a model."""
 
 
 def evaluated_task(args: Sequence[str], environment: Mapping[str, str]) -> TrainerTask:
@@ -152,8 +139,7 @@ def evaluated_task(args: Sequence[str], environment: Mapping[str, str]) -> Train
     for option, value in _options(args):
         if option == "--task":
             name = value
-    task = TASKS.get(name)
-    return task if isinstance(task, TrainerTask) else _IMAGES
+    return TASKS.get(name, _IMAGES)
 
 
 def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:

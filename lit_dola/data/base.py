@@ -10,7 +10,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from lit_dola.data.requests import OnError, Request, RunPlan
+from lit_dola.data.plan import RunPlan
+from lit_dola.data.requests import OnError, Request, share
 from lit_dola.janus.checkpoint import Checkpoint, ModelFolder
 
 
@@ -35,10 +36,10 @@ class ContiguousSampler(DistributedSampler[Request]):
         count = len(requests)
         if even:
             size = math.ceil(count / world_size)
-            share = range(rank * size, (rank + 1) * size)
-            self.indices = [min(index, count - 1) for index in share]
+            places = range(rank * size, (rank + 1) * size)
+            self.indices = [min(place, count - 1) for place in places]
         else:
-            self.indices = [*range(count * rank // world_size, count * (rank + 1) // world_size)]
+            self.indices = [*share(count, world_size, rank)]
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.indices)
@@ -91,11 +92,13 @@ class RequestDataModule(LightningDataModule):
         """Return batches of at most ``plan.batch_size`` requests."""
         trainer, plan = self.trainer, self.plan
         world_size, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        share = ContiguousSampler(
+        sampler = ContiguousSampler(
             plan.requests, world_size, rank, even=trainer is not None and shards_the_model(trainer)
         )
         dataset = cast(Dataset[list[Request]], plan.requests)
-        return DataLoader(dataset, batch_size=plan.batch_size or 1, sampler=share, collate_fn=list)
+        return DataLoader(
+            dataset, batch_size=plan.batch_size or 1, sampler=sampler, collate_fn=list
+        )
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Leave requests on the host; the token loop moves the tensors that it needs."""

@@ -7,8 +7,9 @@ from typing import Literal
 from jsonargparse.typing import PositiveInt
 
 from lit_dola.data.base import RequestDataModule
+from lit_dola.data.plan import RunPlan
 from lit_dola.data.prompt_file import read_prompts
-from lit_dola.data.requests import Failure, ImageRequest, OnError, Prompt, RunPlan
+from lit_dola.data.requests import Failure, ImageRequest, OnError, Prompt
 from lit_dola.errors import UserError, given_path
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.tokenizer import PromptEncoder, Roles

@@ -7,8 +7,9 @@ from jsonargparse.typing import PositiveInt
 
 from lit_dola.data.base import RequestDataModule
 from lit_dola.data.item_file import read_items, read_run
+from lit_dola.data.plan import RunPlan
 from lit_dola.data.questions import question_encoder
-from lit_dola.data.requests import Failure, OnError, RankRequest, RunPlan
+from lit_dola.data.requests import Failure, OnError, RankRequest
 from lit_dola.errors import UserError, given_path
 from lit_dola.janus.checkpoint import ModelFolder
 from lit_dola.janus.question import SYSTEM_PROMPT, QuestionEncoder

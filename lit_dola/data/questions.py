@@ -7,8 +7,9 @@ from jsonargparse.typing import PositiveInt
 
 from lit_dola.data.base import RequestDataModule
 from lit_dola.data.datamodule import note_roles
+from lit_dola.data.plan import RunPlan
 from lit_dola.data.question_file import Question, read_questions
-from lit_dola.data.requests import Failure, OnError, QuestionRequest, RunPlan
+from lit_dola.data.requests import Failure, OnError, QuestionRequest
 from lit_dola.errors import UserError, given_path
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.question import SYSTEM_PROMPT, QuestionEncoder

@@ -1,13 +1,9 @@
-"""The nouns of a run: prompts and questions, what is requested of them, failures, and the plan."""
+"""The nouns of a run: prompts and questions, what is requested of them, and failures."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
-
-from lit_dola.janus.checkpoint import Checkpoint, ModelFolder
-from lit_dola.janus.tokenizer import PromptEncoder
 
 OnError = Literal["stop", "skip"]
 
@@ -148,54 +144,6 @@ def question_subject(pictures: Sequence[str], question: str) -> str:
     return " ".join([*pictures, question])
 
 
-@dataclass
-class RunPlan:
-    """What a run is to make, shared by the data module, the model and the callbacks.
-
-    The data module creates it, the writer removes the images that are already done, and the model
-    decides what the settings leave to it.
-    """
-
-    prompt_file: Path
-    """For messages."""
-    on_error: OnError
-    """Whether an image that cannot be made ends the run or is skipped."""
-    model: ModelFolder
-    tokenizer: PromptEncoder | None
-    """The tokenizer of a Janus; None for another model."""
-    requests: Sequence[Request]
-    """Results still to make; at first all that are asked for."""
-    failures: list[Failure] = field(default_factory=list)
-    """Entries of the prompt file that were skipped."""
-    num_done: int = 0
-    """Results that an earlier run has made."""
-    batch_size: int | None = None
-    """Results per batch; None until the model is loaded, if they depend on its memory."""
-    compile: bool | None = None
-    """Whether the decoding step is compiled; None if the settings and the device decide."""
-
-    def __post_init__(self) -> None:
-        self.asked_for = self.requests
-        """All results that are asked for, whether done or not."""
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """The Janus of the run."""
-        assert isinstance(self.model, Checkpoint)
-        return self.model
-
-    @property
-    def encoder(self) -> PromptEncoder:
-        """The tokenizer of that Janus."""
-        assert self.tokenizer is not None
-        return self.tokenizer
-
-    @property
-    def longest_prompt(self) -> int:
-        """Token ids of the longest prompt still to run."""
-        return max(len(request.input_ids) for request in self.requests)
-
-    def keep(self, places: list[int]) -> None:
-        """Keep only the requests at these places: the others are done already."""
-        self.num_done = len(self.requests) - len(places)
-        self.requests = [self.requests[place] for place in places]
+def share(count: int, world_size: int, rank: int) -> range:
+    """Return the places of the requests that a rank makes, of ``count``; there may be none."""
+    return range(count * rank // world_size, count * (rank + 1) // world_size)

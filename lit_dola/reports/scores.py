@@ -177,6 +177,32 @@ def write_report(
     write_atomically(folder / "report.md", ["".join(markdown).encode()])
 
 
+def overall_table(scores: Mapping[str, list[Score]], reference: str) -> str:
+    """Return the rates of all skills together as aligned text: one line per variant.
+
+    Args:
+        scores: Scores by variant.
+        reference: Variant that the others are compared with.
+    """
+    rows = [("variant", "percent right", f"more than {reference}", "p")]
+    for name, own in scores.items():
+        rate, gained, p = (rates(own), differences(own, scores[reference]), "")
+        if name != reference:
+            p = show_p(p_value(own, scores[reference]))
+        rows.append(
+            (
+                name,
+                _cell(rate[OVERALL], "{:.1f}") if rate else "",
+                _cell(gained[OVERALL], "{:+.1f}") if gained and name != reference else "",
+                p,
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    )
+
+
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 

@@ -34,6 +34,28 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
+def living_runs(folder: Path) -> list[dict[str, Any]]:
+    """Return ``host`` and ``process`` of the living runs in a folder, changing nothing there."""
+    found = []
+    for path in sorted(folder.glob(".run-*.lock")):
+        try:
+            with new_lock(path).acquire(timeout=0):
+                continue
+        except (Timeout, OSError):
+            about = _about(path.with_suffix(".json")) or {}
+            found.append({name: about.get(name) for name in ("host", "process")})
+    return found
+
+
+def _about(path: Path) -> dict[str, Any] | None:
+    """Return what a run says about itself; None if somebody has changed or deleted the file."""
+    try:
+        about = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return about if isinstance(about, dict) else None
+
+
 class Claim:
     """A run's claim on its folder.
 
@@ -84,11 +106,8 @@ class Claim:
         return living
 
     def _compare(self, token: str) -> None:
-        try:
-            theirs = json.loads(self._file(token, "json").read_text())
-            if not isinstance(theirs, dict):
-                raise ValueError("not an object")
-        except (OSError, ValueError):  # somebody has changed or deleted the file
+        theirs = _about(self._file(token, "json"))
+        if theirs is None:
             return
         changed = [
             f"{name} {json.dumps(theirs.get(name))}, here {json.dumps(value)}"

@@ -255,6 +255,19 @@ class RecordLog:
         """Yield the records alone, see :meth:`read`."""
         return (record for record, _ in self.read())
 
+    def exists(self) -> bool:
+        """Return whether there is any such file."""
+        return self.path.exists() or bool(self._parts())
+
+    def count(self) -> int:
+        """Return the number of lines, without reading what they say."""
+        count = 0
+        for path in (*self._parts(), self.path):
+            with suppress(FileNotFoundError), path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    count += chunk.count(b"\n")
+        return count
+
     def merge(
         self,
         keep: Callable[[Record], Record | None] = lambda record: record,

@@ -10,7 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal, NamedTuple
 
-from lit_dola.data.requests import ImageKey, RunPlan
+from lit_dola.data.plan import RunPlan
+from lit_dola.data.requests import ImageKey
 from lit_dola.errors import UserError
 from lit_dola.runs.claim import Claim, alone_in
 from lit_dola.runs.files import append_line

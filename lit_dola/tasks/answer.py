@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lit_dola.data.base import shards_the_model
 from lit_dola.data.pictures import read_picture
-from lit_dola.data.requests import Failure, QuestionRequest, RunPlan
+from lit_dola.data.plan import RunPlan
+from lit_dola.data.requests import Failure, QuestionRequest
 from lit_dola.decoding.guidance import ApcPolicy
 from lit_dola.decoding.loop import NotFiniteError, TokenGenerator
 from lit_dola.decoding.prefill import Branches

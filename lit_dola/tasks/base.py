@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.memory import is_oom_error
 
 from lit_dola.data.base import shards_the_model
 from lit_dola.data.old_names import notes, rename_settings
-from lit_dola.data.requests import RunPlan
+from lit_dola.data.plan import RunPlan
 from lit_dola.decoding.cache import images_that_fit
 from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.sampling import EntropyTemperature
@@ -70,6 +70,8 @@ class JanusModule(BatchModule):
         self.quantize = quantize
         self.on_step: list[Callable[[int], None]] = []
         """Called after each decoding step with the number of tokens drawn per sequence."""
+        self.before_loading: list[Callable[[], None]] = []
+        """Called when all settings are known to fit and the model is about to be loaded."""
 
     @classmethod
     def checked(cls, settings: Mapping[str, Any]) -> Self:
@@ -168,9 +170,17 @@ class JanusModule(BatchModule):
         Raises:
             UserError: If it cannot be found or loaded, or does not fit into the device's memory.
         """
-        plan = self.plan
-        if not plan.requests:
-            return
+        if self.plan.requests:
+            for call in self.before_loading:
+                call()
+            self.load_model(self.plan)
+
+    def load_model(self, plan: RunPlan) -> None:
+        """Load the model, and decide how many sequences a batch has.
+
+        Raises:
+            UserError: As :meth:`configure_model`.
+        """
         if not hasattr(self, "janus"):
             self._load(plan)
             if shards_the_model(self.trainer):

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 
 from lit_dola.data.base import plan_of, shards_the_model
-from lit_dola.data.requests import RunPlan
+from lit_dola.data.plan import RunPlan
 from lit_dola.decoding.loop import TokenGenerator
 from lit_dola.decoding.prefill import PREFILL_BUCKET
 from lit_dola.errors import RankError

@@ -8,6 +8,7 @@ from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from torch import Tensor
 
 from lit_dola.data.items import RankScorer
+from lit_dola.data.plan import RunPlan
 from lit_dola.data.requests import Failure, RankRequest
 from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.likelihood import TextScorer
@@ -165,16 +166,16 @@ class LitRank(JanusModule):
         """
         return load_understanding(checkpoint, **how)
 
-    def configure_model(self) -> None:
+    def load_model(self, plan: RunPlan) -> None:
         """Load the scorer's model.
 
         Raises:
             UserError: If it cannot be loaded.
         """
         if self.uses_janus:
-            super().configure_model()
-        elif self.plan.requests and not hasattr(self, "siglip"):
-            checkpoint = self.plan.model
+            super().load_model(plan)
+        elif not hasattr(self, "siglip"):
+            checkpoint = plan.model
             assert isinstance(checkpoint, SiglipCheckpoint)
             dtype, device = torch.get_default_dtype(), torch.get_default_device()
             self.siglip = Siglip(checkpoint, dtype, device)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from lit_dola.runs.answers import ANSWERS
 from lit_dola.tasks.answer import LitAnswer
+from tests.support.commands import messages
 from tests.support.questions import QUESTIONS, answers, write_questions
 
 
@@ -212,7 +213,7 @@ def test_priors_that_cannot_be(answer, tmp_path, prior, told):
     done = answer("--model.prior=prior.json")
     assert done.returncode == 1
     assert told in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert messages(done.stderr).count("\n") == 1
 
 
 def test_a_question_that_is_too_long_names_the_entry(answer):

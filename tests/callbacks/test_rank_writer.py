@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from lit_dola.tasks.rank import LitRank
+from tests.support.commands import messages
 from tests.support.siglips import LABELS, make_siglip, write_items
 
 ITEMS = [(image, LABELS[start:]) for image in ("a.png", "b.png", "c.jpg") for start in (0, 1)]
@@ -109,4 +110,4 @@ def test_a_janus_is_no_siglip(rank, tiny_checkpoint):
     done = rank(f"--model.model_path={tiny_checkpoint}")
     assert done.returncode == 1
     assert "model_type is 'janus'; expected 'siglip' or 'siglip2'" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert messages(done.stderr).count("\n") == 1

@@ -14,9 +14,10 @@ import torch
 from PIL import ExifTags, Image
 
 from lit_dola import ImageWriter
-from lit_dola.callbacks import run_writer, writer
+from lit_dola.callbacks import write_queue, writer
 from lit_dola.data.datamodule import PromptDataModule
-from lit_dola.data.requests import Failure, ImageRequest, Prompt, RunPlan
+from lit_dola.data.plan import RunPlan
+from lit_dola.data.requests import Failure, ImageRequest, Prompt
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.tokenizer import PromptEncoder
@@ -55,7 +56,7 @@ def write(tiny_checkpoint):
             is_global_zero=True,
             precision="32-true",
             datamodule=data,
-            strategy=SimpleNamespace(broadcast=lambda plan: plan),
+            strategy=SimpleNamespace(broadcast=lambda plan: plan, root_device=torch.device("cpu")),
         )
         image_writer.setup(trainer, module, "predict")
         missing = data.plan.requests
@@ -179,7 +180,11 @@ THREE = [request("a", 0, 0), request("b", 1, 0), request("c", 2, 0)]
 
 def files(folder):
     """Return the content of every file of a run but its lock, by name."""
-    found = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    found = {
+        path.name: path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "run.json"  # the time
+    }
     found.pop(".run.lock", None)
     return found
 
@@ -267,9 +272,9 @@ def test_more_images_and_prompts_are_no_other_run(write, tmp_path):
 def test_failures_are_listed_and_the_last_run_s_only(write, tmp_path):
     failure = Failure(1, 0, "b", "entry 1: image 0: the model's logits are NaN")
     made = write(tmp_path, THREE[:1], failures=[failure], on_error="skip")
-    assert made.num_failures == 1
+    assert made.outcome.num_failures == 1
     assert json.loads((tmp_path / "errors.jsonl").read_text()) == failure._asdict()
-    assert write(tmp_path, THREE, on_error="skip").num_failures == 0
+    assert write(tmp_path, THREE, on_error="skip").outcome.num_failures == 0
     assert not list(tmp_path.glob("errors*"))
 
 
@@ -316,9 +321,9 @@ def test_images_are_written_off_the_main_thread(write, tmp_path, monkeypatch):
 
 
 def test_the_next_batch_waits_when_the_disk_is_far_behind(write, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_writer, "_MAX_WAITING", 2)
+    monkeypatch.setattr(write_queue, "_MAX_WAITING", 2)
     image_writer = write(tmp_path, [request(str(i), i, 0) for i in range(9)], end=False)
-    assert len(image_writer._writing) <= 2
+    assert len(image_writer._queue._waiting) <= 2
     image_writer.on_predict_end(None, None)
     assert len(log_of(tmp_path).read_text().splitlines()) == 9
 

@@ -1,6 +1,7 @@
 """Helpers for tests of whole runs: paths, arguments, and reading a run's files."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,12 +27,26 @@ def succeed(done):
     return done
 
 
+_NARRATION = re.compile(
+    r".* on .*, .*: [\d,]+ (image|answer|ranking)s? to make.*; writing to .*"
+    r"|.*([\d,]+ (image|answer|ranking)s? in [\d:]+, .*|nothing to do: .*); open .*"
+)
+"""The first and the last line of a run."""
+
+
+def messages(stderr):
+    """Return what a command said on stderr besides the first and the last lines of its runs."""
+    lines = stderr.splitlines(keepends=True)
+    return "".join(line for line in lines if not _NARRATION.fullmatch(line.rstrip("\n")))
+
+
 def one_line(done, code, message):
     """Check that a command failed with one line on stderr."""
     assert done.returncode == code
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert message in done.stderr
+    said = messages(done.stderr)
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert message in said
     assert "Traceback" not in done.stderr + done.stdout
 
 
@@ -40,9 +55,9 @@ def records(folder):
 
 
 def files(folder):
-    """Return the content of every file of a run but its lock, by its relative name."""
+    """Return the content of the files of a run that another run would write alike, by name."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != ".run.lock"
+        if path.is_file() and path.name not in (".run.lock", "run.json")
     }

@@ -57,6 +57,23 @@ def equal_names(scene):
     return scene.evaluate("--export=dpg", "--scorer=null", "--model.parallel_size=1"), 1
 
 
+@case("no run; expected the folder of a run or an evaluation")
+def status_of_nothing(scene):
+    return scene.main("status", "."), 1
+
+
+@case("No such file or directory; expected the folder of a run")
+def status_of_no_folder(scene):
+    return scene.main("status", "nothing"), 1
+
+
+@case("torchrun has started 4 processes")
+def one_device_under_torchrun(scene):
+    for name, value in {"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        scene.monkeypatch.setenv(name, value)
+    return scene.predict(), 1
+
+
 @case("no results of a run")
 def no_run(scene):
     return scene.main("compare", "outputs/nothing", "outputs", "--output=page"), 1

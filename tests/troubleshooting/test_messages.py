@@ -6,6 +6,7 @@ import re
 import pytest
 
 from tests.support.commands import ROOT
+from tests.support.commands import messages as said_on
 from tests.troubleshooting import (  # noqa: F401 (they fill CASES)
     of_files,
     of_questions,
@@ -76,5 +77,6 @@ def test_message(fragment, tiny_checkpoint, main_here, monkeypatch, tmp_path):
     scene.write_prompts(["a cat"])
     found, code = CASES[fragment](scene)
     assert found[0] == code, found[1]
-    assert found[1].count("\n") == 1, found[1]
-    assert re.search(pattern(message[1:-1], "…"), found[1]), found[1]
+    said = said_on(found[1])
+    assert said.count("\n") == 1, found[1]
+    assert re.search(pattern(message[1:-1], "…"), said), found[1]

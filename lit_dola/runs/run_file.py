@@ -1,0 +1,65 @@
+"""``run.json``: what the latest run of a folder is to make, who makes it, and how it ended."""
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from lit_dola.runs.files import write_atomically
+
+NAME = "run.json"
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """The content of ``run.json``. Times are POSIX timestamps in seconds."""
+
+    log: str
+    """Name of the log of its results, such as ``metadata``."""
+    token: str
+    """Names the logs of its ranks."""
+    asked_for: int
+    """Results that it is to make, and those of them that were there when it started."""
+    done_before: int
+    """Those that were there."""
+    ranks: int
+    settings: Mapping[str, Any]
+    """Every setting that shapes a result."""
+    batch_size: int | None = None
+    """Results per batch; None until the model is loaded."""
+    began: float | None = None
+    """When the model was loaded; None until then."""
+    ended: float | None = None
+    """When everything was written; None while it runs, and if it was stopped."""
+    num_there: int | None = None
+    """Results of those asked for that are there at the end."""
+    num_missing: int | None = None
+    """Results of those asked for that are neither there nor skipped, likewise."""
+    host: str = field(default_factory=socket.gethostname)
+    """Where its first rank runs."""
+    process: int = field(default_factory=os.getpid)
+    """Process id of its first rank."""
+
+    def write(self, folder: Path) -> None:
+        """Write it into the folder of the run.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
+        write_atomically(folder / NAME, [text.encode(), b"\n"])
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunFile | None":
+        """Read it; None if there is none, as in the folder of an older run, or it was damaged."""
+        try:
+            content = json.loads((folder / NAME).read_bytes())
+            own = {name.name: content[name.name] for name in fields(cls)}
+            counts = [own[name] for name in ("asked_for", "done_before", "ranks")]
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        sound = all(type(count) is int for count in counts) and isinstance(own["settings"], dict)
+        return cls(**own) if sound else None

@@ -1,0 +1,196 @@
+"""How far a run is, from what is in its folder; it is only read."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median_high
+from typing import Any, Literal
+
+from lit_dola.data.requests import share
+from lit_dola.errors import UserError
+from lit_dola.runs.claim import living_runs
+from lit_dola.runs.records import RESULTS, RecordLog
+from lit_dola.runs.run_file import RunFile
+
+_SILENCE = 120.0
+"""Seconds for which any rank may write nothing."""
+_GAPS = 4
+"""Usual gaps between two batches for which a rank may write nothing."""
+_CHUNK = 1 << 20
+
+
+State = Literal["running", "stopped", "finished"]
+
+
+@dataclass(frozen=True)
+class RankStatus:
+    """How far one rank is."""
+
+    rank: int
+    done: int
+    of: int
+    """Results that it is to make."""
+    idle: float
+    """Seconds since it last wrote a result."""
+    stalled: bool
+    """Whether this is unusually long, although it has not finished."""
+    behind: bool
+    """Whether it has done less than half of what the others have."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How far a run is."""
+
+    folder: Path
+    state: State
+    results: str
+    """What it makes, such as ``images``."""
+    done: int
+    """Results that are there."""
+    asked_for: int | None
+    """Results that there are to be; None for a run of a version that did not record it."""
+    skipped: int
+    ranks: Sequence[RankStatus] = ()
+    """While it runs, and after it was stopped."""
+    rate: float | None = None
+    """Results per second since the model was loaded."""
+    seconds_left: float | None = None
+    claims: Sequence[dict[str, Any]] = ()
+    """Host and process of the living runs that write to the folder."""
+    run: RunFile | None = None
+    """Who makes it, and with which settings."""
+
+
+class RankCounter:
+    """Counts what the ranks of a run have written, reading only what is new.
+
+    Args:
+        folder: Folder of the run.
+        log: Name of the log of its results.
+    """
+
+    def __init__(self, folder: Path, log: str) -> None:
+        self._log = RecordLog(folder, log)
+        self._read: dict[Path, tuple[int, int]] = {}
+
+    def count(self, token: str, ranks: int) -> list[tuple[int, float | None]]:
+        """Return, by rank, the number of its results, and when it wrote the last one."""
+        return [self._count(self._log.of_rank(rank, token)) for rank in range(ranks)]
+
+    def _count(self, path: Path) -> tuple[int, float | None]:
+        lines, place = self._read.get(path, (0, 0))
+        try:
+            with path.open("rb") as file:
+                file.seek(place)
+                while chunk := file.read(_CHUNK):
+                    lines += chunk.count(b"\n")
+                    place += len(chunk)
+            written = path.stat().st_mtime
+        except FileNotFoundError:
+            return lines, None
+        self._read[path] = lines, place
+        return lines, written
+
+
+def rank_statuses(run: RunFile, counts: Iterable[tuple[int, float | None]]) -> list[RankStatus]:
+    """Return how far each rank is.
+
+    Args:
+        run: The run.
+        counts: What its ranks have written, see :meth:`RankCounter.count`.
+    """
+    counts, now = [*counts], time.time()
+    began = run.began or now
+    to_make = run.asked_for - run.done_before
+    shares = [len(share(to_make, run.ranks, rank)) for rank in range(run.ranks)]
+    usual = median_high(done for done, _ in counts)
+    gap = (run.batch_size or 1) * max(now - began, 0.0) / max(usual, 1)
+    statuses = []
+    for rank, ((done, written), of) in enumerate(zip(counts, shares)):
+        idle = max(now - (written or began), 0.0)
+        working = done < of
+        statuses.append(
+            RankStatus(
+                rank,
+                done,
+                of,
+                idle,
+                stalled=working and idle > max(_SILENCE, _GAPS * gap),
+                behind=working and done < usual / 2 and usual >= 2 * (run.batch_size or 1),
+            )
+        )
+    return statuses
+
+
+def read_statuses(folders: Iterable[str]) -> Iterator[RunStatus]:
+    """Yield how far the runs of some folders are; of an evaluation, those of its variants.
+
+    Raises:
+        UserError: If a folder holds no run.
+    """
+    for name in folders:
+        folder = Path(name)
+        try:
+            within = sorted(path for path in folder.iterdir() if path.is_dir())
+        except OSError as error:
+            raise UserError(f"{folder}: {error.strerror}; expected the folder of a run") from error
+        runs = [path for path in (folder, *within) if _log_of(path)]
+        if not runs:
+            raise UserError(f"{folder}: no run; expected the folder of a run or an evaluation")
+        yield from map(read_status, runs if folder not in runs else [folder])
+
+
+def read_status(folder: Path) -> RunStatus:
+    """Return how far the run of a folder is.
+
+    Args:
+        folder: Folder that holds a run.
+    """
+    run, log = RunFile.read(folder), _log_of(folder)
+    assert log is not None
+    claims = living_runs(folder)
+    skipped = RecordLog(folder, "errors").count()
+    state: State = "running" if claims else "stopped"
+    if run is None:
+        there = RecordLog(folder, log).count()
+        return RunStatus(folder, state, RESULTS[log], there, None, skipped, claims=claims)
+    counts = RankCounter(folder, log).count(run.token, run.ranks)
+    new = sum(done for done, _ in counts)
+    last = max((when for _, when in counts if when is not None), default=None)
+    ranks = rank_statuses(run, counts)
+    if run.ended is not None and not claims:
+        ranks, last = [], run.ended
+        new = (run.num_there or 0) - run.done_before
+        if not run.num_missing:
+            state = "finished"
+    seconds = last - run.began if last and run.began else 0.0
+    rate = new / seconds if seconds > 0 and new > 0 else None
+    left = run.asked_for - run.done_before - new
+    return RunStatus(
+        folder,
+        state,
+        RESULTS[log],
+        min(run.done_before + new, run.asked_for),
+        run.asked_for,
+        skipped,
+        ranks,
+        rate,
+        left / rate if rate and state == "running" else None,
+        claims,
+        run,
+    )
+
+
+def _log_of(folder: Path) -> str | None:
+    """Return the name of the log of a folder's results; None if it holds no run."""
+    run = RunFile.read(folder)
+    if run is not None and run.log in RESULTS:
+        return run.log
+    with suppress(OSError):
+        for name in RESULTS:
+            if RecordLog(folder, name).exists():
+                return name
+    return None
