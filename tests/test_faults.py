@@ -26,7 +26,7 @@ from lit_dola.callbacks.signals import requeue_slurm_job
 from lit_dola.janus.model import TransformersJanus
 from lit_dola.runs import files as run_files
 from lit_dola.runs import resume
-from lit_dola.runs.records import RecordLog
+from lit_dola.runs.record_log import RecordLog
 from tests.support.commands import MAIN, files, messages
 from tests.support.forked import finish, run, start
 

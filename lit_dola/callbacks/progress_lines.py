@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 from lit_dola.reports.status import duration, progress_of, rate_of, remarks
-from lit_dola.runs.records import RESULTS
+from lit_dola.runs.record_log import RESULTS
 from lit_dola.runs.run_file import RunFile
 from lit_dola.runs.status import RankCounter, rank_statuses
 

@@ -27,7 +27,8 @@ from lit_dola.runs.claim import Claim
 from lit_dola.runs.files import append_line
 from lit_dola.runs.finish import Outcome, finish_run
 from lit_dola.runs.folder import delete_half_written
-from lit_dola.runs.records import Kind, Record, RecordLog, RunRecord
+from lit_dola.runs.record_log import Record, RecordLog
+from lit_dola.runs.records import Kind, RunRecord
 from lit_dola.runs.resume import OnMismatch, RunStart, start_run
 from lit_dola.runs.run_file import RunFile
 from lit_dola.tasks.base import JanusModule
@@ -252,12 +253,12 @@ class RunWriter(BasePredictionWriter):
 
     def _finish(self, claim: Claim) -> None:
         plan = self._plan
-        self.outcome = finish_run(self.kind, claim, self.files_of, plan.asked_for)
+        self.outcome = finish_run(self.kind, claim, self.files_of, plan.asked_for, plan.requests)
         num_there, num_missing, num_failures = self.outcome
         if num_failures:
             self.skipped[self.output_dir] = num_failures
-        delete_half_written(self.output_dir, before=self._started)
         if plan.requests:
+            delete_half_written(self.output_dir, before=self._started)
             self._describe(ended=time.time(), num_there=num_there, num_missing=num_missing)
 
     def conclude(self, trainer: Trainer) -> None:

@@ -85,8 +85,9 @@ class ImageWriter(RunWriter):
         """
         assert isinstance(module, LitDoLa)
         self._inspected = module.inspect
-        if module.inspect:
-            require("matplotlib", "model.inspect", extra="evaluation")
+        if not module.inspect:
+            return
+        require("matplotlib", "model.inspect", extra="evaluation")
         if absent := module.inspect - {request.key for request in plan.requests}:
             raise UserError(
                 f"model.inspect: {[*min(absent)]} is not an image of this run; expected [index of a"

@@ -34,12 +34,12 @@ class ContiguousSampler(DistributedSampler[Request]):
     ) -> None:
         super().__init__(cast(Any, requests), world_size, rank, shuffle=False)
         count = len(requests)
+        self.indices = cast("list[int]", share(count, world_size, rank))
         if even:
             size = math.ceil(count / world_size)
-            places = range(rank * size, (rank + 1) * size)
-            self.indices = [min(place, count - 1) for place in places]
-        else:
-            self.indices = [*share(count, world_size, rank)]
+            self.indices = [
+                min(place, count - 1) for place in range(rank * size, (rank + 1) * size)
+            ]
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.indices)

@@ -1,5 +1,8 @@
 """The LightningDataModule of ``predict``: reads prompts, and plans the images to make of them."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from logging import getLogger
 from typing import Literal
@@ -9,7 +12,7 @@ from jsonargparse.typing import PositiveInt
 from lit_dola.data.base import RequestDataModule
 from lit_dola.data.plan import RunPlan
 from lit_dola.data.prompt_file import read_prompts
-from lit_dola.data.requests import Failure, ImageRequest, OnError, Prompt
+from lit_dola.data.requests import Failure, ImageRequests, OnError, Prompt
 from lit_dola.errors import UserError, given_path
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.tokenizer import PromptEncoder, Roles
@@ -43,6 +46,18 @@ def note_roles(encoder: PromptEncoder) -> None:
             encoder.roles,
             encoder.chosen_by,
         )
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Pause it while many objects are made and few are freed, which it would look for in vain."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class PromptDataModule(RequestDataModule):
@@ -88,33 +103,36 @@ class PromptDataModule(RequestDataModule):
         """
         failures: list[Failure] = []
         skipped = failures if self.on_error == "skip" else None
-        requests: list[ImageRequest] = []
-        for prompt in self.read_prompts(skipped):
-            input_ids = self.encoder.encode(prompt.text)
-            if reason := self._too_long(prompt, len(input_ids)):
-                if skipped is None:
-                    raise UserError(f"{self.prompt_json}: {reason}")
-                skipped.append(Failure(prompt.prompt_index, None, prompt.text, reason))
-                continue
-            requests += [
-                ImageRequest(prompt, image_index, input_ids)
-                for image_index in range(self.parallel_size)
-            ]
+        prompts: list[tuple[Prompt, list[int]]] = []
+        with _no_garbage_collection():
+            for prompt in self.read_prompts(skipped):
+                input_ids = self.encoder.encode(prompt.text)
+                if reason := self._too_long(prompt, len(input_ids)):
+                    if skipped is None:
+                        raise UserError(f"{self.prompt_json}: {reason}")
+                    skipped.append(Failure(prompt.prompt_index, None, prompt.text, reason))
+                    continue
+                prompts.append((prompt, input_ids))
         # Prompts of similar length share a batch, which then attends to fewer slots.
-        requests.sort(key=lambda request: len(request.input_ids))
+        prompts.sort(key=lambda encoded: len(encoded[1]))
         self.plan = RunPlan(
             self.prompt_json,
             self.on_error,
             self.checkpoint,
             self.encoder,
-            requests,
+            ImageRequests(prompts, self.parallel_size),
             failures,
             batch_size=None if self.batch_size == "auto" else self.batch_size,
         )
 
+    @cached_property
+    def _context(self) -> tuple[int, int]:
+        """Token ids of the model's context, and of an image."""
+        return self.checkpoint.context_length, self.checkpoint.num_image_tokens
+
     def _too_long(self, prompt: Prompt, length: int) -> str | None:
         """Say why a prompt of so many token ids does not fit into the model's context."""
-        context, image = self.checkpoint.context_length, self.checkpoint.num_image_tokens
+        context, image = self._context
         if length <= context - image:
             return None
         return (

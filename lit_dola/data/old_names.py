@@ -18,11 +18,21 @@ def rename_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         >>> rename_settings({"head": "seed", "alpha": 0.1})
         {'apc': 'per_branch', 'alpha': 0.1}
     """
+    if _are_current(settings):
+        return dict(settings)
     renamed = {}
     for name, value in settings.items():
         name = SETTINGS.get(name, name)
         renamed[name] = _value(name, value) if isinstance(value, str) else value
     return renamed
+
+
+def _are_current(settings: Mapping[str, Any]) -> bool:
+    """Return whether there is nothing to rename, as in nearly all of many records."""
+    if any(name in settings for name in SETTINGS):
+        return False
+    values = ((old, settings.get(name)) for name, old in VALUES.items())
+    return not any(isinstance(value, str) and value in old for old, value in values)
 
 
 def notes(settings: Mapping[str, Any], group: str = "") -> list[str]:

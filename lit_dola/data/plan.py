@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from lit_dola.data.requests import Failure, OnError, Request
+from lit_dola.data.requests import Failure, OnError, Request, Selection
 from lit_dola.janus.checkpoint import Checkpoint, ModelFolder
 from lit_dola.janus.tokenizer import PromptEncoder
 
@@ -51,12 +52,14 @@ class RunPlan:
         assert self.tokenizer is not None
         return self.tokenizer
 
-    @property
+    @cached_property
     def longest_prompt(self) -> int:
         """Token ids of the longest prompt still to run."""
         return max(len(request.input_ids) for request in self.requests)
 
-    def keep(self, places: list[int]) -> None:
+    def keep(self, places: Sequence[int]) -> None:
         """Keep only the requests at these places: the others are done already."""
         self.num_done = len(self.requests) - len(places)
-        self.requests = [self.requests[place] for place in places]
+        if self.num_done:
+            self.__dict__.pop("longest_prompt", None)
+            self.requests = Selection(self.requests, places)

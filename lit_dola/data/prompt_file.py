@@ -103,8 +103,9 @@ def _entries(text: str, suffix: str) -> tuple[Iterable[tuple[str, Any]], Callabl
     if suffix == ".json" and _holds_lines(text):
         return _lines(text), _parse_json
     document = _parse_json(text)
-    if isinstance(document, _Pairs):
-        values: list[Any] = [{"id": key, "prompt": value} for key, value in document.pairs]
+    if isinstance(document, dict):
+        pairs = document.pairs if isinstance(document, _Pairs) else document.items()
+        values: list[Any] = [{"id": key, "prompt": value} for key, value in pairs]
     elif isinstance(document, list):
         values = document
     else:
@@ -156,18 +157,26 @@ def _lines(text: str) -> Iterable[tuple[str, str]]:
 
 
 class _Pairs(dict[str, Any]):
-    """A JSON object that remembers its duplicate keys."""
+    """A JSON object with duplicate keys, which it remembers."""
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
         super().__init__(pairs)
         self.pairs = pairs
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _Pairs(pairs)
+
+
 def _parse_json(text: str, where: str | None = None) -> Any:
     """Parse a document, or one line whose place the caller reports."""
     try:
         return json.loads(
-            text, object_pairs_hook=_Pairs, parse_constant=refuse_constant, parse_float=_parse_float
+            text,
+            object_pairs_hook=_object,
+            parse_constant=refuse_constant,
+            parse_float=_parse_float,
         )
     except json.JSONDecodeError as error:
         place = f"column {error.colno}" if where else f"line {error.lineno}, column {error.colno}"
@@ -224,7 +233,7 @@ def check_writable(what: str, value: Any) -> None:
         if depth > _MAX_DEPTH:
             raise UserError(f"{what} is nested too deeply; expected at most {_MAX_DEPTH} levels")
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
     except UnicodeEncodeError as error:
         raise UserError(
             f"{what} has half a surrogate pair, {error.object[error.start]!a}; expected Unicode"

@@ -1,9 +1,9 @@
 """The nouns of a run: prompts and questions, what is requested of them, and failures."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, overload
 
 OnError = Literal["stop", "skip"]
 
@@ -80,6 +80,63 @@ class ImageRequest(NamedTuple):
     def subject(self) -> str:
         """The prompt."""
         return self.prompt.text
+
+
+class ImageRequests(Sequence[ImageRequest]):
+    """Several images of each prompt, made when they are asked for: a million takes no memory.
+
+    Args:
+        prompts: Prompts, and their token ids.
+        parallel_size: Images per prompt.
+    """
+
+    def __init__(self, prompts: Sequence[tuple[Prompt, list[int]]], parallel_size: int) -> None:
+        self._prompts = prompts
+        self._size = parallel_size
+
+    def __len__(self) -> int:
+        return len(self._prompts) * self._size
+
+    @overload
+    def __getitem__(self, place: int) -> ImageRequest: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[ImageRequest]: ...
+    def __getitem__(self, place: int | slice) -> ImageRequest | list[ImageRequest]:
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(len(self)))]
+        number, image_index = divmod(range(len(self))[place], self._size)
+        prompt, input_ids = self._prompts[number]
+        return ImageRequest(prompt, image_index, input_ids)
+
+    def __iter__(self) -> Iterator[ImageRequest]:
+        for prompt, input_ids in self._prompts:
+            for image_index in range(self._size):
+                yield ImageRequest(prompt, image_index, input_ids)
+
+
+class Selection(Sequence[Request]):
+    """Some of the requests of a run.
+
+    Args:
+        requests: All of them.
+        places: Which ones.
+    """
+
+    def __init__(self, requests: Sequence[Request], places: Sequence[int]) -> None:
+        self._requests = requests
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, place: int) -> Request: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Request]: ...
+    def __getitem__(self, place: int | slice) -> Request | list[Request]:
+        if isinstance(place, slice):
+            return [self._requests[each] for each in self._places[place]]
+        return self._requests[self._places[place]]
 
 
 class QuestionRequest(NamedTuple):

@@ -111,8 +111,9 @@ class PromptEncoder:
         Raises:
             UserError: If the model cannot embed a token.
         """
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return [self._known(token) for token in ids]
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        self._known(max(ids, default=0))
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""

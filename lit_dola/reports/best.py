@@ -7,7 +7,8 @@ from lit_dola.reports.gallery import write_gallery
 from lit_dola.runs.claim import alone_in
 from lit_dola.runs.files import to_json, write_atomically
 from lit_dola.runs.ranks import BEST, RANKS
-from lit_dola.runs.records import RecordLog, common_settings
+from lit_dola.runs.record_log import RecordLog
+from lit_dola.runs.records import common_settings
 
 
 def write_best(run: Path, ranks: Path) -> None:
@@ -31,4 +32,4 @@ def write_best(run: Path, ranks: Path) -> None:
     content = {"settings": common_settings(records), "prompts": prompts}
     write_atomically(run / BEST, [to_json(content)])
     with alone_in(run):
-        write_gallery(run, sum(1 for _ in RecordLog(run, "errors").records()))
+        write_gallery(run, RecordLog(run, "errors").count())

@@ -13,7 +13,8 @@ from lit_dola.reports.answers import AnswerRun, write_answer_pages
 from lit_dola.reports.html import image_address, write_page
 from lit_dola.runs.answers import ANSWERS
 from lit_dola.runs.folder import image_files
-from lit_dola.runs.records import IMAGES, RESULTS, Kind, common_settings
+from lit_dola.runs.record_log import RESULTS
+from lit_dola.runs.records import IMAGES, Kind, common_settings
 
 _VARIES = "varies"
 

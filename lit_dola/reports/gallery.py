@@ -1,32 +1,45 @@
 """The gallery of a run: ``index.html`` in its folder."""
 
+import json
+import os
 from collections.abc import Iterable, Iterator
-from itertools import groupby, islice
+from dataclasses import dataclass, field
+from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from lit_dola.reports.html import write_page
-from lit_dola.runs.ranks import best_files
+from lit_dola.reports.html import digest_of, template_digest, write_page
+from lit_dola.runs.ranks import BEST, best_files
+from lit_dola.runs.record_log import RecordLog
 from lit_dola.runs.records import IMAGES, ImageRecord, common_settings
 
 IMAGES_PER_PAGE = 10_000
 """After this many images the next prompt starts a new page."""
 
 
-class _Page(NamedTuple):
+@dataclass
+class _Page:
     number: int
-    num_prompts: int
-    num_images: int
+    start: int
+    """Where its records are in ``metadata.jsonl``, in bytes."""
+    end: int
+    num_prompts: int = 0
+    num_images: int = 0
     num_passes: int = 0
     """Of the images that were decoded speculatively."""
     num_speculative: int = 0
+    digest: Any = field(default_factory=sha256)
+    """Of its records."""
 
 
 def write_gallery(folder: Path, num_failures: int = 0) -> None:
     """Write the gallery of a run, ``index.html``, from its ``metadata.jsonl``.
 
     The page refers to the images in its folder and copies none. After :data:`IMAGES_PER_PAGE`
-    images it continues in ``index-2.html``. Memory holds the records of one prompt at a time.
+    images it continues in ``index-2.html``. Pages that would be the same again are left alone, and
+    if nothing has changed since the last time, no record is read. Memory holds the records of one
+    prompt at a time.
 
     Args:
         folder: Folder of a run that has ended, so that its records are merged and in order.
@@ -35,25 +48,33 @@ def write_gallery(folder: Path, num_failures: int = 0) -> None:
     Raises:
         OSError: If a page cannot be written.
     """
-    settings = common_settings(IMAGES.read(folder))
+    log = RecordLog(folder, IMAGES.log)
+    index = folder / page_file(1)
+    if _is_newer(index, [log.path, folder / BEST, folder / "errors.jsonl"]):
+        return
     best = best_files(folder)
-    pages = _pages(IMAGES.read(folder))
-    by_prompt = _by_prompt(IMAGES.read(folder))
-    prompts = (_prompt(list(images), settings, best) for images in by_prompt)
+    pages: list[_Page] = []
+    settings = common_settings(_divided(log, pages))
     files = [page_file(page.number) for page in pages]
+    common = {
+        "title": folder.resolve().name,
+        "pages": files,
+        "settings": settings,
+        "num_failures": num_failures,
+        "passes": _mean_passes(pages),
+        "ranked": bool(best),
+    }
+    shared = sha256(json.dumps([common, sorted(best)]).encode())
     for page, file in zip(pages, files):
-        write_page(
-            folder / file,
-            "gallery.html",
-            title=folder.resolve().name,
-            page=page,
-            pages=files,
-            settings=settings,
-            num_failures=num_failures,
-            passes=_mean_passes(pages),
-            ranked=bool(best),
-            prompts=islice(prompts, page.num_prompts),
-        )
+        digest = shared.copy()
+        digest.update(page.digest.digest())
+        content = f"{template_digest()}-{digest.hexdigest()[:16]}"
+        if digest_of(folder / file) != content:
+            prompts = _prompts(log, page, settings, best)
+            write_page(
+                folder / file, "gallery.html", page=page, prompts=prompts, digest=content, **common
+            )
+    os.utime(index)  # it is newer than everything that it was made from
     for old in folder.glob("index-*.html"):
         if old.name not in files:
             old.unlink()
@@ -64,32 +85,49 @@ def page_file(number: int) -> str:
     return "index.html" if number == 1 else f"index-{number}.html"
 
 
-def _by_prompt(records: Iterable[ImageRecord]) -> Iterator[Iterator[ImageRecord]]:
-    return (images for _, images in groupby(records, key=lambda record: record.prompt_index))
+def _is_newer(index: Path, sources: Iterable[Path]) -> bool:
+    """Return whether the gallery was written by this version, after all that it is made from."""
+    digest = digest_of(index)
+    if digest is None or not digest.startswith(template_digest()):
+        return False
+    written = index.stat().st_mtime_ns
+    return all(written >= source.stat().st_mtime_ns for source in sources if source.exists())
 
 
-def _pages(records: Iterable[ImageRecord]) -> list[_Page]:
-    """Divide the prompts into pages, at least one."""
-    pages = [_Page(1, 0, 0)]
-    for images in _by_prompt(records):
-        if pages[-1].num_images >= IMAGES_PER_PAGE:
-            pages.append(_Page(len(pages) + 1, 0, 0))
-        page, forwards = pages[-1], [record.forwards for record in images]
-        passes = [count for count in forwards if count is not None]
-        pages[-1] = _Page(
-            page.number,
-            page.num_prompts + 1,
-            page.num_images + len(forwards),
-            page.num_passes + sum(passes),
-            page.num_speculative + len(passes),
-        )
-    return pages
+def _divided(log: RecordLog, pages: list[_Page]) -> Iterator[ImageRecord]:
+    """Yield all records, and append the pages that they are divided into: at least one."""
+    page, prompt = _Page(1, 0, 0), None
+    pages.append(page)
+    for line, content in log.merged():
+        record = IMAGES.from_line(line)
+        if record.prompt_index != prompt:
+            if page.num_images >= IMAGES_PER_PAGE:
+                page = _Page(page.number + 1, page.end, page.end)
+                pages.append(page)
+            page.num_prompts += 1
+            prompt = record.prompt_index
+        page.num_images += 1
+        if record.forwards is not None:
+            page.num_speculative += 1
+            page.num_passes += record.forwards
+        page.end += len(content)
+        page.digest.update(content)
+        yield record
 
 
 def _mean_passes(pages: list[_Page]) -> float | None:
     """Return how many passes the images took on average; None without speculative decoding."""
     images = sum(page.num_speculative for page in pages)
     return sum(page.num_passes for page in pages) / images if images else None
+
+
+def _prompts(
+    log: RecordLog, page: _Page, settings: dict[str, Any], best: set[str]
+) -> Iterator[dict[str, Any]]:
+    """Yield the prompts of a page, as the template shows them."""
+    records = (IMAGES.from_line(line) for line, _ in log.merged(page.start, page.end))
+    for _, images in groupby(records, key=lambda record: record.prompt_index):
+        yield _prompt(list(images), settings, best)
 
 
 def _prompt(records: list[ImageRecord], settings: dict[str, Any], best: set[str]) -> dict[str, Any]:

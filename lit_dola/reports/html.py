@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 from functools import cache
+from hashlib import sha256
+from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,6 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lit_dola import __version__
 from lit_dola.runs.files import make_folder, write_atomically
+
+_DIGEST = re.compile(rb'<meta name="digest" content="([0-9a-f-]+)">')
 
 
 def write_page(path: Path, template: str, **content: Any) -> None:
@@ -24,6 +29,25 @@ def write_page(path: Path, template: str, **content: Any) -> None:
     stream = _environment().get_template(template).stream(version=__version__, **content)
     stream.enable_buffering(1000)
     write_atomically(path, (part.encode("utf-8", "backslashreplace") for part in stream))
+
+
+@cache
+def template_digest() -> str:
+    """Return a digest of everything that pages are made with, other than their content."""
+    folder = resources.files("lit_dola.reports") / "templates"
+    sources = sorted(folder.iterdir(), key=lambda source: source.name)
+    content = b"".join(source.read_bytes() for source in sources)
+    return sha256(__version__.encode() + content).hexdigest()[:16]
+
+
+def digest_of(page: Path) -> str | None:
+    """Return the digest that a page was written with; None if there is no page, or none in it."""
+    try:
+        with page.open("rb") as file:
+            found = _DIGEST.search(file.read(2000))
+    except OSError:
+        return None
+    return found[1].decode() if found else None
 
 
 def image_address(image: Path, page_folder: Path, copy: str | None = None) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 
 from lit_dola.data.question_file import pictures_of, question_of
 from lit_dola.data.requests import ImageKey, question_subject
-from lit_dola.runs.records import Kind, Record
+from lit_dola.runs.record_log import Record
+from lit_dola.runs.records import Kind
 
 _OWN = ("question_index", "pictures", "answer", "tokens", "settings", "at_once")
 _GIVEN = "given_"

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 
 from lit_dola.data.requests import ImageKey, Request
 from lit_dola.runs.claim import Claim, alone_in
-from lit_dola.runs.folder import image_files
-from lit_dola.runs.records import Kind, Record, RecordLog
+from lit_dola.runs.folder import RunFiles
+from lit_dola.runs.record_log import Record, RecordLog
+from lit_dola.runs.records import Kind
 from lit_dola.runs.resume import FilesOf
 
 
@@ -22,7 +23,11 @@ class Outcome(NamedTuple):
 
 
 def finish_run(
-    kind: Kind[Any], claim: Claim, files_of: FilesOf, asked_for: Sequence[Request]
+    kind: Kind[Any],
+    claim: Claim,
+    files_of: FilesOf,
+    asked_for: Sequence[Request],
+    to_make: Sequence[Request],
 ) -> Outcome:
     """Merge the logs of all ranks, and count what was skipped and what is missing.
 
@@ -31,6 +36,7 @@ def finish_run(
         claim: Its claim on its folder.
         files_of: Files that belong to a record.
         asked_for: What it was to make.
+        to_make: Those of them that were missing when it started.
 
     Raises:
         OSError: If the logs cannot be written.
@@ -38,11 +44,11 @@ def finish_run(
     folder = claim.folder
     made: set[ImageKey] = set()
     failed: set[tuple[int, int]] = set()
-    files = image_files(folder)  # a folder may have been deleted meanwhile
+    files = RunFiles(folder)  # a folder may have been deleted meanwhile
 
     def note_made(line: Record) -> Record:
         record = kind.from_line(line)
-        if files.issuperset(files_of(record) or ()):
+        if all(files.modified(file) is not None for file in files_of(record) or ()):
             made.add(record.key)
         return line
 
@@ -52,8 +58,10 @@ def finish_run(
 
     with alone_in(folder):
         living = claim.others()
-        RecordLog(folder, kind.log).merge(note_made, living)
         num_failures = RecordLog(folder, "errors").merge(note_failed, living)
+        if not to_make:
+            return Outcome(len(asked_for), 0, num_failures)
+        RecordLog(folder, kind.log).merge(note_made, living)
     keys = [request.key for request in asked_for]
     return Outcome(
         sum(key in made for key in keys),

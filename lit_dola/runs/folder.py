@@ -4,11 +4,12 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from lit_dola.errors import UserError
 from lit_dola.runs.files import TEMPORARY_FILE, safe_name
-from lit_dola.runs.records import RESULTS, RecordLog
+from lit_dola.runs.record_log import RESULTS, RecordLog
 
 _PROMPT_FOLDER = re.compile(r"\d{5,}(_.*)?")
 _IMAGE_FILE = re.compile(r"img_(\d{2,})\.(jpg|png|webp|npy|inspect\.(?:png|npz))")
@@ -38,6 +39,38 @@ def image_files(folder: Path) -> set[str]:
     }
 
 
+class RunFiles:
+    """The images and the files beside them, listed one prompt after another when asked for.
+
+    Args:
+        folder: Folder of a run.
+
+    Raises:
+        UserError: If the folder of a prompt is a symbolic link.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folders = {path.name: path for path in prompt_folders(folder)}
+        self._list = lru_cache(maxsize=256)(self._list_prompt)  # ranks are at different prompts
+
+    def modified(self, file: str) -> float | None:
+        """Return when a file was last written, as a POSIX timestamp; None if it is not there.
+
+        Args:
+            file: Its path relative to the run's folder, with ``/``.
+        """
+        prompt_folder, _, name = file.rpartition("/")
+        return self._list(prompt_folder).get(name)
+
+    def _list_prompt(self, name: str) -> dict[str, float]:
+        path = self._folders.get(name)
+        if path is None:
+            return {}
+        return {
+            entry.name: entry.stat(follow_symlinks=False).st_mtime for entry in _image_entries(path)
+        }
+
+
 def images_of_prompt(prompt_folder: Path) -> list[Path]:
     """Return the image files in the folder of a prompt, in the order of their indices."""
     found = {
@@ -50,10 +83,16 @@ def images_of_prompt(prompt_folder: Path) -> list[Path]:
 
 def _image_names(prompt_folder: Path) -> Iterator[re.Match[str]]:
     """Yield matches of index and suffix for the images of a prompt and the files beside them."""
-    for entry in os.scandir(prompt_folder):
+    for entry in _image_entries(prompt_folder):
         match = _IMAGE_FILE.fullmatch(entry.name)
-        if match and entry.is_file(follow_symlinks=False):
-            yield match
+        assert match is not None
+        yield match
+
+
+def _image_entries(prompt_folder: Path) -> Iterator["os.DirEntry[str]"]:
+    for entry in os.scandir(prompt_folder):
+        if _IMAGE_FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+            yield entry
 
 
 def delete_half_written(folder: Path, before: float) -> None:

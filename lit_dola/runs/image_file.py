@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from lit_dola import __version__
 from lit_dola.errors import UserError
-from lit_dola.runs.records import Record
+from lit_dola.runs.record_log import Record
 
 Format = Literal["jpg", "png", "webp"]
 

@@ -9,7 +9,8 @@ from lit_dola.data.requests import ImageKey, rank_subject
 from lit_dola.errors import UserError
 from lit_dola.janus.files import read_json
 from lit_dola.runs.answers import given_keys, own_keys
-from lit_dola.runs.records import Kind, Record
+from lit_dola.runs.record_log import Record
+from lit_dola.runs.records import Kind
 
 _OWN = ("item_index", "pictures", "scores", "order", "settings")
 

@@ -1,60 +1,13 @@
-"""The records of a run: one JSON line per result, as in ``metadata.jsonl``, or per failure.
+"""What a run says about each of its results, as in ``metadata.jsonl``: one record per result."""
 
-Each rank of each run appends to a file of its own, ``metadata.{rank}.{run}.jsonl``; the first rank
-merges them into ``metadata.jsonl``.
-"""
-
-import json
-from collections.abc import Callable, Container, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from lit_dola.data.old_names import rename_settings
-from lit_dola.data.prompt_file import refuse_constant
 from lit_dola.data.requests import ImageKey
-from lit_dola.errors import UserError
-from lit_dola.runs.files import to_json, write_atomically
-
-Record = dict[str, Any]
-"""A line as it is written."""
-
-_TYPES: dict[str, dict[str, set[type]]] = {
-    "metadata": {
-        "file": {str, type(None)},
-        "prompt": {str},
-        "prompt_index": {int},
-        "image_index": {int},
-        "metadata": {dict, type(None)},
-        "inspection": {str, type(None)},
-        "forwards": {int, type(None)},
-        "at_once": {int, type(None)},
-    },
-    "answers": {
-        "question_index": {int},
-        "pictures": {list},
-        "answer": {str},
-        "tokens": {list},
-        "settings": {dict},
-    },
-    "ranks": {
-        "item_index": {int},
-        "pictures": {list},
-        "labels": {list},
-        "scores": {list},
-        "order": {list},
-        "settings": {dict},
-    },
-    "errors": {
-        "prompt": {str, type(None)},
-        "prompt_index": {int},
-        "image_index": {int, type(None)},
-    },
-}
-"""Types of a record's keys, by log; None also stands for a key that is not there."""
-RESULTS = {"metadata": "images", "answers": "answers", "ranks": "rankings"}
-"""Logs of results, and what the results are called."""
+from lit_dola.runs.record_log import RESULTS, Record, RecordLog
 
 
 class RunRecord(Protocol):
@@ -108,7 +61,7 @@ class Kind(Generic[R]):
         Raises:
             UserError: If a line is no such record.
         """
-        return map(self.from_line, RecordLog(folder, self.log).records())
+        return map(self.from_line, RecordLog(folder, self.log).read())
 
 
 @dataclass(frozen=True)
@@ -148,8 +101,7 @@ class ImageRecord:
     @classmethod
     def from_line(cls, line: Record) -> "ImageRecord":
         """Read a line, also one written when settings had older names."""
-        own = {field.name for field in fields(cls)} - {"settings"}
-        settings = {name: value for name, value in line.items() if name not in own}
+        settings = {name: value for name, value in line.items() if name not in _OWN}
         return cls(
             line.get("file") or "",
             line["prompt"],
@@ -188,6 +140,7 @@ class ImageRecord:
         return {name: value for name, value in known.items() if value is not None}
 
 
+_OWN = {field.name for field in fields(ImageRecord)} - {"settings"}
 IMAGES = Kind("metadata", "prompt", ImageRecord.from_line)
 
 
@@ -197,113 +150,10 @@ def common_settings(records: Iterable[RunRecord]) -> dict[str, Any]:
     for record in records:
         if common is None:
             common = record.settings
-        elif common.items() != record.settings.items():
+        elif common != record.settings:
             common = {
                 name: value
                 for name, value in common.items()
                 if name in record.settings and record.settings[name] == value
             }
     return common or {}
-
-
-class RecordLog:
-    """The JSON Lines files of one kind in a run's folder: one per rank, and their merged file.
-
-    Args:
-        folder: Folder of the run.
-        name: ``metadata``, ``answers``, ``ranks`` or ``errors``.
-    """
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.path = folder / f"{name}.jsonl"
-
-    def of_rank(self, rank: int, run: str) -> Path:
-        """Return the file that a rank of a run appends to; ``run`` is the token of its claim."""
-        return self.path.with_suffix(f".{rank}.{run}.jsonl")
-
-    def read(self) -> Iterator[tuple[Record, bytes]]:
-        """Yield records and their lines, skipping lines torn by a power cut.
-
-        Raises:
-            UserError: If a line is not such a record.
-        """
-        # The merged file comes last: lines that another run is merging now are found there.
-        for path in (*self._parts(), self.path):
-            with suppress(FileNotFoundError), path.open("rb") as file:
-                for number, line in enumerate(file, start=1):
-                    try:
-                        record = json.loads(line, parse_constant=refuse_constant)
-                    except ValueError:
-                        continue
-                    except RecursionError:
-                        record = None
-                    if not self._is_record(record):
-                        raise UserError(
-                            f"{path}: line {number}: not a record of a run; expected the folder of"
-                            " a run, or an empty one"
-                        )
-                    yield record, line.rstrip(b"\n") + b"\n"
-
-    def _is_record(self, line: Any) -> bool:
-        """Return whether a line is a record of this log."""
-        types = _TYPES[self.path.stem]
-        return isinstance(line, dict) and all(
-            type(line.get(key)) in allowed for key, allowed in types.items()
-        )
-
-    def records(self) -> Iterator[Record]:
-        """Yield the records alone, see :meth:`read`."""
-        return (record for record, _ in self.read())
-
-    def exists(self) -> bool:
-        """Return whether there is any such file."""
-        return self.path.exists() or bool(self._parts())
-
-    def count(self) -> int:
-        """Return the number of lines, without reading what they say."""
-        count = 0
-        for path in (*self._parts(), self.path):
-            with suppress(FileNotFoundError), path.open("rb") as file:
-                while chunk := file.read(1 << 20):
-                    count += chunk.count(b"\n")
-        return count
-
-    def merge(
-        self,
-        keep: Callable[[Record], Record | None] = lambda record: record,
-        living: Container[str] = (),
-    ) -> int:
-        """Merge all files into one, sorted, with one line per result; one process at a time.
-
-        Args:
-            keep: Returns the record as it is to be written; None drops it.
-            living: Runs that still append to their files, which are read but not deleted.
-
-        Returns:
-            The number of lines.
-        """
-        ended = [part for part in self._parts() if part.suffixes[-2][1:] not in living]
-        lines = {}
-        for record, line in self.read():
-            kept = keep(record)
-            if kept is not None:
-                lines[_place(kept)] = line if kept is record else to_json(kept)
-        if lines:
-            write_atomically(self.path, (lines[place] for place in sorted(lines)))
-        else:
-            ended.append(self.path)
-        for part in ended:
-            part.unlink(missing_ok=True)
-        return len(lines)
-
-    def _parts(self) -> list[Path]:
-        return sorted(self.path.parent.glob(f"{self.path.stem}.*.jsonl"))
-
-
-def _place(record: Record) -> tuple[int, int]:
-    """Sort key of a line: by prompt and image; a line about a whole prompt comes first."""
-    for index in ("question_index", "item_index"):
-        if index in record:
-            return record[index], 0
-    image_index = record["image_index"]
-    return record["prompt_index"], -1 if image_index is None else image_index

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from itertools import count
 from logging import getLogger
@@ -15,9 +16,12 @@ from lit_dola.data.requests import ImageKey
 from lit_dola.errors import UserError
 from lit_dola.runs.claim import Claim, alone_in
 from lit_dola.runs.files import append_line
-from lit_dola.runs.folder import delete_results, image_files
+from lit_dola.runs.folder import RunFiles, delete_results
 from lit_dola.runs.image_file import is_whole
-from lit_dola.runs.records import RESULTS, Kind, Record, RecordLog, RunRecord
+from lit_dola.runs.record_log import RESULTS, Record, RecordLog
+from lit_dola.runs.records import Kind, RunRecord
+from lit_dola.runs.run_file import NAME as RUN_FILE
+from lit_dola.runs.run_file import RunFile
 
 OnMismatch = Literal["error", "new_folder", "overwrite"]
 _BEFORE_THEY_EXISTED = {
@@ -38,7 +42,7 @@ class RunStart(NamedTuple):
     """Where a run writes, and what it has to make."""
 
     folder: Path
-    missing: list[int]
+    missing: Sequence[int]
     """Places of the requests that are not done yet."""
     began: float
     """When the run began, in the file system's own time."""
@@ -74,34 +78,59 @@ def start_run(
             belong to a run.
         OSError: If the folder cannot be made or written to.
     """
-    subjects = {request.key.prompt_index: request.subject for request in plan.requests}
-    claim = claim_folder(kind, output_dir, on_mismatch, settings, subjects)
+    subjects: dict[int, str] = {}
+    metadata: dict[int, dict[str, Any]] = {}
+    for request in plan.requests:
+        index = request.prompt.prompt_index
+        if index not in subjects:
+            subjects[index], metadata[index] = request.subject, request.prompt.metadata
+    wanted = _Wanted(kind, settings, subjects, metadata, files_of)
+    claim, found = claim_folder(wanted, output_dir, on_mismatch)
     folder = claim.folder
     try:
         with TemporaryFile(dir=folder) as file:  # fails now rather than after an hour
             began = os.fstat(file.fileno()).st_mtime
-        prompts = (request.prompt for request in plan.requests)
-        metadata = {prompt.prompt_index: prompt.metadata for prompt in prompts}
-        done = _keep_complete(kind, claim, files_of, metadata)
         for failure in plan.failures:
             log = RecordLog(folder, "errors").of_rank(0, claim.token)
             append_line(log, failure._asdict())
     except BaseException:
         claim.release()
         raise
-    requests = enumerate(plan.requests)
-    missing = [place for place, request in requests if request.key not in done]
-    earlier: dict[str, Any] = next((record.settings for record in kind.read(folder)), {})
-    return RunStart(folder, missing, began, claim.token, earlier), claim
+    missing: Sequence[int] = range(len(plan.requests))
+    if found.done:
+        places = enumerate(plan.requests)
+        missing = array("q", (place for place, it in places if it.key not in found.done))
+    return RunStart(folder, missing, began, claim.token, found.settings), claim
+
+
+class _Wanted(NamedTuple):
+    """What a run is to make, as far as it concerns what is there already."""
+
+    kind: Kind[Any]
+    settings: Mapping[str, Any]
+    subjects: Mapping[int, str]
+    """What the results are about, by the index of their entry in the file."""
+    metadata: Mapping[int, dict[str, Any]]
+    """What else the entries hold, likewise."""
+    files_of: FilesOf
+
+
+class _Found(NamedTuple):
+    """What an earlier run left."""
+
+    done: set[ImageKey]
+    """Results that are complete."""
+    settings: dict[str, Any]
+    """Settings of one of them; empty if there is none."""
+
+
+class _Mismatch(Exception):
+    """A folder has results of another run."""
 
 
 def claim_folder(
-    kind: Kind[Any],
-    output_dir: Path,
-    on_mismatch: OnMismatch,
-    settings: Mapping[str, Any],
-    subjects: Mapping[int, str],
-) -> Claim:
+    wanted: _Wanted, output_dir: Path, on_mismatch: OnMismatch
+) -> tuple[Claim, _Found]:
     """Claim a folder that has no results of other settings or subjects, or of another kind.
 
     Raises:
@@ -109,61 +138,52 @@ def claim_folder(
             settings or subjects is writing to the folder.
         OSError: If the folder cannot be made.
     """
-    digest = sha256(json.dumps(sorted(subjects.items())).encode()).hexdigest()[:16]
+    subject = f"{wanted.kind.subject}s"
+    digest = sha256(json.dumps(sorted(wanted.subjects.items())).encode()).hexdigest()[:16]
     folder = output_dir
     for number in count(2):
         folder.mkdir(parents=True, exist_ok=True)
-        claim = Claim(folder, {**settings, f"{kind.subject}s": digest})
-        found = _take(kind, claim, on_mismatch, settings, subjects)
-        if not found:
+        claim = Claim(folder, {**wanted.settings, subject: digest})
+        try:
+            found = _take(claim, wanted, on_mismatch)
             break
-        if on_mismatch == "error":
-            raise UserError(
-                f"writer.output_dir: {folder} holds results of another run: {'; '.join(found)};"
-                f" expected the same settings and {kind.subject}s, another folder, or"
-                " writer.on_mismatch new_folder or overwrite"
-            )
+        except _Mismatch as mismatch:
+            if on_mismatch == "error":
+                raise UserError(
+                    f"writer.output_dir: {folder} holds results of another run: {mismatch};"
+                    f" expected the same settings and {subject}, another folder, or"
+                    " writer.on_mismatch new_folder or overwrite"
+                ) from None
         folder = Path(f"{os.path.abspath(output_dir)}-{number}")
     if folder != output_dir:
         _log.warning("%s holds results of another run; writing to %s", output_dir, folder)
-    return claim
+    return claim, found
 
 
-def _take(
-    kind: Kind[Any],
-    claim: Claim,
-    on_mismatch: OnMismatch,
-    settings: Mapping[str, Any],
-    subjects: Mapping[int, str],
-) -> list[str]:
-    """Claim a folder unless it has results of another run; returns how that run differed."""
+def _take(claim: Claim, wanted: _Wanted, on_mismatch: OnMismatch) -> _Found:
+    """Claim a folder unless it has results of another run.
+
+    Raises:
+        _Mismatch: If it has; the message says how that run differed.
+    """
     try:
         claim.take()
     except UserError as error:
         if on_mismatch == "new_folder":
-            return [str(error)]
+            raise _Mismatch(str(error)) from error
         raise
     try:
         with alone_in(claim.folder):  # an equal run, started at once, must not delete ours
-            found = _differences(kind, claim.folder, settings, subjects)
-            if found and on_mismatch == "overwrite":
+            try:
+                return _keep_complete(claim, wanted)
+            except _Mismatch:
+                if on_mismatch != "overwrite":
+                    raise
                 delete_results(claim.folder)
-                return []
+                return _Found(set(), {})
     except BaseException:
         claim.release()
         raise
-    if found:
-        claim.release()
-    return found
-
-
-def _differences(
-    kind: Kind[Any], folder: Path, settings: Mapping[str, Any], subjects: Mapping[int, str]
-) -> list[str]:
-    for log, results in RESULTS.items():
-        if log != kind.log and any(RecordLog(folder, log).records()):
-            return [f"it made {results}, not {kind.results}"]
-    return differences(kind, kind.read(folder), settings, subjects)
 
 
 def differences(
@@ -181,18 +201,28 @@ def differences(
         subjects: What the results are about, by the index of their entry in the file.
     """
     for record in records:
-        before = {**_BEFORE_THEY_EXISTED, **record.settings}
         found = [
-            f"{name} was {json.dumps(before[name])}, is {json.dumps(value)}"
-            for name, value in settings.items()
-            if name in before and not _is_same(name, before, settings)
+            *_other_settings(record.settings, settings),
+            *_other_subject(kind, record, subjects),
         ]
-        index, subject = record.key.prompt_index, record.subject
-        if subjects.get(index, subject) != subject:
-            found.append(f"{kind.subject} {index} was {subject!r:.60}, is {subjects[index]!r:.60}")
         if found:
             return found
     return []
+
+
+def _other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    before = {**_BEFORE_THEY_EXISTED, **before}
+    for name, value in now.items():
+        if name in before and not _is_same(name, before, now):
+            yield f"{name} was {json.dumps(before[name])}, is {json.dumps(value)}"
+
+
+def _other_subject(
+    kind: Kind[Any], record: RunRecord, subjects: Mapping[int, str]
+) -> Iterator[str]:
+    index, subject = record.key.prompt_index, record.subject
+    if subjects.get(index, subject) != subject:
+        yield f"{kind.subject} {index} was {subject!r:.60}, is {subjects[index]!r:.60}"
 
 
 def _is_same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
@@ -205,31 +235,55 @@ def _is_same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bo
     return bool(before[name] == now[name])
 
 
-def _keep_complete(
-    kind: Kind[Any], claim: Claim, files_of: FilesOf, metadata: Mapping[int, dict[str, Any]]
-) -> set[ImageKey]:
-    """Merge the logs, dropping records of incomplete results; return the keys of the others.
+def _keep_complete(claim: Claim, wanted: _Wanted) -> _Found:
+    """Merge the logs, dropping records of incomplete results, and return the others.
 
     The others get the metadata that their entries have now.
+
+    Raises:
+        _Mismatch: If a record is of another run; nothing was changed.
     """
-    folder = claim.folder
-    done: set[ImageKey] = set()
+    folder, kind = claim.folder, wanted.kind
+    for log, results in RESULTS.items():
+        if log != kind.log and any(RecordLog(folder, log).read()):
+            raise _Mismatch(f"it made {results}, not {kind.results}")
+    found = _Found(set(), {})
+    files, verified = RunFiles(folder), _verified(folder)
 
     def keep(line: Record) -> Record | None:
         record = kind.from_line(line)
-        wanted = files_of(record)
-        if wanted is None or not files.issuperset(wanted):
+        other = [*_other_subject(kind, record, wanted.subjects)]
+        if record.settings != found.settings:  # those of the record before are fine
+            other = [*_other_settings(record.settings, wanted.settings), *other]
+            found.settings.clear()
+            found.settings.update(record.settings)
+        if other:
+            raise _Mismatch("; ".join(other))
+        names = wanted.files_of(record)
+        if names is None:
             return None
-        if record.key not in done and not all(is_whole(folder / file) for file in wanted):
-            return None
-        done.add(record.key)
-        now = metadata.get(record.key.prompt_index, record.metadata)
+        for name in names:
+            modified = files.modified(name)
+            if modified is None or (modified > verified and not is_whole(folder / name)):
+                return None
+        found.done.add(record.key)
+        now = wanted.metadata.get(record.key.prompt_index, record.metadata)
         return line if now == record.metadata else record.with_metadata(now).to_line()
 
-    with alone_in(folder):
-        living = claim.others()
-        files = image_files(folder)
-        RecordLog(folder, kind.log).merge(keep, living)
-        # This run finds its own failures again.
-        RecordLog(folder, "errors").merge(lambda line: None, living)
-    return done
+    living = claim.others()
+    RecordLog(folder, kind.log).merge(keep, living)
+    # This run finds its own failures again.
+    RecordLog(folder, "errors").merge(lambda line: None, living)
+    return found
+
+
+def _verified(folder: Path) -> float:
+    """Return until when files were seen to be complete, in the file system's own time.
+
+    A run that ended in order has written all its files as wholes, and ``run.json`` after them. A
+    file that was damaged later is younger.
+    """
+    run = RunFile.read(folder)
+    if run is None or run.ended is None:
+        return 0.0
+    return (folder / RUN_FILE).stat().st_mtime

@@ -11,6 +11,7 @@ from typing import Any
 from lit_dola.runs.files import write_atomically
 
 NAME = "run.json"
+"""Its name."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from lit_dola.data.requests import share
 from lit_dola.errors import UserError
 from lit_dola.runs.claim import living_runs
-from lit_dola.runs.records import RESULTS, RecordLog
+from lit_dola.runs.record_log import RESULTS, RecordLog
 from lit_dola.runs.run_file import RunFile
 
 _SILENCE = 120.0

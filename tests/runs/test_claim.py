@@ -14,7 +14,7 @@ from lit_dola.errors import UserError
 from lit_dola.runs import records
 from lit_dola.runs.claim import Claim, alone_in
 from lit_dola.runs.files import append_line, write_atomically
-from lit_dola.runs.records import RecordLog
+from lit_dola.runs.record_log import RecordLog
 
 context = multiprocessing.get_context("fork")
 

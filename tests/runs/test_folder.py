@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from lit_dola.errors import UserError
 from lit_dola.runs.files import append_line, make_folder, safe_name, write_atomically
 from lit_dola.runs.folder import delete_half_written, delete_results, image_files, image_path
-from lit_dola.runs.records import IMAGES, ImageRecord, RecordLog
+from lit_dola.runs.record_log import RecordLog
+from lit_dola.runs.records import IMAGES, ImageRecord
 from lit_dola.runs.resume import differences
 
 

@@ -1,0 +1,219 @@
+"""The JSON Lines files of a run: each rank appends to its own, and the first rank merges them."""
+
+import json
+from collections.abc import Callable, Container, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from lit_dola.data.prompt_file import refuse_constant
+from lit_dola.errors import UserError
+from lit_dola.runs.files import to_json, write_atomically
+
+Record = dict[str, Any]
+"""A line as it is written."""
+
+_TYPES: dict[str, dict[str, set[type]]] = {
+    "metadata": {
+        "file": {str, type(None)},
+        "prompt": {str},
+        "prompt_index": {int},
+        "image_index": {int},
+        "metadata": {dict, type(None)},
+        "inspection": {str, type(None)},
+        "forwards": {int, type(None)},
+        "at_once": {int, type(None)},
+    },
+    "answers": {
+        "question_index": {int},
+        "pictures": {list},
+        "answer": {str},
+        "tokens": {list},
+        "settings": {dict},
+    },
+    "ranks": {
+        "item_index": {int},
+        "pictures": {list},
+        "labels": {list},
+        "scores": {list},
+        "order": {list},
+        "settings": {dict},
+    },
+    "errors": {
+        "prompt": {str, type(None)},
+        "prompt_index": {int},
+        "image_index": {int, type(None)},
+    },
+}
+"""Types of a record's keys, by log; None also stands for a key that is not there."""
+RESULTS = {"metadata": "images", "answers": "answers", "ranks": "rankings"}
+"""Logs of results, and what the results are called."""
+_CHUNK = 1 << 20
+_decode = json.JSONDecoder(parse_constant=refuse_constant).decode
+
+
+class _Line(NamedTuple):
+    """A line that holds a record, and where it is."""
+
+    record: Record
+    content: bytes
+    file: int
+    """Which of the log's files holds it."""
+    offset: int
+
+
+class RecordLog:
+    """The JSON Lines files of one kind in a run's folder: one per rank, and their merged file.
+
+    Args:
+        folder: Folder of the run.
+        name: ``metadata``, ``answers``, ``ranks`` or ``errors``.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path = folder / f"{name}.jsonl"
+        self._types = _TYPES[name]
+
+    def of_rank(self, rank: int, run: str) -> Path:
+        """Return the file that a rank of a run appends to; ``run`` is the token of its claim."""
+        return self.path.with_suffix(f".{rank}.{run}.jsonl")
+
+    def read(self) -> Iterator[Record]:
+        """Yield the records, skipping lines torn by a power cut.
+
+        Raises:
+            UserError: If a line is not such a record.
+        """
+        return (line.record for line in self._lines(self._files()))
+
+    def merged(self, start: int = 0, end: int | None = None) -> Iterator[tuple[Record, bytes]]:
+        """Yield the records of the merged file, and their lines.
+
+        Args:
+            start: Byte of the file to start at, the beginning of a line.
+            end: Byte to end at; None: the end of the file.
+
+        Raises:
+            UserError: If a line is not such a record.
+        """
+        for line in self._lines([self.path], start):
+            if end is not None and line.offset >= end:
+                return
+            yield line.record, line.content
+
+    def exists(self) -> bool:
+        """Return whether there is any such file."""
+        return self.path.exists() or bool(self._parts())
+
+    def count(self) -> int:
+        """Return the number of lines, without reading what they say."""
+        count = 0
+        for path in self._files():
+            with suppress(FileNotFoundError), path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    count += chunk.count(b"\n")
+        return count
+
+    def merge(
+        self,
+        keep: Callable[[Record], Record | None] = lambda record: record,
+        living: Container[str] = (),
+    ) -> int:
+        """Merge all files into one, sorted, with one line per result; one process at a time.
+
+        Memory holds where each line is, not the lines. If the merged file is all that there is, and
+        nothing of it changes, it is not written again.
+
+        Args:
+            keep: Returns the record as it is to be written; None drops it.
+            living: Runs that still append to their files, which are read but not deleted.
+
+        Returns:
+            The number of lines.
+        """
+        files = self._files()
+        ended = [part for part in self._parts() if part.suffixes[-2][1:] not in living]
+        merged = len(files) - 1
+        found: dict[tuple[int, int], int | bytes] = {}
+        last, size = (-1, -2), 0
+        is_merged = True
+        for line in self._lines(files):
+            kept = keep(line.record)
+            is_same = kept is line.record
+            if kept is not None:
+                place = _place(kept)
+                found[place] = line.offset * len(files) + line.file if is_same else to_json(kept)
+                is_merged &= place > last
+                last = place
+            is_merged &= is_same and line.file == merged and line.offset == size
+            size += len(line.content)
+        if not found:
+            ended.append(self.path)
+        elif not (is_merged and self.path.stat().st_size == size):
+            write_atomically(self.path, _copied(files, found))
+        for part in ended:
+            part.unlink(missing_ok=True)
+        return len(found)
+
+    def _lines(self, files: list[Path], start: int = 0) -> Iterator[_Line]:
+        for place, path in enumerate(files):
+            offset = start
+            with suppress(FileNotFoundError), path.open("rb") as file:
+                file.seek(start)
+                for number, line in enumerate(file, start=1):
+                    began, offset = offset, offset + len(line)
+                    try:
+                        record = _decode(line.decode())
+                    except ValueError:
+                        continue
+                    except RecursionError:
+                        record = None
+                    if not self._is_record(record):
+                        raise UserError(
+                            f"{path}: line {number}: not a record of a run; expected the folder of"
+                            " a run, or an empty one"
+                        )
+                    yield _Line(record, line, place, began)
+
+    def _is_record(self, line: Any) -> bool:
+        """Return whether a line is a record of this log."""
+        return isinstance(line, dict) and all(
+            type(line.get(key)) in allowed for key, allowed in self._types.items()
+        )
+
+    def _files(self) -> list[Path]:
+        # The merged file comes last: lines that another run is merging now are found there.
+        return [*self._parts(), self.path]
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{self.path.stem}.*.jsonl"))
+
+
+def _copied(files: list[Path], found: dict[tuple[int, int], int | bytes]) -> Iterator[bytes]:
+    """Yield the lines that were found, in order."""
+    with ExitStack() as stack:
+        opened: list[BinaryIO | None] = []
+        for path in files:
+            try:
+                opened.append(stack.enter_context(path.open("rb")))
+            except FileNotFoundError:
+                opened.append(None)
+        for place in sorted(found):
+            where = found[place]
+            if isinstance(where, bytes):
+                yield where
+                continue
+            offset, number = divmod(where, len(files))
+            file = opened[number]
+            assert file is not None
+            file.seek(offset)
+            yield file.readline().rstrip(b"\n") + b"\n"
+
+
+def _place(record: Record) -> tuple[int, int]:
+    """Sort key of a line: by prompt and image; a line about a whole prompt comes first."""
+    for index in ("question_index", "item_index"):
+        if index in record:
+            return record[index], 0
+    image_index = record["image_index"]
+    return record["prompt_index"], -1 if image_index is None else image_index
