@@ -68,7 +68,7 @@ def write_gallery(folder: Path, num_failures: int = 0) -> None:
     for page, file in zip(pages, files):
         digest = shared.copy()
         digest.update(page.digest.digest())
-        content = f"{template_digest()}-{digest.hexdigest()[:16]}"
+        content = f"{template_digest()}-{len(pages)}-{digest.hexdigest()[:16]}"
         if digest_of(folder / file) != content:
             prompts = _prompts(log, page, settings, best)
             write_page(
@@ -87,8 +87,11 @@ def page_file(number: int) -> str:
 
 def _is_newer(index: Path, sources: Iterable[Path]) -> bool:
     """Return whether the gallery was written by this version, after all that it is made from."""
-    digest = digest_of(index)
-    if digest is None or not digest.startswith(template_digest()):
+    template, _, rest = (digest_of(index) or "").partition("-")
+    if template != template_digest():
+        return False
+    num_pages = int(rest.partition("-")[0])
+    if not all((index.parent / page_file(page + 1)).exists() for page in range(num_pages)):
         return False
     written = index.stat().st_mtime_ns
     return all(written >= source.stat().st_mtime_ns for source in sources if source.exists())

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lit_dola.data.base import ContiguousSampler
 from lit_dola.data.datamodule import PromptDataModule
+from lit_dola.data.requests import ImageRequest, ImageRequests, Prompt, Selection
 from lit_dola.errors import UserError
 
 
@@ -98,3 +99,20 @@ def test_bad_entries_are_skipped_where_the_user_says_so(prompt_file, tiny_checkp
     data.on_error = "stop"
     with pytest.raises(UserError, match=r"prompt\.json: entry 1: found a number"):
         data.setup("predict")
+
+
+@given(st.lists(st.integers(1, 5), max_size=6), st.integers(1, 4), st.data())
+def test_requests_that_are_made_when_asked_for_are_a_list(lengths, parallel_size, data):
+    prompts = [(Prompt(i, str(i), {}), [0] * length) for i, length in enumerate(lengths)]
+    lazy = ImageRequests(prompts, parallel_size)
+    plain = [ImageRequest(p, k, ids) for p, ids in prompts for k in range(parallel_size)]
+    assert len(lazy) == len(plain)
+    assert list(lazy) == plain
+    assert [lazy[place] for place in range(-len(plain), len(plain))] == plain * 2
+    assert lazy[1:-1] == plain[1:-1]
+    with pytest.raises(IndexError):
+        lazy[len(plain)]
+    places = data.draw(st.lists(st.sampled_from(range(len(plain))))) if plain else []
+    some = Selection(lazy, places)
+    assert list(some) == [plain[place] for place in places]
+    assert some[:2] == [plain[place] for place in places[:2]]

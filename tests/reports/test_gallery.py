@@ -1,6 +1,7 @@
 """The gallery as a file: its content, and prompts that could break out of it."""
 
 import json
+import os
 import re
 
 import pytest
@@ -111,3 +112,97 @@ def test_nothing_is_asked_of_the_network(page):
     assert not any("//" in address for address in addresses)
     assert not of.attributes("script", "src")
     assert of.attributes("link", "href") == ["data:,"]
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Note the names of the pages that are written."""
+    names = []
+    write_page = gallery.write_page
+
+    def note(path, *args, **content):
+        names.append(path.name)
+        write_page(path, *args, **content)
+
+    monkeypatch.setattr(gallery, "write_page", note)
+    return names
+
+
+@pytest.fixture
+def three_pages(tmp_path, monkeypatch, written):
+    monkeypatch.setattr(gallery, "IMAGES_PER_PAGE", 2)
+    write_run(tmp_path, ["a", "b", "c"])
+    write_gallery(tmp_path)
+    assert written == ["index.html", "index-2.html", "index-3.html"]
+    written.clear()
+    return tmp_path
+
+
+def pages_of(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.html")}
+
+
+def later(path):
+    """Let a file be a second younger than all others."""
+    newest = max(other.stat().st_mtime for other in path.parent.iterdir())
+    os.utime(path, (newest + 1, newest + 1))
+
+
+def test_where_nothing_changed_no_record_is_read(three_pages, written, monkeypatch):
+    before = pages_of(three_pages)
+    monkeypatch.setattr(gallery.RecordLog, "merged", None)
+    write_gallery(three_pages)
+    assert written == []
+    assert pages_of(three_pages) == before
+
+
+def test_only_pages_that_changed_are_written(three_pages, written):
+    log = three_pages / "metadata.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines[2]["metadata"] = {"tag": "new"}  # of the second prompt
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    later(log)
+    write_gallery(three_pages)
+    assert written == ["index-2.html"]
+    changed = pages_of(three_pages)
+    for page in three_pages.glob("*.html"):
+        page.unlink()
+    write_gallery(three_pages)
+    assert pages_of(three_pages) == changed  # as if written for the first time
+
+
+def test_records_that_were_only_touched_change_no_page(three_pages, written):
+    later(three_pages / "metadata.jsonl")
+    write_gallery(three_pages)
+    assert written == []
+    write_gallery(three_pages)  # from now on the gallery is the younger one
+    assert written == []
+
+
+@pytest.mark.parametrize("what", ["best", "failures", "version", "setting", "one more", "deleted"])
+def test_what_else_changes_pages(three_pages, written, monkeypatch, what):
+    log, failures, expected = three_pages / "metadata.jsonl", 0, 3
+    if what == "best":
+        best = {"prompts": {"0": {"best": "00000_p/img_00.png"}}}
+        (three_pages / "best.json").write_text(json.dumps(best))
+        later(three_pages / "best.json")
+    elif what == "failures":
+        (three_pages / "errors.jsonl").write_text("{}\n")
+        later(three_pages / "errors.jsonl")
+        failures = 1
+    elif what == "version":
+        monkeypatch.setattr(gallery, "template_digest", lambda: "0" * 16)
+    elif what == "setting":  # of all images: it stands on every page
+        log.write_text(log.read_text().replace('"alpha": 0.1', '"alpha": 0.3'))
+        later(log)
+    elif what == "one more":  # the navigation of all pages gets longer
+        write_run(three_pages, ["a", "b", "c", "d"])
+        later(log)
+        expected = 4
+    else:
+        (three_pages / "index-2.html").unlink()
+        expected = 1
+    before = pages_of(three_pages)
+    write_gallery(three_pages, failures)
+    assert len(written) == expected
+    assert pages_of(three_pages) != before

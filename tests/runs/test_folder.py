@@ -6,14 +6,21 @@ import os
 import threading
 import unicodedata
 from pathlib import Path, PureWindowsPath
+from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_dola.errors import UserError
 from lit_dola.runs.files import append_line, make_folder, safe_name, write_atomically
-from lit_dola.runs.folder import delete_half_written, delete_results, image_files, image_path
+from lit_dola.runs.folder import (
+    RunFiles,
+    delete_half_written,
+    delete_results,
+    image_files,
+    image_path,
+)
 from lit_dola.runs.record_log import RecordLog
 from lit_dola.runs.records import IMAGES, ImageRecord
 from lit_dola.runs.resume import differences
@@ -194,6 +201,79 @@ def test_ranks_are_merged_in_order_a_line_an_image(tmp_path):
         append_line(failures.of_rank(0, "ab12"), record(0, image))
     assert failures.merge() == 2
     assert lines_in(failures.path) == [record(0, None), record(0, 2)]
+
+
+def test_a_merged_log_that_stays_as_it_is_is_not_written(tmp_path):
+    lines = RecordLog(tmp_path, "metadata")
+    for key in [(0, 0), (0, 1), (1, 0)]:
+        append_line(lines.of_rank(0, "ab12"), record(*key))
+    lines.merge()
+    inode = lines.path.stat().st_ino
+    assert lines.merge() == 3
+    assert lines.path.stat().st_ino == inode
+    for change in ("drop", "change", "append", "order", "torn", "twice"):
+        before = lines.path.stat().st_ino
+        kept = lambda line: line  # noqa: E731
+        if change == "drop":
+            kept = lambda line: line if line["image_index"] == 0 else None  # noqa: E731
+        elif change == "change":
+            kept = lambda line: {**line, "metadata": {"new": 1}}  # noqa: E731
+        elif change == "append":
+            append_line(lines.of_rank(0, "cd34"), record(0, 1))
+        else:
+            content = lines.path.read_bytes().splitlines(keepends=True)
+            more = {"order": content[::-1], "torn": [*content, b"{"], "twice": content * 2}
+            lines.path.write_bytes(b"".join(more[change]))
+        count = lines.merge(keep=kept)
+        assert lines.path.stat().st_ino != before, change
+        found = [(line["prompt_index"], line["image_index"]) for line in lines_in(lines.path)]
+        assert found == sorted(set(found))
+        assert len(found) == count
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.one_of(st.none(), st.integers(0, 3)))),
+    st.lists(st.tuples(st.integers(0, 4), st.one_of(st.none(), st.integers(0, 3)))),
+    st.sets(st.integers(0, 4)),
+    st.sets(st.integers(0, 4)),
+)
+def test_a_merge_is_what_a_dictionary_would_be(first, second, dropped, changed):
+    def keep(line):
+        if line["prompt_index"] in dropped:
+            return None
+        return {**line, "new": True} if line["prompt_index"] in changed else line
+
+    with TemporaryDirectory() as folder:
+        log = RecordLog(Path(folder), "errors")
+        expected = {}
+        for part, keys in enumerate((first, second)):
+            for place, key in enumerate(keys):
+                line = {
+                    "prompt": f"{part}.{place}",
+                    "prompt_index": key[0],
+                    "image_index": key[1],
+                }
+                append_line(log.of_rank(part, "ab12"), line)
+                kept = keep(line)
+                expected[key[0], -1 if key[1] is None else key[1]] = kept
+        found = {key: line for key, line in expected.items() if line is not None}
+        assert log.merge(keep) == len(found)
+        merged = lines_in(log.path) if log.path.exists() else []
+        assert merged == [found[key] for key in sorted(found)]
+
+
+def test_files_are_listed_by_prompt(tmp_path):
+    folder = tmp_path / "00001_a"
+    folder.mkdir()
+    (folder / "img_00.png").write_bytes(b"x")
+    (folder / "img_01.png").symlink_to(folder / "img_00.png")
+    (folder / "notes.txt").write_bytes(b"x")
+    os.utime(folder / "img_00.png", (1000, 1000))
+    files = RunFiles(tmp_path)
+    assert files.modified("00001_a/img_00.png") == 1000
+    for other in ("00001_a/img_01.png", "00001_a/notes.txt", "00001_a/img_02.png", "x", "../x/y"):
+        assert files.modified(other) is None
 
 
 def test_a_torn_line_is_left_out(tmp_path):
