@@ -82,6 +82,10 @@ class RunWriter(BasePredictionWriter):
         """Return the files that belong to a record; None if it must be made again."""
         return ()
 
+    def estimated_bytes(self, module: Any, plan: RunPlan) -> float | None:
+        """Return roughly how much disk a result takes; None if it is not worth telling."""
+        return None
+
     def write_batch(self, results: Any) -> Sequence[Failure]:
         """Submit the writes of one predict step; return the requests that failed."""
         raise NotImplementedError

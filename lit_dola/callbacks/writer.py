@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from jsonargparse.typing import restricted_number_type
+from jsonargparse.typing import PositiveInt, restricted_number_type
 from lightning.pytorch import Trainer
 from PIL import Image
 
@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 else:
     Quality = restricted_number_type("Quality", int, [(">=", 1), ("<=", 100)])
 
+_BYTES_PER_PIXEL = {"jpg": 0.45, "png": 1.6, "webp": 0.35}
+"""Of crops of a photograph, 384 pixels wide, at the default quality."""
+_RECORD_BYTES = 1500
+"""Of a record and its place in the gallery."""
+
 
 class ImageWriter(RunWriter):
     """Writes ``{index}_{prompt}/img_XX.jpg`` and one line per image to ``metadata.jsonl``.
@@ -50,6 +55,8 @@ class ImageWriter(RunWriter):
         on_mismatch: What to do if the folder holds images of other settings or prompts: error,
             new_folder (use ``{output_dir}-2``, or the next one that fits), or overwrite (delete
             those images).
+        folders_per_group: How many folders of prompts to put into a folder such as ``00000-00999``;
+            null: all into one, which slows some network file systems from 100,000 prompts on.
     """
 
     kind = IMAGES
@@ -63,6 +70,7 @@ class ImageWriter(RunWriter):
         grid: bool = False,
         gallery: bool = True,
         on_mismatch: OnMismatch = "error",
+        folders_per_group: PositiveInt | None = None,
     ) -> None:
         super().__init__(output_dir, on_mismatch)
         self.format = format
@@ -70,6 +78,7 @@ class ImageWriter(RunWriter):
         self.save_tokens = save_tokens
         self.grid = grid
         self.gallery = gallery
+        self.folders_per_group = folders_per_group
         self._inspected: set[ImageKey] = set()
 
     def settings(self) -> dict[str, Any]:
@@ -95,7 +104,13 @@ class ImageWriter(RunWriter):
             )
 
     def _file_of(self, request: ImageRequest) -> str:
-        return f"{_path(request).as_posix()}.{self.format}"
+        return f"{self._path(request).as_posix()}.{self.format}"
+
+    def _path(self, request: ImageRequest) -> Path:
+        prompt = request.prompt
+        return image_path(
+            prompt.prompt_index, prompt.text, request.image_index, self.folders_per_group
+        )
 
     def files_of(self, record: ImageRecord) -> Sequence[str] | None:
         """Return the image, and its tokens and inspection if asked for."""
@@ -107,6 +122,13 @@ class ImageWriter(RunWriter):
                 return None
             files += [record.inspection, Path(record.inspection).with_suffix(".npz").as_posix()]
         return files
+
+    def estimated_bytes(self, module: Any, plan: RunPlan) -> float:
+        """Return roughly what an image of a photograph takes, with its record and tokens."""
+        vision = plan.checkpoint.config.vision_config
+        image = _BYTES_PER_PIXEL[self.format] * int(vision.image_size) ** 2
+        tokens = 4 * int(vision.num_image_tokens) if self.save_tokens else 0
+        return image + _RECORD_BYTES + tokens
 
     def write_batch(self, results: GeneratedImages) -> Sequence[Failure]:
         """Submit a batch of images; inspections are written at once."""
@@ -133,7 +155,7 @@ class ImageWriter(RunWriter):
     ) -> None:
         """Write an image and its tokens, then its record: a record means that both are complete."""
         path = self.output_dir / record.file
-        make_folder(path.parent)
+        self._make_folder_of(path)
         if self.save_tokens:
             npy = BytesIO()
             np.save(npy, tokens)
@@ -141,6 +163,11 @@ class ImageWriter(RunWriter):
         content = encode_image(image, record.provenance(), self.format, self.quality)
         write_atomically(path, [content])
         self.append_record(record)
+
+    def _make_folder_of(self, path: Path) -> None:
+        if self.folders_per_group is not None:
+            make_folder(path.parent.parent)
+        make_folder(path.parent)
 
     def _write_inspection(
         self, request: ImageRequest, image: Image.Image, inspection: Inspection
@@ -150,9 +177,9 @@ class ImageWriter(RunWriter):
         Raises:
             UserError: If it cannot be written.
         """
-        path = self.output_dir / _path(request)
+        path = self.output_dir / self._path(request)
         try:
-            make_folder(path.parent)
+            self._make_folder_of(path)
             return write_inspection(path, inspection, image)
         except OSError as error:
             raise RankError(self.cannot_write(error)) from error
@@ -170,11 +197,6 @@ class ImageWriter(RunWriter):
     def opens(self) -> Path:
         """Return the gallery, or the folder if there is none."""
         return self.output_dir / "index.html" if self.gallery else self.output_dir
-
-
-def _path(request: ImageRequest) -> Path:
-    prompt = request.prompt
-    return image_path(prompt.prompt_index, prompt.text, request.image_index)
 
 
 def _tokens_of(file: str) -> str:

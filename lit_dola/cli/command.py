@@ -34,6 +34,7 @@ from lit_dola.callbacks.signals import (
     requeue_slurm_job,
     signals_end_the_process,
 )
+from lit_dola.cli.dry_run import describe
 from lit_dola.cli.messages import fail, on_first_rank
 from lit_dola.cli.parser import PARSER, OneLineParser
 from lit_dola.cli.plain import ABOUT, PLAIN_TASKS, TRAINER_TASKS, add_plain_tasks
@@ -120,6 +121,14 @@ class DoLaCLI(LightningCLI):
             parser.link_arguments("model.seed", "seed_everything", compute_fn=_seed)
         else:
             parser.set_defaults(seed_everything=0)
+        if _task_of(parser).can_run_dry:
+            parser.add_argument(
+                "--dry_run",
+                type=bool,
+                default=False,
+                help="Print how much there is to make, in how many batches, and how much disk it"
+                " takes, and end; nothing is loaded or written, and no device is needed.",
+            )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with what the checkpoint recommends as defaults.
@@ -179,6 +188,8 @@ class DoLaCLI(LightningCLI):
         Raises:
             UserError: If a class cannot be created, such as a logger whose package is missing.
         """
+        if self.config[self.config["subcommand"]].get("dry_run"):
+            self._run_dry()
         try:
             super().instantiate_classes()
         except ValueError as error:
@@ -188,6 +199,13 @@ class DoLaCLI(LightningCLI):
             if not isinstance(cause, ImportError):
                 raise
             raise UserError(f"trainer: {cause}") from error
+
+    def _run_dry(self) -> None:
+        """Print what the run would make, and end."""
+        made = self.parser.instantiate_classes(self.config)[self.config["subcommand"]]
+        for line in describe(made.model, made.data, made.writer, made.trainer):
+            print(line)
+        raise SystemExit(0)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Create the trainer.

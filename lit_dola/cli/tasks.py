@@ -66,6 +66,8 @@ class TrainerTask(NamedTuple):
     """Arguments of the method that the command line does not offer."""
     examples: str
     """Command lines, for the help."""
+    can_run_dry: bool = True
+    """Whether it has ``--dry_run``."""
 
     @property
     def groups(self) -> dict[str, type]:
@@ -139,7 +141,7 @@ def evaluated_task(args: Sequence[str], environment: Mapping[str, str]) -> Train
     for option, value in _options(args):
         if option == "--task":
             name = value
-    return TASKS.get(name, _IMAGES)
+    return TASKS.get(name, _IMAGES)._replace(can_run_dry=False)
 
 
 def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:

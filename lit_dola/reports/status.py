@@ -14,9 +14,12 @@ duration = tqdm.format_interval
 """Returns seconds as ``MM:SS`` or ``H:MM:SS``."""
 
 
+_ONE = {"entries": "entry", "batches": "batch"}
+
+
 def amount(count: int, results: str) -> str:
     """Return ``1 image`` or ``2 images``."""
-    return f"{count:,} {results.removesuffix('s') if count == 1 else results}"
+    return f"{count:,} {_ONE.get(results, results.removesuffix('s')) if count == 1 else results}"
 
 
 def rate_of(rate: float, results: str) -> str:

@@ -12,18 +12,31 @@ from lit_dola.runs.files import TEMPORARY_FILE, safe_name
 from lit_dola.runs.record_log import RESULTS, RecordLog
 
 _PROMPT_FOLDER = re.compile(r"\d{5,}(_.*)?")
+_GROUP = re.compile(r"\d{5,}-\d{5,}")
 _IMAGE_FILE = re.compile(r"img_(\d{2,})\.(jpg|png|webp|npy|inspect\.(?:png|npz))")
 GRID_FILE = "grid.jpg"
 """All images of a prompt in one."""
 
 
-def image_path(prompt_index: int, prompt: str, image_index: int) -> Path:
+def image_path(
+    prompt_index: int, prompt: str, image_index: int, folders_per_group: int | None = None
+) -> Path:
     """Return ``{index}_{prompt}/img_XX``, relative to the run's folder and without a suffix.
 
     The index separates prompts whose cleaned names are equal, or differ only in case.
+
+    Args:
+        prompt_index: Index of the prompt.
+        prompt: The prompt.
+        image_index: Index of the image.
+        folders_per_group: How many folders of prompts share a folder such as ``02000-02999``; None:
+            all are in the run's folder.
     """
-    folder = f"{prompt_index:05}_{safe_name(prompt)}"
-    return Path(folder.rstrip("_")) / f"img_{image_index:02}"
+    folder = Path(f"{prompt_index:05}_{safe_name(prompt)}".rstrip("_"))
+    if folders_per_group is not None:
+        first = prompt_index - prompt_index % folders_per_group
+        folder = Path(f"{first:05}-{first + folders_per_group - 1:05}") / folder
+    return folder / f"img_{image_index:02}"
 
 
 def image_files(folder: Path) -> set[str]:
@@ -33,7 +46,7 @@ def image_files(folder: Path) -> set[str]:
         UserError: If the folder of a prompt is a symbolic link.
     """
     return {
-        f"{prompt_folder.name}/{match[0]}"
+        f"{prompt_folder.relative_to(folder).as_posix()}/{match[0]}"
         for prompt_folder in prompt_folders(folder)
         for match in _image_names(prompt_folder)
     }
@@ -50,7 +63,9 @@ class RunFiles:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folders = {path.name: path for path in prompt_folders(folder)}
+        self._folders = {
+            path.relative_to(folder).as_posix(): path for path in prompt_folders(folder)
+        }
         self._list = lru_cache(maxsize=256)(self._list_prompt)  # ranks are at different prompts
 
     def modified(self, file: str) -> float | None:
@@ -112,16 +127,19 @@ def delete_half_written(folder: Path, before: float) -> None:
 
 
 def prompt_folders(folder: Path) -> Iterator[Path]:
-    """Yield the folders of prompts in the folder of a run.
+    """Yield the folders of prompts in the folder of a run, and in the groups there.
 
     Raises:
         UserError: If one is a symbolic link.
     """
     for entry in os.scandir(folder):
-        if _PROMPT_FOLDER.fullmatch(entry.name):
+        is_group = _GROUP.fullmatch(entry.name)
+        if is_group or _PROMPT_FOLDER.fullmatch(entry.name):
             if entry.is_symlink():
                 raise UserError(f"{entry.path}: a symbolic link; expected a folder")
-            if entry.is_dir():
+            if is_group and entry.is_dir():
+                yield from prompt_folders(Path(entry.path))
+            elif entry.is_dir():
                 yield Path(entry.path)
 
 
@@ -134,5 +152,6 @@ def delete_results(folder: Path) -> None:
         (folder / name).unlink()
     for parent in {(folder / name).parent for name in files}:
         (parent / GRID_FILE).unlink(missing_ok=True)
-        if not any(parent.iterdir()):
-            parent.rmdir()
+        for empty in (parent, parent.parent):
+            if empty != folder and not any(empty.iterdir()):
+                empty.rmdir()

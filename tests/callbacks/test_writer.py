@@ -408,3 +408,33 @@ def test_a_gallery_that_cannot_be_written_is_an_error_of_one_line(write, tmp_pat
     with pytest.raises(UserError, match=r"cannot write to index\.html: No space left"):
         write(tmp_path)
     assert len(records(tmp_path)) == 1
+
+
+def test_folders_of_prompts_in_groups(write, tmp_path):
+    indices = [0, 2, 3, 11, 100_000]
+    requests = [request(str(i), i, 0) for i in indices]
+    write(tmp_path, requests, folders_per_group=3, save_tokens=True, grid=True)
+    places = {path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("img_*.jpg")}
+    assert places == {
+        "00000-00002/00000_0", "00000-00002/00002_2", "00003-00005/00003_3",
+        "00009-00011/00011_11", "99999-100001/100000_100000",
+    }  # fmt: skip
+    assert all((tmp_path / record["file"]).exists() for record in records(tmp_path))
+    assert len(list(tmp_path.rglob("grid.jpg"))) == len(indices)
+    assert write(tmp_path, requests, folders_per_group=3, save_tokens=True).missing == []
+    assert write(tmp_path, requests, folders_per_group=None, save_tokens=True).missing == []
+    next(tmp_path.rglob("00011_11/img_00.npy")).unlink()
+    again = write(tmp_path, requests, folders_per_group=3, save_tokens=True)
+    assert again.missing == [(11, 0)]
+    write(tmp_path, requests, on_mismatch="overwrite", model={"alpha": 0.5})
+    assert not list(tmp_path.glob("*-*/"))  # the groups are gone with what was in them
+    assert len(list(tmp_path.glob("*/img_00.jpg"))) == len(indices)
+
+
+def test_a_group_that_is_a_link_is_refused(write, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/00000-00009").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="a symbolic link; expected a folder"):
+        write(tmp_path / "run", folders_per_group=10)
+    assert not any((tmp_path / "elsewhere").iterdir())

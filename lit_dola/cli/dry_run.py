@@ -1,0 +1,81 @@
+"""``--dry_run true``: what a run would make, without a model or a device."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from jsonargparse import Namespace
+
+from lit_dola.callbacks.run_writer import RunWriter
+from lit_dola.data.base import RequestDataModule
+from lit_dola.errors import printable
+from lit_dola.reports.status import amount
+from lit_dola.runs.folder import RunFiles
+from lit_dola.tasks.batches import BatchModule
+
+
+def describe(
+    model: BatchModule, data: RequestDataModule, writer: RunWriter, trainer: Namespace
+) -> Iterator[str]:
+    """Yield lines about what a run would make: how much, in how many batches, and how much disk.
+
+    Args:
+        model: The model, which is not loaded.
+        data: The entries, which are read.
+        writer: The writer; its folder is read and not changed.
+        trainer: Settings of the trainer: devices may be asked for that are not there.
+
+    Raises:
+        UserError: If the entries or the folder are unusable.
+    """
+    data.prepare_data()
+    data.setup("predict")
+    plan, results = data.plan, writer.kind.results
+    done = _done(writer)
+    to_make = sum(request.key not in done for request in plan.requests)
+    there = len(plan.requests) - to_make
+    skipped = f", {amount(len(plan.failures), 'entries')} skipped" if plan.failures else ""
+    yield (
+        f"{amount(to_make, results)} to make, {there:,} there already{skipped}, in"
+        f" {printable(str(writer.output_dir))}"
+    )
+    ranks, size = _ranks(trainer), plan.batch_size
+    share = math.ceil(to_make / (ranks or 1))
+    who = f"{amount(ranks, 'ranks')}: at most {share:,} each" if ranks else "a rank per device"
+    batches = "batches as large as the memory allows"
+    if size is not None:
+        count = amount(math.ceil(share / size), "batches") if ranks else "batches"
+        batches = f"{count} of at most {size:,}"
+    yield f"{who}, in {batches}"
+    if estimate := writer.estimated_bytes(model, plan):
+        yield f"about {_bytes(to_make * estimate)} of disk"
+
+
+def _done(writer: RunWriter) -> set[Any]:
+    """Return the keys of the results that are there, as far as their files are."""
+    if not writer.output_dir.is_dir():
+        return set()
+    files = RunFiles(writer.output_dir)
+    return {
+        record.key
+        for record in writer.kind.read(writer.output_dir)
+        if all(files.modified(file) is not None for file in writer.files_of(record) or ())
+    }
+
+
+def _ranks(trainer: Namespace) -> int | None:
+    """Return how many processes the settings ask for; None if the devices decide."""
+    devices, nodes = trainer.devices, int(trainer.num_nodes or 1)
+    if isinstance(devices, str) and devices.strip().isdecimal():
+        devices = int(devices)
+    if isinstance(devices, list):
+        return len(devices) * nodes
+    return devices * nodes if isinstance(devices, int) and devices > 0 else None
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
