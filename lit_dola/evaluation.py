@@ -13,6 +13,7 @@ from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import Trainer
 from PIL import Image
 
+from lit_dola.callbacks.open_run import cannot_write
 from lit_dola.callbacks.run_writer import find_writer
 from lit_dola.data.base import RequestDataModule, shards_the_model
 from lit_dola.data.datamodule import PromptDataModule
@@ -127,7 +128,7 @@ class EvaluationTrainer(Trainer):
             if writer.kind is IMAGES:
                 images.sheet.write(folder / "sheet.png", runs, scores)
         except OSError as error:
-            raise UserError(writer.cannot_write(error)) from error
+            raise UserError(cannot_write(folder, error)) from error
 
 
 def _check(models: Mapping[str, JanusModule], folder: ModelFolder, reference: str) -> None:

@@ -133,7 +133,7 @@ def break_call(number, how):
         setattr(Path, call.__name__, counted(call))
 
 
-CALLS = 41
+CALLS = 40
 """Calls that change the folder in a run of two images."""
 
 

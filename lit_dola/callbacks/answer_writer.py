@@ -45,13 +45,13 @@ class AnswerWriter(RunWriter):
             record = AnswerRecord(
                 prompt.prompt_index,
                 prompt.metadata,
-                [self.relative(picture) for picture in answer.request.pictures],
+                [self.run.relative(picture) for picture in answer.request.pictures],
                 answer.text,
                 answer.tokens,
                 self.record_settings(),
                 answer.at_once,
             )
-            self.submit(self.append_record, record)
+            self.run.submit(self.run.append, record)
         return results.failures
 
     def write_reports(self, trainer: Trainer) -> None:

@@ -44,7 +44,7 @@ class RunProgress(ProgressBar):
         self._open_bars(trainer, pl_module, disable=not has_bars)
         writer = find_writer(trainer)
         if self._enabled and writer:
-            self._lines = ProgressLines(writer.output_dir, writer.run, self.interval)
+            self._lines = ProgressLines(writer.output_dir, writer.run.about, self.interval)
             if not has_bars:
                 self._lines.start()
 

@@ -38,13 +38,13 @@ class RankWriter(RunWriter):
             record = RankRecord(
                 request.prompt.prompt_index,
                 request.prompt.metadata,
-                [self.relative(picture) for picture in request.pictures],
+                [self.run.relative(picture) for picture in request.pictures],
                 [*request.labels],
                 scores,
                 order,
                 self.record_settings(),
             )
-            self.submit(self.append_record, record)
+            self.run.submit(self.run.append, record)
         return results.failures
 
     def write_reports(self, trainer: Trainer) -> None:

@@ -1,4 +1,4 @@
-"""The first and the last line of a run."""
+"""The first and the last line of a run, and the one about what is missing."""
 
 import math
 from pathlib import Path
@@ -9,6 +9,9 @@ from lightning.pytorch import Trainer
 from lit_dola.data.plan import RunPlan
 from lit_dola.errors import printable
 from lit_dola.reports.status import amount, duration, rate_of
+from lit_dola.runs.finish import Outcome
+from lit_dola.runs.record_log import RESULTS
+from lit_dola.runs.run_file import RunFile
 from lit_dola.tasks.base import JanusModule
 
 _DTYPES = {"32": "float32", "64": "float64", "bf16": "bfloat16", "16": "float16"}
@@ -28,26 +31,34 @@ def first_line(
     )
 
 
-def last_line(
-    made: int, there: int, results: str, seconds: float | None, num_failures: int, opens: Path
-) -> str:
+def last_line(run: RunFile, outcome: Outcome, opens: Path) -> str:
     """Return what a run has done.
 
     Args:
-        made: Results that it has made.
-        there: Results that were there before.
-        results: What they are called.
-        seconds: Time since the model was loaded; None if it was not.
-        num_failures: Prompts and results that were skipped.
+        run: The run, which has ended.
+        outcome: What has become of it.
         opens: Path to look at.
     """
-    skipped = f", {num_failures:,} skipped" if num_failures else ""
-    if seconds is None or not made:
-        done = f"nothing to do: {amount(there, results)} there already"
-    else:
-        rate = rate_of(made / max(seconds, 1e-3), results)
+    results = RESULTS[run.log]
+    skipped = f", {outcome.num_failures:,} skipped" if outcome.num_failures else ""
+    made = outcome.num_there - run.done_before
+    if run.began and run.ended and made:
+        seconds = max(run.ended - run.began, 1e-3)
+        rate = rate_of(made / seconds, results)
         done = f"{amount(made, results)} in {duration(math.ceil(seconds))}, {rate}"
+    else:
+        done = f"nothing to do: {amount(outcome.num_there, results)} there already"
     return f"{done}{skipped}; open {printable(str(opens))}"
+
+
+def missing_line(run: RunFile, outcome: Outcome, folder: Path) -> str:
+    """Return the message for a run that has not made everything."""
+    return (
+        f"{folder}: {outcome.num_missing} of {run.asked_for} {RESULTS[run.log]} are missing;"
+        " expected all of them, but the trainer ended the run early (limit_predict_batches,"
+        " fast_dev_run, max_time) or something deleted them; the same command without such a"
+        " setting makes them"
+    )
 
 
 def _devices(trainer: Trainer) -> str:

@@ -11,6 +11,7 @@ from jsonargparse.typing import PositiveInt, restricted_number_type
 from lightning.pytorch import Trainer
 from PIL import Image
 
+from lit_dola.callbacks.open_run import cannot_write
 from lit_dola.callbacks.run_writer import RunWriter
 from lit_dola.data.plan import RunPlan
 from lit_dola.data.requests import Failure, ImageKey, ImageRequest
@@ -147,7 +148,7 @@ class ImageWriter(RunWriter):
                 results.forwards[place],
                 results.at_once[place],
             )
-            self.submit(self._write, record, image, results.tokens[place].numpy())
+            self.run.submit(self._write, record, image, results.tokens[place].numpy())
         return results.failures
 
     def _write(
@@ -162,7 +163,7 @@ class ImageWriter(RunWriter):
             write_atomically(self.output_dir / _tokens_of(record.file), [npy.getvalue()])
         content = encode_image(image, record.provenance(), self.format, self.quality)
         write_atomically(path, [content])
-        self.append_record(record)
+        self.run.append(record)
 
     def _make_folder_of(self, path: Path) -> None:
         if self.folders_per_group is not None:
@@ -182,7 +183,7 @@ class ImageWriter(RunWriter):
             self._make_folder_of(path)
             return write_inspection(path, inspection, image)
         except OSError as error:
-            raise RankError(self.cannot_write(error)) from error
+            raise RankError(cannot_write(self.output_dir, error)) from error
 
     def write_reports(self, trainer: Trainer) -> None:
         """Write the gallery, and each rank's share of the grids."""

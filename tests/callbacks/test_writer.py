@@ -14,7 +14,7 @@ import torch
 from PIL import ExifTags, Image
 
 from lit_dola import ImageWriter
-from lit_dola.callbacks import write_queue, writer
+from lit_dola.callbacks import open_run, writer
 from lit_dola.data.datamodule import PromptDataModule
 from lit_dola.data.plan import RunPlan
 from lit_dola.data.requests import Failure, ImageRequest, Prompt
@@ -325,9 +325,9 @@ def test_images_are_written_off_the_main_thread(write, tmp_path, monkeypatch):
 
 
 def test_the_next_batch_waits_when_the_disk_is_far_behind(write, tmp_path, monkeypatch):
-    monkeypatch.setattr(write_queue, "_MAX_WAITING", 2)
+    monkeypatch.setattr(open_run, "_MAX_WAITING", 2)
     image_writer = write(tmp_path, [request(str(i), i, 0) for i in range(9)], end=False)
-    assert len(image_writer._queue._waiting) <= 2
+    assert len(image_writer.run._waiting) <= 2
     image_writer.on_predict_end(None, None)
     assert len(log_of(tmp_path).read_text().splitlines()) == 9
 
