@@ -1,9 +1,10 @@
 """Janus with DoLa-static from Python: load once, then generate any number of times."""
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,19 +25,28 @@ from lit_dola.janus.model import ImageBackbone
 from lit_dola.janus.quantization import Quantization
 from lit_dola.janus.tokenizer import PromptEncoder, Roles
 from lit_dola.janus.vq import decode_pixels, to_pillow
+from lit_dola.reports.generation import Generation
+from lit_dola.runs.records import ImageRecord, versions
 from lit_dola.tasks.generate import GeneratedImages, LitDoLa
 from lit_dola.tasks.recommended import recommended_settings
+from lit_dola.tasks.signature import takes_settings_of
 
 _PRECISIONS = {torch.float32: "32-true", torch.bfloat16: "bf16-true", torch.float16: "16-true"}
 
 
-class Generation(NamedTuple):
-    """The images of one call, ordered by prompt, then by index."""
-
-    images: list[Image.Image]
-    """RGB."""
-    tokens: Tensor
-    """Int32 ``(images, num_image_tokens)``, on the CPU."""
+_OF_DIFFUSERS = {
+    "prompt": "expected prompts",
+    "guidance_scale": "expected cfg_weight, which means the same",
+    "num_images_per_prompt": "expected parallel_size, which means the same",
+    "generator": "expected seed, which with the indices of an image decides all of its noise",
+    "num_inference_steps": "there is no such setting: an image has as many steps as tokens",
+    "height": "there is no such setting: images have the size that the model was trained for",
+    "width": "there is no such setting: images have the size that the model was trained for",
+    "negative_prompt": "there is no such setting: the unconditional branch has no text",
+    "output_type": "there is no such setting: the result has both images and tokens",
+}
+"""Arguments that users of diffusers may try, and what to say about them."""
+_NOT_OF_GENERATE = {"model_path", "roles", "backend", "quantize", "inspect"}
 
 
 class JanusPipeline:
@@ -121,28 +131,47 @@ class JanusPipeline:
         weight: Tensor = self.janus.language_model.embed_tokens.weight
         return weight
 
+    def __repr__(self) -> str:
+        size = sum(weight.numel() for weight in cast(Any, self.janus).parameters())
+        name, dtype = self.checkpoint.name, str(self._weight.dtype).removeprefix("torch.")
+        return f"<JanusPipeline {name}, {size / 1e6:,.1f}M parameters, {dtype}, {self.device}>"
+
+    @takes_settings_of(LitDoLa, leave_out=_NOT_OF_GENERATE)
     def generate(
-        self, prompts: str | Sequence[str], *, dola: bool = True, **settings: Any
+        self,
+        prompts: str | Sequence[str],
+        *,
+        dola: bool = True,
+        progress: bool = True,
+        **settings: Any,
     ) -> Generation:
         """Generate the images that ``main.py predict`` makes of the same prompts and settings.
 
+        The pipeline itself can be called in the same way. What is not given is as the checkpoint
+        recommends, see :attr:`recommended`, and else as the signature says.
+
         Args:
             prompts: One or more prompts.
-            dola: Whether to use DoLa.
-            settings: Any other setting of :class:`lit_dola.LitDoLa` by name: ``alpha``,
-                ``cfg_weight``, ``parallel_size``, ``seed``, ... Defaults are those that the
-                checkpoint recommends, else those of the class.
+            dola: Whether to use DoLa; without it every step is exactly Janus' own.
+            progress: Whether to show progress, if stderr is a terminal.
+            settings: Those of :class:`lit_dola.LitDoLa`.
+
+        Returns:
+            Images, tokens, and how each image was made; it can be saved as a run.
 
         Raises:
             UserError: If a setting or prompt is invalid, or the model's logits are not finite.
         """
-        fixed = {"model_path": self.checkpoint.name, "roles": self.roles}
-        if wrong := {*fixed, "backend", "quantize", "inspect"} & settings.keys():
-            raise UserError(
-                f"{min(wrong)}: not a setting of generate; expected it in from_pretrained, or a run"
-                " of predict"
-            )
-        model = LitDoLa.checked({**self.recommended, **fixed, "dola": dola, **settings})
+        for name in settings:
+            if name in _OF_DIFFUSERS:
+                raise UserError(f"{name}: a name of diffusers; {_OF_DIFFUSERS[name]}")
+            if name in _NOT_OF_GENERATE:
+                raise UserError(
+                    f"{name}: not a setting of generate; expected it in from_pretrained, or a run"
+                    " of predict"
+                )
+        fixed = {"model_path": self.checkpoint.name, "roles": self.roles, "dola": dola}
+        model = LitDoLa.checked({**self.recommended, **fixed, **settings})
         model.janus = self.janus
         given = [prompts] if isinstance(prompts, str) else prompts
         if not isinstance(given, Iterable) or isinstance(given, Mapping | bytes):
@@ -151,8 +180,16 @@ class JanusPipeline:
             )
         data = _GivenPrompts([*given], model, self.checkpoint, self.encoder)
         with quiet_lightning():
-            predictions = self._trainer().predict(model, datamodule=data)
-        return _in_order(cast(list[GeneratedImages], predictions))
+            trainer = self._trainer(progress)
+            predictions = trainer.predict(model, datamodule=data)
+        made_with = {
+            **model.record_settings(data.plan, trainer.precision),
+            **model.batching(),
+            "versions": versions(),
+        }
+        return _in_order(cast(list[GeneratedImages], predictions), made_with)
+
+    __call__ = generate
 
     def decode(self, tokens: Tensor | npt.ArrayLike) -> list[Image.Image]:
         """Decode the tokens of images, as a generation or a run has saved them.
@@ -195,7 +232,7 @@ class JanusPipeline:
             )
         return images
 
-    def _trainer(self) -> Trainer:
+    def _trainer(self, progress: bool) -> Trainer:
         on_cpu = self.device.type == "cpu"
         precision: Any = _PRECISIONS[self._weight.dtype]
         return Trainer(
@@ -205,7 +242,8 @@ class JanusPipeline:
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
-            callbacks=[RunProgress()],
+            enable_progress_bar=progress,
+            callbacks=[RunProgress()] if progress else [],
         )
 
 
@@ -247,13 +285,20 @@ class _GivenPrompts(PromptDataModule):
             raise UserError(f"prompts: {error}") from error
 
 
-def _in_order(predictions: list[GeneratedImages]) -> Generation:
+def _in_order(predictions: list[GeneratedImages], settings: dict[str, Any]) -> Generation:
     """Order images by prompt and index, whatever batches they were made in."""
     found = {}
     for part in predictions:
         if part.failures:
             raise UserError(part.failures[0].reason)
-        for request, tokens, pixels in zip(part.requests, part.tokens, part.pixels):
-            found[request.key] = tokens, to_pillow(pixels)
-    images = [found[key] for key in sorted(found)]
-    return Generation([image for _, image in images], torch.stack([drawn for drawn, _ in images]))
+        for place, request in enumerate(part.requests):
+            how = part.forwards[place], part.at_once[place]
+            record = ImageRecord(
+                "", request.prompt.text, *request.key, settings, request.prompt.metadata, None, *how
+            )
+            image = to_pillow(part.pixels[place])
+            image.info["prompt"] = record.prompt
+            image.info["parameters"] = json.dumps(record.provenance(), ensure_ascii=False)
+            found[request.key] = image, part.tokens[place], record
+    images, tokens, records = zip(*(found[key] for key in sorted(found)))
+    return Generation([*images], torch.stack(tokens), [*records])

@@ -1,5 +1,7 @@
 """The Python interface returns the same images as the command line."""
 
+import inspect
+import json
 import logging
 import subprocess
 import sys
@@ -11,10 +13,10 @@ import torch
 from PIL import Image
 
 import lit_dola
-from lit_dola import JanusPipeline
+from lit_dola import JanusPipeline, LitDoLa
 from lit_dola.errors import UserError
 from tests.support import forked
-from tests.support.commands import CPU
+from tests.support.commands import CPU, files
 
 PROMPTS = ["two blue birds on a branch in the morning", "a red apple"]
 
@@ -64,7 +66,14 @@ def test_tokens_decode_to_the_same_images(pipeline):
 @pytest.mark.parametrize(
     ("prompts", "settings", "message"),
     [
-        ("a", {"alpha": 2}, "alpha.*v>=0 and v<=1"),
+        ("a", {"alpha": 2}, "^alpha: 2; expected a number, 0 <= alpha <= 1$"),
+        ("a", {"alpha": "x"}, "^alpha: 'x'; expected a number, 0 <= alpha <= 1$"),
+        ("a", {"top_k": 0}, "^top_k: 0; expected an integer, 0 < top_k, or None$"),
+        ("a", {"apc": "all"}, "^apc: 'all'; expected 'cond', 'intersection', 'union' or 'per_br"),
+        ("a", {"compile": 3}, "^compile: 3; expected True or False, or 'auto'$"),
+        ("a", {"entropy_temperature": [1]}, r"^entropy_temperature: \[1\]; expected 3 of: a numb"),
+        ("a", {"guidance_scale": 3}, "^guidance_scale: a name of diffusers; expected cfg_weight"),
+        ("a", {"height": 384}, "^height: a name of diffusers; there is no such setting: images"),
         ("a", {"alhpa": 0.2}, "alhpa: not a setting of the model; did you mean alpha"),
         ("a", {"quantize": "int8wo"}, "quantize: not a setting of generate"),
         ([], {}, "prompts: empty"),
@@ -76,6 +85,63 @@ def test_tokens_decode_to_the_same_images(pipeline):
 def test_errors(pipeline, prompts, settings, message):
     with pytest.raises(UserError, match=message):
         pipeline.generate(prompts, **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("format", "more"), [("png", {}), ("jpg", {"quality": 80}), ("webp", {"save_tokens": True})]
+)
+def test_what_is_saved_is_what_predict_writes(pipeline, tiny_checkpoint, tmp_path, format, more):
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    done = forked.run(
+        tmp_path,
+        [
+            "predict", *CPU, f"--model.model_path={tiny_checkpoint}", "--model.parallel_size=2",
+            "--data.prompt_json=prompts.txt", "--model.alpha=0.3", f"--writer.format={format}",
+            "--writer.output_dir=a/run", *(f"--writer.{k}={v}" for k, v in more.items()),
+        ],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    made = pipeline(PROMPTS, alpha=0.3, parallel_size=2, progress=False)
+    page = made.save(tmp_path / "b/run", format=format, **more)
+    assert page == tmp_path / "b/run/index.html"
+    assert files(tmp_path / "b/run") == files(tmp_path / "a/run")
+    with pytest.raises(UserError, match=r"folder: .*run holds results of a run; expected another"):
+        made.save(tmp_path / "b/run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"folder: cannot write to .*file"):
+        made.save(tmp_path / "file")
+
+
+def test_a_result_knows_how_it_was_made(pipeline):
+    made = pipeline(PROMPTS, parallel_size=2, alpha=0.3, seed=7)
+    assert len(made) == len(list(made)) == 4
+    assert [record.prompt for record in made.records] == [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2
+    assert [record.image_index for record in made.records] == [0, 1, 0, 1]
+    assert made.records[0].settings["seed"] == 7
+    told = json.loads(made.images[3].info["parameters"])
+    assert (told["alpha"], told["prompt"], told["image_index"]) == (0.3, PROMPTS[1], 1)
+    assert made.images[0].info["prompt"] == PROMPTS[0]
+    assert repr(made) == (
+        f"<4 images of 64 x 64: {PROMPTS[0]!r} and 1 more; dola=True, alpha=0.3, strength=1.0,"
+        f" layer={told['layer']}, cfg_weight=5.0, seed=7>"
+    )
+    assert "dola=False, cfg_weight=5.0" in repr(pipeline("a", dola=False, parallel_size=1))
+    assert repr(pipeline).startswith("<JanusPipeline ")
+    assert repr(pipeline).endswith("M parameters, float32, cpu>")
+
+
+def test_the_signature_tells_every_setting():
+    parameters = inspect.signature(JanusPipeline.generate).parameters
+    settings = inspect.signature(LitDoLa).parameters
+    left_out = {"model_path", "roles", "backend", "quantize", "inspect"}
+    assert parameters.keys() - {"self", "prompts", "progress"} == settings.keys() - left_out
+    for name in parameters.keys() & settings.keys():
+        assert parameters[name].default == settings[name].default
+        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert f"\n            {name}: " in JanusPipeline.generate.__doc__
+    assert "settings: " not in JanusPipeline.generate.__doc__
+    assert JanusPipeline.__call__ is JanusPipeline.generate
 
 
 def test_a_checkpoint_that_is_not_there():

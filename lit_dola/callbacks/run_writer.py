@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
-from importlib.metadata import version
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from lit_dola import __version__
 from lit_dola.callbacks.open_run import OpenRun, cannot_write
 from lit_dola.callbacks.summary import first_line, last_line, missing_line
 from lit_dola.data.base import plan_of
@@ -22,7 +20,7 @@ from lit_dola.data.requests import Failure
 from lit_dola.errors import RankError, UserError, given_path
 from lit_dola.runs.claim import Claim
 from lit_dola.runs.finish import Outcome
-from lit_dola.runs.records import Kind
+from lit_dola.runs.records import Kind, versions
 from lit_dola.runs.resume import OnMismatch, RunStart, start_run
 from lit_dola.runs.run_file import RunFile
 from lit_dola.tasks.base import JanusModule
@@ -99,8 +97,7 @@ class RunWriter(BasePredictionWriter):
             **pl_module.record_settings(self._plan, trainer.precision),
             **self.settings(),
         }
-        versions = {name: version(name) for name in ("torch", "transformers", "lightning")}
-        self._versions = {"lit_dola": __version__, **versions}
+        self._versions = versions()
         # Only the first rank looks: on a network file system another rank may see older content.
         found = self._start(pl_module) if trainer.is_global_zero else (None, None)
         start = trainer.strategy.broadcast(found[0])

@@ -1,7 +1,7 @@
 """The JSON Lines files of a run: each rank appends to its own, and the first rank merges them."""
 
 import json
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -113,6 +113,14 @@ class RecordLog:
                 while chunk := file.read(_CHUNK):
                     count += chunk.count(b"\n")
         return count
+
+    def write(self, records: Iterable[Record]) -> None:
+        """Write the merged file of a run that is made at once.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        write_atomically(self.path, map(to_json, records))
 
     def merge(
         self,

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from lit_dola import __version__
 from lit_dola.data.old_names import rename_settings
 from lit_dola.data.requests import ImageKey
 from lit_dola.runs.record_log import RESULTS, Record, RecordLog
@@ -142,6 +144,12 @@ class ImageRecord:
 
 _OWN = {field.name for field in fields(ImageRecord)} - {"settings"}
 IMAGES = Kind("metadata", "prompt", ImageRecord.from_line)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that shape a result."""
+    packages = {name: version(name) for name in ("torch", "transformers", "lightning")}
+    return {"lit_dola": __version__, **packages}
 
 
 def common_settings(records: Iterable[RunRecord]) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """What every task on a Janus needs: its checkpoint, middle layer, loading and sharding."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from logging import getLogger
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
@@ -23,12 +24,15 @@ from lit_dola.janus.model import Backbone
 from lit_dola.janus.packing import pack_weights, unpack_weights
 from lit_dola.janus.quantization import Quantization
 from lit_dola.tasks.batches import EXACT, BatchModule
+from lit_dola.tasks.expected import expected
 
 _log = getLogger(__name__)
 _PRECISIONS = ("32-true", "bf16-true", "16-true", "64-true")
 _NOT_RECORDED = {"parallel_size", "inspect"}
 """Settings that do not change any single result."""
 _BATCHING = {"images_per_batch", "questions_per_batch", "compile"}
+_WRONG = re.compile(r'Parser key "(\w+)"')
+"""How jsonargparse names a setting that is wrong."""
 _ROUNDING = {*_BATCHING, "speculative"}
 """Settings that change how a result is rounded: only in low precision this changes the result."""
 
@@ -91,7 +95,14 @@ class JanusModule(BatchModule):
         try:
             return cls(**parser.parse_object(settings).as_dict())
         except ArgumentError as error:
-            raise UserError(" ".join(str(error).split())) from error
+            wrong = _WRONG.search(str(error))
+            if not wrong or wrong[1] not in settings:
+                raise UserError(" ".join(str(error).split())) from error
+            name = wrong[1]
+            hint = get_type_hints(cls.__init__)[name]
+            raise UserError(
+                f"{name}: {settings[name]!r}; expected {expected(name, hint)}"
+            ) from error
 
     def make_scoring(self) -> Scoring:
         """Return how logits become scores and tokens, from the settings of the same names."""

@@ -142,6 +142,8 @@ CASES |= {
     "device: mps": python(load={"device": "mps"}),
     "dtype: torch.float64": python(load={"dtype": torch.float64}),
     "backend: not a setting of generate": python(generate={"prompts": "a", "backend": "deepseek"}),
+    "a name of diffusers": python(generate={"prompts": "a", "guidance_scale": 3}),
+    "alpha: 2; expected a number": python(generate={"prompts": "a", "alpha": 2}),
     "prompts: found int": python(generate={"prompts": 3}),
     "tokens: found shape": python(decode=[[1, 2]]),
     "tokens: found torch.float32": python(decode=np.zeros(16, np.float32)),
@@ -155,3 +157,24 @@ def not_finite(scene):
     name = "model.vqmodel.quantize.embedding.weight"
     scene.spoil(lambda weights: weights[name].fill_(float("nan")))
     return python(decode=np.zeros(16, np.int64))(scene)
+
+
+@case("holds results of a run; expected another one")
+def saved_twice(scene):
+    return _save(scene, "made", "made")
+
+
+@case("folder: cannot write to")
+def saved_into_a_file(scene):
+    (scene.folder / "file").write_text("")
+    return _save(scene, "file")
+
+
+def _save(scene, *names):
+    made = JanusPipeline.from_pretrained(scene.checkpoint)("a", parallel_size=1)
+    try:
+        for name in names:
+            made.save(scene.folder / name)
+    except UserError as error:
+        return (1, f"error: {error}\n"), 1
+    return (0, ""), 1
