@@ -37,7 +37,7 @@ def one(arguments, tmp_path):
 
     def of(*args):
         done = forked.run(tmp_path, arguments("one/out", *args))
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (done.returncode, messages(done.stderr)) == (0, "")
         return files(tmp_path / "one/out")
 
     return of
@@ -74,7 +74,7 @@ def test_ranks_leave_the_group_in_order(srun, tmp_path):
 
 def test_two_ranks_that_lightning_starts(arguments, one, tmp_path):
     done = run(MAIN, *arguments("out", *ddp(2)), cwd=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, messages(done.stderr)) == (0, "", "")
     assert len(records(tmp_path / "out")) == 10
     assert files(tmp_path / "out") == one()
 
@@ -94,7 +94,7 @@ def test_two_ranks_that_torchrun_starts(arguments, one, tmp_path):
 @pytest.mark.parametrize(("count", "nodes"), [(2, 2), (3, 1), (4, 2)])
 def test_ranks_that_slurm_starts(count, nodes, srun, one, tmp_path):
     for done in srun(count, nodes=nodes):
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (done.returncode, messages(done.stderr)) == (0, "")
     assert files(tmp_path / "out") == one()
 
 
@@ -106,7 +106,7 @@ def test_fewer_images_than_ranks_and_none_at_all(srun, tmp_path):
     (tmp_path / "one.txt").write_text("one cat")
     for _ in range(2):  # the second time everything is done
         for done in srun(3, *args):
-            assert (done.returncode, done.stderr) == (0, "")
+            assert (done.returncode, messages(done.stderr)) == (0, "")
         assert sorted(files(tmp_path / "out")) == [
             "00000_one_cat/img_00.jpg", "index.html", "metadata.jsonl",
         ]  # fmt: skip
@@ -153,13 +153,13 @@ def questions(tiny_checkpoint, tmp_path):
 @pytest.mark.parametrize("count", [2, 3])
 def test_answers_of_several_ranks_are_those_of_one(questions, tmp_path, count):
     done = forked.run(tmp_path, questions("one"))
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, messages(done.stderr)) == (0, "")
     for done in forked.run_ranks(tmp_path, count, questions("out", *ddp(count)), 1, None):
         assert done.returncode == 0, done.stderr
     one, out = ((tmp_path / name / "answers.jsonl").read_bytes() for name in ("one", "out"))
     assert out == one
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        ".run.lock", "answers.jsonl", "index.html"
+        ".run.lock", "answers.jsonl", "index.html", "run.json"
     ]  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def test_rankings_of_two_ranks_are_those_of_one(tmp_path):
         ]  # fmt: skip
 
     done = forked.run(tmp_path, arguments("one"))
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, messages(done.stderr)) == (0, "")
     for done in forked.run_ranks(tmp_path, 2, arguments("out", *ddp(2)), 1, None):
         assert done.returncode == 0, done.stderr
     one, out = ((tmp_path / name / "ranks.jsonl").read_bytes() for name in ("one", "out"))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.support import forked
-from tests.support.commands import CPU, ROOT, ddp, records, succeed
+from tests.support.commands import CPU, ROOT, ddp, messages, records, succeed
 
 RECORDED = ROOT / "tests" / "recorded"
 RUN = RECORDED / "run"
@@ -58,7 +58,7 @@ def check_same(made):
 @pytest.mark.slow
 def test_the_same_images_and_records(folder, main_here):
     done = main_here(folder, *PREDICT, "--writer.output_dir=out")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, messages(done.stderr)) == (0, "")
     check_same(folder / "out")
     with Image.open(folder / "out" / records(RUN)[0]["file"]) as image:
         assert json.loads(image.text["parameters"])["apc"] == "union"
@@ -81,7 +81,7 @@ def test_the_old_name_of_a_setting(folder, main_here):
     arguments = ["--model.head=union" if "apc" in argument else argument for argument in PREDICT]
     done = main_here(folder, *arguments, "--writer.output_dir=out")
     note = "WARNING: model.head is now called model.apc\n"
-    assert (done.returncode, done.stderr) == (0, note)
+    assert (done.returncode, messages(done.stderr)) == (0, note)
     check_same(folder / "out")
 
 
@@ -128,7 +128,7 @@ def test_the_same_report(old, folder, main_here, monkeypatch):
     scorer = "--scorer=recipes.shapes.scorer.ShapesScorer"
     done = main_here(folder, "evaluate", *ARGUMENTS, variants, scorer, "--writer.output_dir=out")
     notes = ["WARNING: settings is now called variants", "WARNING: head is now called apc"]
-    assert (done.returncode, done.stderr.splitlines()) == (0, notes if old else [])
+    assert (done.returncode, messages(done.stderr).splitlines()) == (0, notes if old else [])
     report = json.loads((folder / "out/report.json").read_text())
     recorded = json.loads((RECORDED / "evaluate/report.json").read_text())
     for kind in ("rates", "differences"):  # their intervals have another method now
@@ -147,7 +147,7 @@ def test_the_same_report(old, folder, main_here, monkeypatch):
 def test_compare_finds_no_difference_between_the_versions(folder, main_here):
     succeed(main_here(folder, *PREDICT, "--writer.output_dir=out"))
     done = main_here(folder, "compare", "out", str(RUN), "--output=page")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, messages(done.stderr)) == (0, "")
     page = (folder / "page/index.html").read_text()
     differing = page.split("<table>")[1].split("</table>")[0]
     assert "alpha" not in differing

@@ -42,10 +42,12 @@ def last_line(run: RunFile, outcome: Outcome, opens: Path) -> str:
     results = RESULTS[run.log]
     skipped = f", {outcome.num_failures:,} skipped" if outcome.num_failures else ""
     made = outcome.num_there - run.done_before
-    if run.began and run.ended and made:
-        seconds = max(run.ended - run.began, 1e-3)
-        rate = rate_of(made / seconds, results)
-        done = f"{amount(made, results)} in {duration(math.ceil(seconds))}, {rate}"
+    if made > 0:
+        done = f"{amount(made, results)} made"
+        if run.began and run.ended:  # not if other ranks have made all of them
+            seconds = max(run.ended - run.began, 1e-3)
+            rate = rate_of(made / seconds, results)
+            done = f"{amount(made, results)} in {duration(math.ceil(seconds))}, {rate}"
     else:
         done = f"nothing to do: {amount(outcome.num_there, results)} there already"
     return f"{done}{skipped}; open {printable(str(opens))}"

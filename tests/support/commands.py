@@ -29,7 +29,7 @@ def succeed(done):
 
 _NARRATION = re.compile(
     r".* on .*, .*: [\d,]+ (image|answer|ranking)s? to make.*; writing to .*"
-    r"|.*([\d,]+ (image|answer|ranking)s? in [\d:]+, .*|nothing to do: .*); open .*"
+    r"|.*([\d,]+ (image|answer|ranking)s? (in [\d:]+, .*|made.*)|nothing to do: .*); open .*"
 )
 """The first and the last line of a run."""
 
