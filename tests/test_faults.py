@@ -199,19 +199,19 @@ def test_two_runs_at_once_in_one_folder(command, undisturbed, tmp_path):
 
 def merge_slowly(begin_at):
     """Start at a moment, and let others act while this run reads and merges the records."""
-    merge, differences = RecordLog.merge, resume.differences
+    merge, keep_complete = RecordLog.merge, resume._keep_complete
 
     def slow_merge(self, *args, **kwargs):
         time.sleep(0.02)
-        merge(self, *args, **kwargs)
+        return merge(self, *args, **kwargs)
 
-    def slow_differences(*args):
-        found = differences(*args)
+    def slowly_keep_complete(*args):
+        found = keep_complete(*args)
         time.sleep(0.02)
         return found
 
     RecordLog.merge = slow_merge
-    resume.differences = slow_differences
+    resume._keep_complete = slowly_keep_complete
     time.sleep(max(0, begin_at - time.monotonic()))
 
 

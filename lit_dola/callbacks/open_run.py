@@ -133,8 +133,8 @@ class OpenRun:
             return Outcome()
         plan = self.plan
         outcome = finish_run(self.kind, self._claim, files_of, plan.asked_for, plan.requests)
+        delete_half_written(self.folder, before=self._start.began)
         if plan.requests:
-            delete_half_written(self.folder, before=self._start.began)
             there, missing = outcome.num_there, outcome.num_missing
             self.note(ended=time.time(), num_there=there, num_missing=missing)
         return outcome

@@ -120,7 +120,7 @@ def delete_half_written(folder: Path, before: float) -> None:
     """
     for place in (folder, *prompt_folders(folder)):
         for entry in os.scandir(place):
-            if TEMPORARY_FILE.fullmatch(entry.name):
+            if entry.name.endswith(".tmp") and TEMPORARY_FILE.fullmatch(entry.name):
                 with suppress(FileNotFoundError):
                     if entry.stat(follow_symlinks=False).st_mtime < before:
                         os.unlink(entry.path)
