@@ -110,9 +110,9 @@ BAD = {
     "lit_dola: parallel_size cannot be recommended": {"parallel_size": 2},
     "lit_dola: model_path cannot be recommended": {"model_path": "elsewhere"},
     "lit_dola: alpha: null": {"alpha": None},
-    'lit_dola: Parser key "alpha"': {"alpha": 2},
-    'lit_dola: Parser key "apc"': {"apc": "both"},
-    'lit_dola: Parser key "entropy_temperature"': {"entropy_temperature": [1, 0, 1]},
+    "lit_dola: alpha: ": {"alpha": 2},
+    "lit_dola: apc: ": {"apc": "both"},
+    "lit_dola: entropy_temperature: ": {"entropy_temperature": [1, 0, 1]},
 }
 
 
