@@ -50,7 +50,9 @@ def write_gallery(folder: Path, num_failures: int = 0) -> None:
     """
     log = RecordLog(folder, IMAGES.log)
     index = folder / page_file(1)
-    if _is_newer(index, [log.path, folder / BEST, folder / "errors.jsonl"]):
+    # What changes a page without a younger file, such as a file that is gone, begins its digest.
+    made_of = f"{template_digest()}-{num_failures}-{int((folder / BEST).exists())}-"
+    if _is_newer(index, made_of, [log.path, folder / BEST]):
         return
     best = best_files(folder)
     pages: list[_Page] = []
@@ -68,7 +70,7 @@ def write_gallery(folder: Path, num_failures: int = 0) -> None:
     for page, file in zip(pages, files):
         digest = shared.copy()
         digest.update(page.digest.digest())
-        content = f"{template_digest()}-{len(pages)}-{digest.hexdigest()[:16]}"
+        content = f"{made_of}{len(pages)}-{digest.hexdigest()[:16]}"
         if digest_of(folder / file) != content:
             prompts = _prompts(log, page, settings, best)
             write_page(
@@ -85,12 +87,12 @@ def page_file(number: int) -> str:
     return "index.html" if number == 1 else f"index-{number}.html"
 
 
-def _is_newer(index: Path, sources: Iterable[Path]) -> bool:
-    """Return whether the gallery was written by this version, after all that it is made from."""
-    template, _, rest = (digest_of(index) or "").partition("-")
-    if template != template_digest():
+def _is_newer(index: Path, made_of: str, sources: Iterable[Path]) -> bool:
+    """Return whether the gallery is made of the same, and was written after its sources."""
+    digest = digest_of(index) or ""
+    if not digest.startswith(made_of):
         return False
-    num_pages = int(rest.partition("-")[0])
+    num_pages = int(digest.removeprefix(made_of).partition("-")[0])
     if not all((index.parent / page_file(page + 1)).exists() for page in range(num_pages)):
         return False
     written = index.stat().st_mtime_ns

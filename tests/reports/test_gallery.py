@@ -206,3 +206,16 @@ def test_what_else_changes_pages(three_pages, written, monkeypatch, what):
     write_gallery(three_pages, failures)
     assert len(written) == expected
     assert pages_of(three_pages) != before
+
+
+@pytest.mark.parametrize("what", ["errors", "best"])
+def test_pages_forget_what_is_gone(three_pages, written, what):
+    before = pages_of(three_pages)
+    best = three_pages / "best.json"
+    if what == "best":
+        best.write_text(json.dumps({"prompts": {"0": {"best": "00000_p/img_00.png"}}}))
+    write_gallery(three_pages, num_failures=2 if what == "errors" else 0)
+    assert len(written) == 3
+    best.unlink(missing_ok=True)
+    write_gallery(three_pages)
+    assert pages_of(three_pages) == before
