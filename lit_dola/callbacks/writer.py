@@ -1,7 +1,6 @@
 """Writing images as they are made, each with a record of the settings that made it."""
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +21,9 @@ from lit_dola.reports.contact_sheet import write_prompt_grid
 from lit_dola.reports.gallery import write_gallery
 from lit_dola.reports.inspection_plot import write_inspection
 from lit_dola.runs.claim import alone_in
-from lit_dola.runs.files import make_folder, write_atomically
+from lit_dola.runs.files import make_folder
 from lit_dola.runs.folder import image_path, prompt_folders
-from lit_dola.runs.image_file import Format, encode_image
+from lit_dola.runs.image_file import Format, tokens_file, write_image
 from lit_dola.runs.records import IMAGES, ImageRecord
 from lit_dola.runs.resume import OnMismatch
 from lit_dola.tasks.base import JanusModule
@@ -117,7 +116,7 @@ class ImageWriter(RunWriter):
         """Return the image, and its tokens and inspection if asked for."""
         files = [record.file]
         if self.save_tokens:
-            files.append(_tokens_of(record.file))
+            files.append(tokens_file(record.file))
         if record.key in self._inspected:
             if record.inspection is None:
                 return None
@@ -155,14 +154,9 @@ class ImageWriter(RunWriter):
         self, record: ImageRecord, image: Image.Image, tokens: npt.NDArray[np.int32]
     ) -> None:
         """Write an image and its tokens, then its record: a record means that both are complete."""
-        path = self.output_dir / record.file
-        self._make_folder_of(path)
-        if self.save_tokens:
-            npy = BytesIO()
-            np.save(npy, tokens)
-            write_atomically(self.output_dir / _tokens_of(record.file), [npy.getvalue()])
-        content = encode_image(image, record.provenance(), self.format, self.quality)
-        write_atomically(path, [content])
+        self._make_folder_of(self.output_dir / record.file)
+        kept = tokens if self.save_tokens else None
+        write_image(self.output_dir, record, image, self.format, self.quality, kept)
         self.run.append(record)
 
     def _make_folder_of(self, path: Path) -> None:
@@ -198,7 +192,3 @@ class ImageWriter(RunWriter):
     def opens(self) -> Path:
         """Return the gallery, or the folder if there is none."""
         return self.output_dir / "index.html" if self.gallery else self.output_dir
-
-
-def _tokens_of(file: str) -> str:
-    return Path(file).with_suffix(".npy").as_posix()

@@ -3,18 +3,16 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from lit_dola.errors import UserError, given_path
 from lit_dola.reports.gallery import write_gallery
-from lit_dola.runs.files import make_folder, write_atomically
+from lit_dola.runs.files import make_folder
 from lit_dola.runs.folder import image_path
-from lit_dola.runs.image_file import Format, encode_image
+from lit_dola.runs.image_file import Format, write_image
 from lit_dola.runs.record_log import RESULTS, RecordLog
 from lit_dola.runs.records import IMAGES, ImageRecord
 
@@ -92,12 +90,8 @@ class Generation:
                 settings["versions"] = settings.pop("versions")  # last, as in predict's records
                 saved = replace(record, file=f"{stem.as_posix()}.{format}", settings=settings)
                 make_folder(path / stem.parent)
-                if save_tokens:
-                    npy = BytesIO()
-                    np.save(npy, tokens.numpy())
-                    write_atomically(path / f"{stem}.npy", [npy.getvalue()])
-                content = encode_image(image, saved.provenance(), format, quality)
-                write_atomically(path / saved.file, [content])
+                kept = tokens.numpy() if save_tokens else None
+                write_image(path, saved, image, format, quality, kept)
                 saved_records.append(saved.to_line())
             RecordLog(path, IMAGES.log).write(saved_records)
             if gallery:

@@ -6,12 +6,16 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from lit_dola import __version__
 from lit_dola.errors import UserError
+from lit_dola.runs.files import write_atomically
 from lit_dola.runs.record_log import Record
+from lit_dola.runs.records import ImageRecord
 
 Format = Literal["jpg", "png", "webp"]
 
@@ -86,6 +90,40 @@ def encode_image(image: Image.Image, record: Record, format: Format, quality: in
     encoded = BytesIO()
     image.save(encoded, {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}[format], **options)
     return encoded.getvalue()
+
+
+def write_image(
+    folder: Path,
+    record: ImageRecord,
+    image: Image.Image,
+    format: Format,
+    quality: int,
+    tokens: npt.NDArray[np.int32] | None = None,
+) -> None:
+    """Write the image of a record, with its tokens before it if they are given.
+
+    Args:
+        folder: Folder of the run.
+        record: What the file carries, and where it lies; its folder must exist.
+        image: The image, RGB.
+        format: Format of the file.
+        quality: Quality of jpg and webp, 1 to 100.
+        tokens: Its tokens, to lie next to it.
+
+    Raises:
+        OSError: If something cannot be written.
+    """
+    if tokens is not None:
+        npy = BytesIO()
+        np.save(npy, tokens)
+        write_atomically(folder / tokens_file(record.file), [npy.getvalue()])
+    content = encode_image(image, record.provenance(), format, quality)
+    write_atomically(folder / record.file, [content])
+
+
+def tokens_file(file: str) -> str:
+    """Return the path of an image's tokens."""
+    return Path(file).with_suffix(".npy").as_posix()
 
 
 def _exif(record: Record) -> Image.Exif:

@@ -14,13 +14,14 @@ import torch
 from PIL import ExifTags, Image
 
 from lit_dola import ImageWriter
-from lit_dola.callbacks import open_run, writer
+from lit_dola.callbacks import open_run
 from lit_dola.data.datamodule import PromptDataModule
 from lit_dola.data.plan import RunPlan
 from lit_dola.data.requests import Failure, ImageRequest, Prompt
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.tokenizer import PromptEncoder
+from lit_dola.runs import image_file
 from lit_dola.runs.files import write_atomically
 from lit_dola.tasks.generate import GeneratedImages, LitDoLa
 
@@ -296,7 +297,7 @@ def test_a_full_disk_is_an_error_and_what_was_written_is_recorded(write, tmp_pat
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         write_atomically(path, content)
 
-    monkeypatch.setattr(writer, "write_atomically", fail)
+    monkeypatch.setattr(image_file, "write_atomically", fail)
     images = [request(text, index, 0) for index, text in enumerate("abc")]
     with pytest.raises(UserError, match=r"cannot write to .*00001_b/img_00\.jpg: No space left"):
         write(tmp_path, images)
@@ -318,7 +319,7 @@ def test_images_are_written_off_the_main_thread(write, tmp_path, monkeypatch):
         threads.add(threading.current_thread().name)
         write_atomically(path, content)
 
-    monkeypatch.setattr(writer, "write_atomically", note)
+    monkeypatch.setattr(image_file, "write_atomically", note)
     write(tmp_path, end=False).on_exception(None, None, RuntimeError())
     assert threads
     assert threading.current_thread().name not in threads

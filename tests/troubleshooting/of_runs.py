@@ -9,9 +9,9 @@ from types import ModuleType, SimpleNamespace
 import torch
 
 from lit_dola import ImageWriter
-from lit_dola.callbacks import writer
 from lit_dola.decoding.loop import TokenGenerator
 from lit_dola.janus.quantization import _check_int4
+from lit_dola.runs import image_file
 from lit_dola.runs.claim import Claim
 from lit_dola.runs.image_file import encode_image
 from tests.support.commands import messages
@@ -185,7 +185,7 @@ def full_disk(scene):
     def no_space(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "outputs/x")
 
-    scene.monkeypatch.setattr(writer, "write_atomically", no_space)
+    scene.monkeypatch.setattr(image_file, "write_atomically", no_space)
     return scene.predict(), 1
 
 
@@ -212,7 +212,7 @@ def stop(scene, signum):
         os.kill(os.getpid(), signum)
         return encode_image(*args)
 
-    scene.monkeypatch.setattr(writer, "encode_image", kill)
+    scene.monkeypatch.setattr(image_file, "encode_image", kill)
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     handlers = {signum: signal.getsignal(signum) for signum in handled}
     done = scene.predict("--model.images_per_batch=1", "--model.parallel_size=50")
