@@ -41,19 +41,18 @@ class RunProgress(ProgressBar):
         """Open the bars, or begin to print lines."""
         assert isinstance(pl_module, JanusModule)
         has_bars = self._enabled and sys.stderr.isatty()
-        self._open_bars(trainer, pl_module, disable=not has_bars)
         writer = find_writer(trainer)
+        self._open_bars(trainer, pl_module, writer.title if writer else "", disable=not has_bars)
         if self._enabled and writer:
             self._lines = ProgressLines(writer.output_dir, writer.run.about, self.interval)
             if not has_bars:
                 self._lines.start()
 
-    def _open_bars(self, trainer: Trainer, module: JanusModule, disable: bool) -> None:
+    def _open_bars(self, trainer: Trainer, module: JanusModule, title: str, disable: bool) -> None:
         to_make = len(cast(Any, trainer.predict_dataloaders).sampler)
         done = plan_of(trainer).num_done // trainer.world_size
         of = f" (rank 0 of {trainer.world_size})" if trainer.world_size > 1 else ""
-        writer = find_writer(trainer)
-        name = (writer and writer.title) or module.items.capitalize()
+        name = title or module.items.capitalize()
         self._items = tqdm(
             total=done + to_make,
             initial=done,

@@ -109,9 +109,8 @@ class RecordLog:
         """Return the number of lines, without reading what they say."""
         count = 0
         for path in self._files():
-            with suppress(FileNotFoundError), path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    count += chunk.count(b"\n")
+            with suppress(FileNotFoundError):
+                count += count_lines(path)[0]
         return count
 
     def write(self, records: Iterable[Record]) -> None:
@@ -195,6 +194,21 @@ class RecordLog:
 
     def _parts(self) -> list[Path]:
         return sorted(self.path.parent.glob(f"{self.path.stem}.*.jsonl"))
+
+
+def count_lines(path: Path, start: int = 0) -> tuple[int, int]:
+    """Return the number of lines of a file that end after a byte, and where the file ends.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    lines, end = 0, start
+    with path.open("rb") as file:
+        file.seek(start)
+        while chunk := file.read(_CHUNK):
+            lines += chunk.count(b"\n")
+            end += len(chunk)
+    return lines, end
 
 
 def _copied(files: list[Path], found: dict[tuple[int, int], int | bytes]) -> Iterator[bytes]:

@@ -11,14 +11,13 @@ from typing import Any, Literal
 from lit_dola.data.requests import share
 from lit_dola.errors import UserError
 from lit_dola.runs.claim import living_runs
-from lit_dola.runs.record_log import RESULTS, RecordLog
+from lit_dola.runs.record_log import RESULTS, RecordLog, count_lines
 from lit_dola.runs.run_file import RunFile
 
 _SILENCE = 120.0
 """Seconds for which any rank may write nothing."""
 _GAPS = 4
 """Usual gaps between two batches for which a rank may write nothing."""
-_CHUNK = 1 << 20
 
 
 State = Literal["running", "stopped", "finished"]
@@ -83,16 +82,12 @@ class RankCounter:
     def _count(self, path: Path) -> tuple[int, float | None]:
         lines, place = self._read.get(path, (0, 0))
         try:
-            with path.open("rb") as file:
-                file.seek(place)
-                while chunk := file.read(_CHUNK):
-                    lines += chunk.count(b"\n")
-                    place += len(chunk)
+            more, place = count_lines(path, place)
             written = path.stat().st_mtime
         except FileNotFoundError:
             return lines, None
-        self._read[path] = lines, place
-        return lines, written
+        self._read[path] = lines + more, place
+        return lines + more, written
 
 
 def rank_statuses(run: RunFile, counts: Iterable[tuple[int, float | None]]) -> list[RankStatus]:
