@@ -10,6 +10,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are too small for several threads
 
 
+@pytest.fixture(autouse=True)
+def _environment():
+    """Restore the environment: training with two processes leaves its port in MASTER_PORT.
+
+    Every later run with two ranks would ask for that port, free or not.
+    """
+    before = dict(os.environ)
+    yield
+    if dict(os.environ) != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
     """A random Janus in transformers' layout, with images of 4 x 4 tokens."""
