@@ -11,7 +11,7 @@ PYTEST = -m pytest -n auto --maxprocesses 8 --dist worksteal
 FAST = -m "not slow and not distributed and not browser and not gpu"
 # Tests of code that calls transformers.
 WITH_TRANSFORMERS = tests/janus tests/decoding tests/tasks tests/recipes tests/test_benchmarks.py \
-	tests/test_cli.py tests/test_evaluation.py tests/test_pipeline.py tests/test_recorded.py
+	tests/test_cli.py tests/test_evaluation.py tests/pipeline tests/test_recorded.py
 
 .PHONY: demo test test-fast lint test-compat test-newest rehearse-gpu shapes-janus shapes-siglip study clean
 

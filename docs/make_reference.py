@@ -15,13 +15,21 @@ from lit_dola.cli.tasks import ENV_PREFIX
 from lit_dola.decoding import guidance, inspection, loop, sampling
 from lit_dola.evaluation import EvaluationTrainer
 from lit_dola.janus import checkpoint, loading, model
+from lit_dola.reports import generation
 from lit_dola.reports.compare import compare
+from lit_dola.tasks import preview
 
 FUNCTIONS: dict[str, list[Any]] = {
     "`lit_dola.JanusPipeline`": [
         pipeline.JanusPipeline.from_pretrained,
         pipeline.JanusPipeline.generate,
+        pipeline.JanusPipeline.answer,
+        pipeline.JanusPipeline.rank,
         pipeline.JanusPipeline.decode,
+        pipeline.JanusPipeline.to,
+        generation.Generation.save,
+        generation.Generation.figure,
+        preview.ImageStep.preview,
     ],
     "`lit_dola.dola`: the contrast": [
         dola.contrast_with_apc_from_logits,

@@ -8,7 +8,8 @@ from lightning.pytorch import Trainer
 from lit_dola.callbacks.run_writer import RunWriter
 from lit_dola.data.requests import Failure
 from lit_dola.reports.answers import write_answers
-from lit_dola.runs.answers import ANSWERS, AnswerRecord
+from lit_dola.reports.made import answer_record
+from lit_dola.runs.answers import ANSWERS
 from lit_dola.runs.claim import alone_in
 from lit_dola.runs.resume import OnMismatch
 from lit_dola.tasks.answer import Answers
@@ -41,16 +42,7 @@ class AnswerWriter(RunWriter):
     def write_batch(self, results: Answers) -> Sequence[Failure]:
         """Submit the records of a batch of answers."""
         for answer in results.answers:
-            prompt = answer.request.prompt
-            record = AnswerRecord(
-                prompt.prompt_index,
-                prompt.metadata,
-                [self.run.relative(picture) for picture in answer.request.pictures],
-                answer.text,
-                answer.tokens,
-                self.record_settings(),
-                answer.at_once,
-            )
+            record = answer_record(answer, self.record_settings(), self.run.relative)
             self.run.submit(self.run.append, record)
         return results.failures
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from lit_dola.data.pictures import Picture
 from lit_dola.data.plan import RunPlan
 from lit_dola.data.requests import Failure
 from lit_dola.errors import RankError, printable
@@ -91,9 +92,10 @@ class OpenRun:
         with self._lock:
             append_line(path, record)
 
-    def relative(self, path: Path) -> str:
-        """Return a path relative to the run's folder, with ``/``."""
-        return printable(Path(os.path.relpath(path, self.folder)).as_posix())
+    def relative(self, picture: Picture) -> str:
+        """Return the path of a picture relative to the run's folder, with ``/``."""
+        assert isinstance(picture, Path)
+        return printable(Path(os.path.relpath(picture, self.folder)).as_posix())
 
     def wait(self, max_left: int | None = None) -> None:
         """Wait until few writes are left; until none is with 0.

@@ -6,7 +6,7 @@ from typing import Any, cast
 from jsonargparse.typing import PositiveFloat
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lit_dola.callbacks.progress_lines import ProgressLines
 from lit_dola.callbacks.run_writer import find_writer
@@ -15,7 +15,7 @@ from lit_dola.tasks.base import JanusModule
 
 
 class RunProgress(ProgressBar):
-    """Shows in a terminal two bars, each with a rate and the time left; elsewhere prints lines.
+    """Shows bars of images and tokens in a terminal or a notebook, and prints lines elsewhere.
 
     With several devices the bars show the first one's share, the lines those of all.
 
@@ -24,8 +24,8 @@ class RunProgress(ProgressBar):
             there is one every 30 seconds.
     """
 
-    _items: "tqdm[Any]"
-    _tokens: "tqdm[Any]"
+    _items: Any
+    _tokens: Any
 
     def __init__(self, interval: PositiveFloat = 300.0) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class RunProgress(ProgressBar):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bars, or begin to print lines."""
         assert isinstance(pl_module, JanusModule)
-        has_bars = self._enabled and sys.stderr.isatty()
+        has_bars = self._enabled and (sys.stderr.isatty() or _in_notebook())
         writer = find_writer(trainer)
         self._open_bars(trainer, pl_module, writer.title if writer else "", disable=not has_bars)
         if self._enabled and writer:
@@ -102,3 +102,10 @@ class RunProgress(ProgressBar):
         if self._lines:
             self._lines.stop()
             self._lines = None
+
+
+def _in_notebook() -> bool:
+    """Return whether this is the kernel of a notebook, whose stderr is no terminal."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and "IPKernelApp" in shell.config

@@ -9,7 +9,8 @@ from lit_dola.callbacks.run_writer import RunWriter
 from lit_dola.data.items import ItemDataModule
 from lit_dola.data.requests import Failure
 from lit_dola.reports.best import write_best
-from lit_dola.runs.ranks import RANKS, RankRecord
+from lit_dola.reports.made import rank_record
+from lit_dola.runs.ranks import RANKS
 from lit_dola.runs.resume import OnMismatch
 from lit_dola.tasks.rank import Rankings
 
@@ -34,16 +35,8 @@ class RankWriter(RunWriter):
 
     def write_batch(self, results: Rankings) -> Sequence[Failure]:
         """Submit the records of a batch of rankings."""
-        for request, scores, order in results.rankings:
-            record = RankRecord(
-                request.prompt.prompt_index,
-                request.prompt.metadata,
-                [self.run.relative(picture) for picture in request.pictures],
-                [*request.labels],
-                scores,
-                order,
-                self.record_settings(),
-            )
+        for ranking in results.rankings:
+            record = rank_record(ranking, self.record_settings(), self.run.relative)
             self.run.submit(self.run.append, record)
         return results.failures
 

@@ -1,6 +1,7 @@
 """Writing images as they are made, each with a record of the settings that made it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from lit_dola.janus.vq import to_pillow
 from lit_dola.reports.contact_sheet import write_prompt_grid
 from lit_dola.reports.gallery import write_gallery
 from lit_dola.reports.inspection_plot import write_inspection
+from lit_dola.reports.made import image_record
 from lit_dola.runs.claim import alone_in
 from lit_dola.runs.files import make_folder
 from lit_dola.runs.folder import image_path, prompt_folders
@@ -134,19 +136,11 @@ class ImageWriter(RunWriter):
         """Submit a batch of images; inspections are written at once."""
         for place, request in enumerate(results.requests):
             image = to_pillow(results.pixels[place])
-            plot = None
+            file = self._file_of(request)
+            record = image_record(results, place, self.record_settings(), file)
             if place in results.inspections:
-                plot = self._write_inspection(request, image, results.inspections[place])
-            record = ImageRecord(
-                self._file_of(request),
-                request.prompt.text,
-                *request.key,
-                self.record_settings(),
-                request.prompt.metadata,
-                plot.relative_to(self.output_dir).as_posix() if plot else None,
-                results.forwards[place],
-                results.at_once[place],
-            )
+                plot = self._write_inspection(record, image, results.inspections[place])
+                record = replace(record, inspection=plot.relative_to(self.output_dir).as_posix())
             self.run.submit(self._write, record, image, results.tokens[place].numpy())
         return results.failures
 
@@ -165,17 +159,17 @@ class ImageWriter(RunWriter):
         make_folder(path.parent)
 
     def _write_inspection(
-        self, request: ImageRequest, image: Image.Image, inspection: Inspection
+        self, record: ImageRecord, image: Image.Image, inspection: Inspection
     ) -> Path:
         """Write a plot and return its path. Runs on the main thread: matplotlib is not thread-safe.
 
         Raises:
             UserError: If it cannot be written.
         """
-        path = self.output_dir / self._path(request)
+        path = self.output_dir / record.file
         try:
             self._make_folder_of(path)
-            return write_inspection(path, inspection, image)
+            return write_inspection(path.with_suffix(""), inspection, image, record)
         except OSError as error:
             raise RankError(cannot_write(self.output_dir, error)) from error
 

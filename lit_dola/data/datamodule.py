@@ -1,7 +1,7 @@
 """The LightningDataModule of ``predict``: reads prompts, and plans the images to make of them."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from logging import getLogger
@@ -89,6 +89,8 @@ class PromptDataModule(RequestDataModule):
         self.prompt_json = given_path("data.prompt_json", prompt_json)
         self.roles = roles
         self.parallel_size = parallel_size
+        self.seeds: Sequence[int] | None = None
+        """Seed of each image, by prompt, then by index; None: that of the model for all."""
 
     @cached_property
     def encoder(self) -> PromptEncoder:
@@ -120,7 +122,7 @@ class PromptDataModule(RequestDataModule):
             self.on_error,
             self.checkpoint,
             self.encoder,
-            ImageRequests(prompts, self.parallel_size),
+            ImageRequests(prompts, self.parallel_size, self.seeds),
             failures,
             batch_size=None if self.batch_size == "auto" else self.batch_size,
         )

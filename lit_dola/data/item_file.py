@@ -5,6 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lit_dola.data.pictures import Picture
 from lit_dola.data.prompt_file import check_writable, kind_of, read_entries
 from lit_dola.data.question_file import CheckedPictures, pictures_of
 from lit_dola.data.requests import Failure, Prompt
@@ -16,7 +17,7 @@ class Item(NamedTuple):
 
     prompt: Prompt
     """Its metadata is the whole entry."""
-    pictures: tuple[Path, ...]
+    pictures: tuple[Picture, ...]
     names: tuple[str, ...]
     """The pictures as the entry names them."""
     labels: tuple[str, ...]

@@ -1,6 +1,7 @@
 """The LightningDataModule of ``rank``: pictures with labels, or the images of a run."""
 
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from jsonargparse.typing import PositiveInt
@@ -82,18 +83,24 @@ class ItemDataModule(RequestDataModule):
         """
         failures: list[Failure] = []
         skipped = failures if self.on_error == "skip" else None
-        if self.run is None:
-            file = self.item_json
-            items = read_items(file, self.image_dir, self.labels, skipped)
-            requests = [RankRequest(*item) for item in items]
-        else:
-            file = self.run / "metadata.jsonl"
-            if not file.is_file():
-                raise UserError(
-                    f"data.run: {file}: not found; expected the folder of a run that has ended"
-                )
-            requests = [RankRequest(*item, "pictures") for item in read_run(file, skipped)]
+        requests = self.read_requests(skipped)
         self.plan = RunPlan(
-            file, self.on_error, self.model, self.encoder, requests, failures,
+            self.file, self.on_error, self.model, self.encoder, requests, failures,
             batch_size=int(self.batch_size),
         )  # fmt: skip
+
+    @property
+    def file(self) -> Path:
+        """What the items are read from."""
+        return self.item_json if self.run is None else self.run / "metadata.jsonl"
+
+    def read_requests(self, skipped: list[Failure] | None) -> list[RankRequest]:
+        """Read the items; bad entries go to ``skipped``, or are an error if it is None."""
+        if self.run is None:
+            items = read_items(self.file, self.image_dir, self.labels, skipped)
+            return [RankRequest(*item) for item in items]
+        if not self.file.is_file():
+            raise UserError(
+                f"data.run: {self.file}: not found; expected the folder of a run that has ended"
+            )
+        return [RankRequest(*item, "pictures") for item in read_run(self.file, skipped)]

@@ -13,11 +13,25 @@ from lit_dola.errors import UserError
 Colour = tuple[int, int, int]
 
 
-def read_picture(path: Path, background: Colour = (127, 127, 127)) -> Image.Image:
-    """Read an image file as RGB: its first frame, upright, without transparency.
+class LoadedPicture:
+    """A picture that is in memory rather than in a file.
 
     Args:
-        path: A file of any format that Pillow reads.
+        image: The picture.
+    """
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
+
+
+Picture = Path | LoadedPicture
+
+
+def read_picture(picture: Picture, background: Colour = (127, 127, 127)) -> Image.Image:
+    """Read a picture as RGB: its first frame, upright, without transparency.
+
+    Args:
+        picture: A file of any format that Pillow reads, or an image of any mode.
         background: Colour behind transparent pixels.
 
     Raises:
@@ -27,24 +41,28 @@ def read_picture(path: Path, background: Colour = (127, 127, 127)) -> Image.Imag
     Example:
         >>> picture = read_picture(Path("photo.jpg"))
     """
-    with _opened(path) as image:
+    with _opened(picture) as image:
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image), background)
 
 
-def check_picture(path: Path) -> None:
+def check_picture(picture: Picture) -> None:
     """Check what a file says about itself, without reading its pixels.
 
     Raises:
         UserError: As :func:`read_picture`, except that the pixels may still be broken.
     """
-    with _opened(path):
+    with _opened(picture):
         pass
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(picture: Picture) -> Iterator[Image.Image]:
     """Open an image, and say in one line what is wrong with it, also what turns up later."""
+    if isinstance(picture, LoadedPicture):
+        yield picture.image
+        return
+    path = picture
     try:
         if not path.is_file():
             found = "a folder" if path.is_dir() else "nothing"

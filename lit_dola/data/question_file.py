@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_dola.data.pictures import check_picture
+from lit_dola.data.pictures import Picture, check_picture
 from lit_dola.data.prompt_file import check_writable, kind_of, read_entries
 from lit_dola.data.requests import Failure, Prompt
 from lit_dola.errors import UserError
@@ -18,7 +18,7 @@ class Question(NamedTuple):
 
     prompt: Prompt
     """Its text is the question, its metadata the whole entry."""
-    pictures: tuple[Path, ...]
+    pictures: tuple[Picture, ...]
     names: tuple[str, ...]
     """The pictures as the entry names them."""
 

@@ -93,7 +93,7 @@ class QuestionDataModule(RequestDataModule):
         failures: list[Failure] = []
         skipped = failures if self.on_error == "skip" else None
         requests: list[QuestionRequest] = []
-        for question in read_questions(self.question_json, self.image_dir, skipped):
+        for question in self.read_questions(skipped):
             try:
                 input_ids = self._encode(question)
             except UserError as error:
@@ -113,6 +113,10 @@ class QuestionDataModule(RequestDataModule):
             failures,
             batch_size=None if self.batch_size == "auto" else self.batch_size,
         )
+
+    def read_questions(self, skipped: list[Failure] | None) -> list[Question]:
+        """Read the questions; bad entries go to ``skipped``, or are an error if it is None."""
+        return read_questions(self.question_json, self.image_dir, skipped)
 
     def _encode(self, question: Question) -> list[int]:
         ids = self.encoder.encode_question(question.prompt.text, len(question.pictures))

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, overload
+
+from lit_dola.data.pictures import Picture
 
 OnError = Literal["stop", "skip"]
 
@@ -70,6 +71,8 @@ class ImageRequest(NamedTuple):
     """Index among the images of its prompt, from 0."""
     input_ids: list[int]
     """Token ids of the prompt, from BOS to begin-of-image."""
+    seed: int | None = None
+    """Its own seed; None: the seed of the run."""
 
     @property
     def key(self) -> ImageKey:
@@ -88,11 +91,18 @@ class ImageRequests(Sequence[ImageRequest]):
     Args:
         prompts: Prompts, and their token ids.
         parallel_size: Images per prompt.
+        seeds: Seed of each image, all images of the first entry first; None: that of the run.
     """
 
-    def __init__(self, prompts: Sequence[tuple[Prompt, list[int]]], parallel_size: int) -> None:
+    def __init__(
+        self,
+        prompts: Sequence[tuple[Prompt, list[int]]],
+        parallel_size: int,
+        seeds: Sequence[int] | None = None,
+    ) -> None:
         self._prompts = prompts
         self._size = parallel_size
+        self._seeds = seeds
 
     def __len__(self) -> int:
         return len(self._prompts) * self._size
@@ -105,13 +115,17 @@ class ImageRequests(Sequence[ImageRequest]):
         if isinstance(place, slice):
             return [self[each] for each in range(*place.indices(len(self)))]
         number, image_index = divmod(range(len(self))[place], self._size)
-        prompt, input_ids = self._prompts[number]
-        return ImageRequest(prompt, image_index, input_ids)
+        return self._request(*self._prompts[number], image_index)
 
     def __iter__(self) -> Iterator[ImageRequest]:
         for prompt, input_ids in self._prompts:
             for image_index in range(self._size):
-                yield ImageRequest(prompt, image_index, input_ids)
+                yield self._request(prompt, input_ids, image_index)
+
+    def _request(self, prompt: Prompt, input_ids: list[int], image_index: int) -> ImageRequest:
+        place = prompt.prompt_index * self._size + image_index
+        seed = None if self._seeds is None else self._seeds[place]
+        return ImageRequest(prompt, image_index, input_ids, seed)
 
 
 class Selection(Sequence[Request]):
@@ -144,7 +158,7 @@ class QuestionRequest(NamedTuple):
 
     prompt: Prompt
     """The entry; its text is the question, its metadata the whole entry."""
-    pictures: tuple[Path, ...]
+    pictures: tuple[Picture, ...]
     names: tuple[str, ...]
     """The pictures as the entry names them."""
     input_ids: list[int]
@@ -166,7 +180,7 @@ class RankRequest(NamedTuple):
 
     prompt: Prompt
     """The entry; its metadata is the whole entry."""
-    pictures: tuple[Path, ...]
+    pictures: tuple[Picture, ...]
     """One picture, or the candidates."""
     names: tuple[str, ...]
     """The pictures as the entry names them."""

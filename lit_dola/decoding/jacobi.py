@@ -73,7 +73,7 @@ class SpeculativeGenerator(TokenGenerator):
             # On a GPU, what was known before this pass: it computes while the host waits.
             known = self._read(state.known if looks else before)
             if on_step is not None:
-                on_step(known // len(prompts))
+                on_step(known // len(prompts), state.drawn())
         self.forwards = state.forwards
         return state.tokens[:, : self.max_new_tokens], state.finite[:, : self.max_new_tokens]
 
@@ -154,6 +154,14 @@ class _State:
         before = self.count
         self.count = (before + right).clamp(max=self.length)
         self.known = self.known + (self.count - before).sum()
+
+    def drawn(self) -> Tensor:
+        """Return the tokens without the guesses, ``(sequences, length)``, -1 in their place."""
+        counts = torch.full_like(self.forwards, self.length)
+        counts[self.running] = self.count[:, 0]
+        tokens = self.tokens[:, : self.length]
+        places = torch.arange(self.length, device=tokens.device)
+        return tokens.where(places < counts[:, None], -1)
 
     def longest(self) -> int:
         """Return how many slots the longest row uses; waits for the device."""

@@ -27,7 +27,9 @@ _STOP_CHECK_EVERY = 16
 
 StreamKey = tuple[int, int]
 """Prompt index and image index, which select a sequence's random stream."""
-OnStep = Callable[[int], None]
+OnStep = Callable[[int, Tensor], None]
+"""Takes how many tokens have been drawn per sequence, and the tokens, int64 ``(sequences, tokens)``
+with -1 where there is none yet; the tensor changes with the next step."""
 
 
 class NotFiniteError(ArithmeticError):
@@ -115,6 +117,7 @@ class TokenGenerator:
         keys: Sequence[StreamKey],
         on_step: OnStep | None = None,
         embeddings: Tensor | None = None,
+        seeds: Sequence[int] | None = None,
     ) -> Tensor:
         """Draw the tokens of a batch of sequences.
 
@@ -122,9 +125,10 @@ class TokenGenerator:
             prompts: The branches of each sequence's prompt: one without guidance or two with it,
                 the same number for all.
             keys: The random stream of each sequence.
-            on_step: Called after each step with the number of tokens drawn per sequence so far;
-                the device may still be computing them.
+            on_step: Called after each step with the number of tokens drawn per sequence so far, and
+                the tokens; the device may still be computing them.
             embeddings: What negative token ids of prompts stand for, ``(rows, hidden)``.
+            seeds: Seed of each sequence; None: ``scoring.seed`` for all.
 
         Returns:
             Token ids, int64 ``(sequences, max_new_tokens)``. A sequence that has stopped repeats
@@ -139,10 +143,13 @@ class TokenGenerator:
         weight = self.decoder.language_model.embed_tokens.weight
         cache = self._cache_for(prompts)
         prompt_index, image_index = torch.tensor(keys, device=weight.device).unbind(dim=1)
-        streams = stream_keys(self.decoder.scoring.seed, prompt_index, image_index)
+        own = seeds or [self.decoder.scoring.seed]
+        seed = prompt_index.new_tensor([*own, *[own[-1]] * (len(keys) - len(own))])
+        streams = stream_keys(seed, prompt_index, image_index)
         states = prefill(self.decoder, prompts, cache, self.share_prefill, embeddings)
         first = draw(self.decoder, states, streams, torch.zeros_like(streams)[:, None])
-        tokens, finite = self._decode(prompts, first, cache, streams, on_step)
+        report = on_step and (lambda step, tokens: on_step(step, tokens[:count]))
+        tokens, finite = self._decode(prompts, first, cache, streams, report)
         _check_finite(tokens[:count], finite[:count])
         return tokens[:count]
 
@@ -157,7 +164,7 @@ class TokenGenerator:
         """Draw all tokens after the first; returns them and whether their logits were finite."""
         counter = torch.arange(cache.slots, device=streams.device)
         prompt_lengths, longest = row_lengths(prompts, counter), longest_prompt(prompts)
-        tokens = counter.new_empty(len(streams), self.max_new_tokens)
+        tokens = counter.new_full((len(streams), self.max_new_tokens), -1)
         finite = torch.ones_like(tokens, dtype=torch.bool)
         stop = _Stop(self.stop_ids, streams)
         token, ok = first
@@ -172,7 +179,7 @@ class TokenGenerator:
             token = stop.hold(token[:, 0], finite[:, step])[:, None]
             tokens[:, step] = token[:, 0]
             if on_step is not None:
-                on_step(step + 1)
+                on_step(step + 1, tokens)
             if stop.all_stopped(step):
                 return tokens[:, : step + 1], finite[:, : step + 1]
         return tokens, finite

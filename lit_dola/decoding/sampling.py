@@ -17,11 +17,11 @@ _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 
 
-def stream_keys(seed: int, prompt_index: Tensor, image_index: Tensor) -> Tensor:
+def stream_keys(seed: int | Tensor, prompt_index: Tensor, image_index: Tensor) -> Tensor:
     """Return the key of each sequence's random stream.
 
     Args:
-        seed: Seed of the run.
+        seed: Seed of the run, or of each sequence, int64 ``(batch,)``.
         prompt_index: Index of each sequence's prompt in the prompt file, int64 ``(batch,)``.
         image_index: Index of each sequence among those of its prompt, int64 ``(batch,)``.
 
@@ -29,7 +29,7 @@ def stream_keys(seed: int, prompt_index: Tensor, image_index: Tensor) -> Tensor:
         Int64 keys ``(batch,)``.
     """
     # Mixing between the additions keeps (seed 1, prompt 2) apart from (seed 2, prompt 1).
-    key = _mix(torch.full_like(prompt_index, seed))
+    key = _mix(torch.zeros_like(prompt_index) + seed)
     key = _mix(key + prompt_index)
     return _mix(key + image_index)
 

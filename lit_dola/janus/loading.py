@@ -3,15 +3,19 @@
 from typing import Literal, TypeVar
 
 import torch
+from transformers.models.llama.modeling_llama import LlamaModel
 
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.deepseek import load_deepseek_janus
 from lit_dola.janus.model import Backbone, ImageBackbone, TransformersJanus
+from lit_dola.janus.packing import unpack_weights
 from lit_dola.janus.quantization import Quantization, quantize_weights
 from lit_dola.janus.understanding import UnderstandingJanus
 from lit_dola.janus.weights import load_weights
 
+LANGUAGE_MODEL = "model.language_model."
+"""What the names of the language model's weights start with."""
 Backend = Literal["transformers", "deepseek"]
 Model = TypeVar("Model", TransformersJanus, UnderstandingJanus)
 
@@ -52,10 +56,11 @@ def load_janus(
             checkpoint, pad_token_id=pad_token_id, dtype=dtype, device=first
         )
     else:
-        janus = _load(TransformersJanus, checkpoint, pad_token_id, dtype, first)
+        janus = _build(TransformersJanus, checkpoint, pad_token_id)
+        load_weights(janus.model, checkpoint, janus.unused, dtype=dtype, device=first)
+        janus.fill_buffers()
     _finish(janus, quantize, device)
-    if device.type == "cuda":  # tensor cores convolve fastest in this memory format
-        janus.vq_model.to(memory_format=torch.channels_last)
+    _arrange(janus)
     return janus
 
 
@@ -66,6 +71,7 @@ def load_understanding(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     quantize: Quantization | None = None,
+    language_model: LlamaModel | None = None,
 ) -> UnderstandingJanus:
     """Load the parts of a Janus checkpoint that answering questions about pictures needs.
 
@@ -74,25 +80,52 @@ def load_understanding(
         pad_token_id: Token that stands for a picture where none is to be seen.
         dtype: As :func:`load_janus`.
         device: As :func:`load_janus`.
-        quantize: As :func:`load_janus`.
+        quantize: As :func:`load_janus`; not with ``language_model``.
+        language_model: That of the same checkpoint, if it is loaded already: both then share it.
 
     Raises:
         UserError: As :func:`load_janus`.
     """
     device = torch.device(device)
     first = torch.device("cpu") if quantize else device
-    janus = _load(UnderstandingJanus, checkpoint, pad_token_id, dtype, first)
+    janus = _build(UnderstandingJanus, checkpoint, pad_token_id)
+    unused: tuple[str, ...] = UnderstandingJanus.unused
+    if language_model is not None:
+        janus.use_language_model(language_model)
+        unused += (LANGUAGE_MODEL,)
+    load_weights(janus.model, checkpoint, unused, dtype=dtype, device=first)
+    janus.fill_buffers()
     _finish(janus, quantize, device)
     return janus
 
 
-def _load(
+def move_model(janus: Backbone, device: torch.device) -> None:
+    """Move a loaded model to a device, as if it had been loaded there.
+
+    Args:
+        janus: The model; weights that are packed for a CPU are unpacked.
+        device: The device.
+    """
+    unpack_weights(janus)
+    weight = janus.language_model.embed_tokens.weight
+    janus.model.to(device, weight.dtype)
+    janus.restore_float32()
+    _arrange(janus)
+
+
+def _arrange(janus: Backbone) -> None:
+    """On a GPU, give the VQ decoder the memory format in which tensor cores convolve fastest."""
+    vq_model = getattr(janus, "vq_model", None)
+    if vq_model is not None and janus.language_model.embed_tokens.weight.device.type == "cuda":
+        vq_model.to(memory_format=torch.channels_last)
+
+
+def _build(
     model_class: type[Model],
     checkpoint: Checkpoint,
     pad_token_id: int,
-    dtype: torch.dtype,
-    device: torch.device,
 ) -> Model:
+    """Build a model without its weights."""
     try:
         janus = model_class(checkpoint.config, pad_token_id)
         janus.try_shapes()
@@ -102,8 +135,6 @@ def _load(
             f"{checkpoint.folder / 'config.json'}: no Janus can be built of it:"
             f" {type(error).__name__}: {reason}"
         ) from error
-    load_weights(janus.model, checkpoint, model_class.unused, dtype=dtype, device=device)
-    janus.fill_buffers()
     return janus
 
 

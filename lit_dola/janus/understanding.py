@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from transformers import JanusConfig, JanusForConditionalGeneration
+from transformers.models.llama.modeling_llama import LlamaModel
 
 from lit_dola.janus.model import Head, restore_rotary_frequencies, try_layer
 
@@ -32,15 +33,19 @@ class UnderstandingJanus(nn.Module):
         parts = self.model.model
         del parts.vqmodel, parts.generation_embeddings
         del parts.generation_aligner, parts.generation_head
-        self.language_model = parts.language_model
         self.head_module = self.model.lm_head
+        self.pad_token_id = pad_token_id
+        self.use_language_model(parts.language_model)
+        self.eval().requires_grad_(False)
+
+    def use_language_model(self, language_model: LlamaModel) -> None:
+        """Use a language model, for instance one that is loaded already for generation."""
+        self.language_model = self.model.model.language_model = language_model
         self.text_head = Head(
             features=nn.Identity(),
             linear=self.model.lm_head,
-            embed=self.language_model.embed_tokens,
+            embed=language_model.embed_tokens,
         )
-        self.pad_token_id = pad_token_id
-        self.eval().requires_grad_(False)
 
     def embed_picture(self, pixels: Tensor) -> Tensor:
         """Return a picture's embeddings, which take the place of its tokens.

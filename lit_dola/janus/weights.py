@@ -96,7 +96,7 @@ def load_weights(
     Args:
         model: transformers' Janus without the parts that a task does not use.
         checkpoint: The checkpoint.
-        unused: What the names of the weights of those parts start with, in transformers' layout.
+        unused: What the names of the weights to leave alone start with, in transformers' layout.
         dtype: Floating dtype to load the weights in.
         device: Device to load the weights onto.
 
@@ -105,7 +105,11 @@ def load_weights(
     """
     folder = checkpoint.folder
     original = checkpoint.layout == "multi_modality"
-    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    expected = {
+        name: tuple(weight.shape)
+        for name, weight in model.state_dict().items()
+        if not name.startswith(unused)
+    }
     missing, left_over, misshapen = set(expected), [], []
     for file, names in weight_files(folder).items():
         weights = {}

@@ -2,19 +2,32 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 from torch import Tensor
 
-from lit_dola.errors import UserError, given_path
+from lit_dola.decoding.inspection import Inspection
+from lit_dola.errors import UserError, given_path, require
+from lit_dola.reports.contact_sheet import tile
 from lit_dola.reports.gallery import write_gallery
+from lit_dola.reports.inspection_plot import inspection_figure, write_inspection
 from lit_dola.runs.files import make_folder
 from lit_dola.runs.folder import image_path
 from lit_dola.runs.image_file import Format, write_image
 from lit_dola.runs.record_log import RESULTS, RecordLog
 from lit_dola.runs.records import IMAGES, ImageRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MOST_SHOWN = 64
+"""Images that a notebook shows."""
+_SHOWN_SIZE = 192
+"""Their width there, pixels."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +48,35 @@ class Generation:
     """Int32 ``(images, num_image_tokens)``, on the CPU."""
     records: list[ImageRecord]
     """Prompt, indices and every setting of each image; ``file`` is empty until it is saved."""
+    inspections: list[Inspection] = field(default_factory=list)
+    """Where DoLa changed each image, step by step, if ``inspect`` was true; else empty."""
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def _repr_png_(self) -> bytes:
+        """Show the images in a notebook, the first ones if there are many."""
+        shown = [image.resize((_SHOWN_SIZE,) * 2) for image in self.images[:_MOST_SHOWN]]
+        png = BytesIO()
+        tile(shown, columns=min(4, len(shown))).save(png, "PNG")
+        return png.getvalue()
+
+    def figure(self, index: int = 0) -> "Figure":
+        """Plot where DoLa changed an image, which was generated with ``inspect=True``.
+
+        Args:
+            index: Which of the images.
+
+        Returns:
+            A figure of matplotlib, which must be installed.
+
+        Raises:
+            UserError: If the images were not inspected.
+        """
+        if not self.inspections:
+            raise UserError("figure: the images were not inspected; expected inspect=True")
+        require("matplotlib", "inspect", extra="evaluation")
+        return inspection_figure(self.inspections[index], self.images[index], self.records[index])
 
     def __iter__(self) -> Iterator[Image.Image]:
         return iter(self.images)
@@ -47,7 +86,10 @@ class Generation:
         settings = self.records[0].settings
         names = ("alpha", "strength", "layer") if settings["dola"] else ()
         told = [f"dola={settings['dola']}", *(f"{name}={settings[name]}" for name in names)]
-        told += [f"{name}={settings[name]}" for name in ("cfg_weight", "seed")]
+        seeds = [*dict.fromkeys(record.settings["seed"] for record in self.records)]
+        several = f"{seeds[:4]}".replace("]", ", ...]" if len(seeds) > 4 else "]")
+        told += [f"cfg_weight={settings['cfg_weight']}"]
+        told += [f"seed={several if len(seeds) > 1 else seeds[0]}"]
         size = " x ".join(map(str, self.images[0].size))
         first = next(iter(prompts.values()))
         more = f" and {len(prompts) - 1} more" if len(prompts) > 1 else ""
@@ -82,21 +124,33 @@ class Generation:
             path.mkdir(parents=True, exist_ok=True)
             if any(RecordLog(path, log).exists() for log in RESULTS):
                 raise UserError(f"folder: {path} holds results of a run; expected another one")
-            made_with = {"format": format, "quality": None if format == "png" else quality}
-            saved_records = []
-            for record, image, tokens in zip(self.records, self.images, self.tokens):
-                stem = image_path(record.prompt_index, record.prompt, record.image_index)
-                settings = {**record.settings, **made_with}
-                settings["versions"] = settings.pop("versions")  # last, as in predict's records
-                saved = replace(record, file=f"{stem.as_posix()}.{format}", settings=settings)
-                make_folder(path / stem.parent)
-                kept = tokens.numpy() if save_tokens else None
-                write_image(path, saved, image, format, quality, kept)
-                saved_records.append(saved.to_line())
-            RecordLog(path, IMAGES.log).write(saved_records)
+            lines = []
+            for place, record in enumerate(self.records):
+                tokens = self.tokens[place].numpy() if save_tokens else None
+                saved = _named(record, format, quality)
+                make_folder((path / saved.file).parent)
+                if self.inspections:
+                    saved = self._save_inspection(path, place, saved)
+                write_image(path, saved, self.images[place], format, quality, tokens)
+                lines.append(saved.to_line())
+            RecordLog(path, IMAGES.log).write(lines)
             if gallery:
                 write_gallery(path)
         except OSError as error:
             where = error.filename or path
             raise UserError(f"folder: cannot write to {where}: {error.strerror}") from error
         return path / "index.html" if gallery else path
+
+    def _save_inspection(self, folder: Path, place: int, record: ImageRecord) -> ImageRecord:
+        stem = (folder / record.file).with_suffix("")
+        plot = write_inspection(stem, self.inspections[place], self.images[place], record)
+        return replace(record, inspection=plot.relative_to(folder).as_posix())
+
+
+def _named(record: ImageRecord, format: Format, quality: int) -> ImageRecord:
+    """Return the record with the file that the image is written to."""
+    stem = image_path(record.prompt_index, record.prompt, record.image_index)
+    made_with = {"format": format, "quality": None if format == "png" else quality}
+    settings = {**record.settings, **made_with}
+    settings["versions"] = settings.pop("versions")  # last, as in predict's records
+    return replace(record, file=f"{stem.as_posix()}.{format}", settings=settings)

@@ -3,75 +3,119 @@
 from io import BytesIO
 from math import isqrt
 from pathlib import Path
+from textwrap import shorten, wrap
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from lit_dola.decoding.inspection import Inspection
 from lit_dola.runs.files import write_atomically
+from lit_dola.runs.records import ImageRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Grids = dict[str, Any]
+"""Arrays by name."""
+_SHOWN = ("alpha", "strength", "layer", "cfg_weight", "temperature", "top_k", "top_p", "min_p")
+"""Settings in the figure's title; those that are null are left out."""
+_PALE = 0.35
+"""Contrast that is left to tokens which the baseline would draw, too."""
 
 
-def write_inspection(path: Path, inspection: Inspection, image: Image.Image) -> Path:
+def inspection_grids(inspection: Inspection) -> Grids:
+    """Return the figures as arrays ``(rows, columns)``, as the tokens lie in the image.
+
+    Args:
+        inspection: Figures for every step.
+
+    Returns:
+        By the names of :class:`lit_dola.decoding.inspection.Inspection`.
+    """
+    side = isqrt(len(inspection.token))
+    return {name: values.reshape(side, -1).numpy() for name, values in inspection._asdict().items()}
+
+
+def write_inspection(
+    path: Path, inspection: Inspection, image: Image.Image, record: ImageRecord
+) -> Path:
     """Write ``{path}.inspect.npz``, the figures, and ``{path}.inspect.png``, a plot of them.
-
-    The arrays have the names of :class:`lit_dola.decoding.inspection.Inspection` and the shape of
-    the grid, ``(rows, columns)``, in the order in which the tokens are drawn.
 
     Args:
         path: Path of the image, without a suffix.
-        inspection: Figures for every step.
+        inspection: Figures for every step; the file has :func:`inspection_grids` of them.
         image: The image.
+        record: Its prompt and settings, for the plot.
 
     Returns:
         Path of the plot.
     """
-    side = isqrt(len(inspection.token))
-    grids = {
-        name: values.reshape(side, -1).numpy() for name, values in inspection._asdict().items()
-    }
-    npz = BytesIO()
-    np.savez(npz, **grids)
+    npz, png = BytesIO(), BytesIO()
+    np.savez(npz, **inspection_grids(inspection))
     write_atomically(path.with_name(f"{path.name}.inspect.npz"), [npz.getvalue()])
     plot = path.with_name(f"{path.name}.inspect.png")
-    write_atomically(plot, [_plot(grids, image)])
+    figure = inspection_figure(inspection, image, record)
+    figure.savefig(png, format="png", dpi=100, metadata={"Software": None})
+    write_atomically(plot, [png.getvalue()])
     return plot
 
 
-def _plot(grids: dict[str, np.ndarray], image: Image.Image) -> bytes:
+def inspection_figure(inspection: Inspection, image: Image.Image, record: ImageRecord) -> "Figure":
+    """Plot where DoLa changed an image.
+
+    Args:
+        inspection: Figures for every step.
+        image: The image.
+        record: Its prompt and settings, for the title.
+
+    Returns:
+        A figure of matplotlib, which must be installed.
+    """
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
+    grids = inspection_grids(inspection)
     changed = grids["token"] != grids["baseline_token"]
-    figure = Figure(figsize=(10.5, 7.2), layout="constrained")
+    figure = Figure(figsize=(10.5, 7.6), layout="constrained")
+    figure.suptitle(_title(record), fontsize=11, parse_math=False)
     axes = figure.subplots(2, 3)
     for axis in axes.flat:
         axis.set_axis_off()
     axes[0, 0].imshow(image)
     axes[0, 0].set_title("image")
-    # Each token's place in the image; tokens that the baseline would draw too are darkened.
-    rows, columns = changed.shape
-    axes[0, 1].imshow(image.resize((columns * 16, rows * 16)), extent=(0, columns, rows, 0))
-    shade = np.zeros((rows, columns, 4))
-    shade[..., 3] = np.where(changed, 0.0, 0.75)
-    axes[0, 1].imshow(shade, extent=(0, columns, rows, 0), interpolation="nearest")
-    axes[0, 1].set_title(f"not the baseline's token: {100 * changed.mean():.0f} %")
+    axes[0, 1].imshow(_highlight(image, changed))
+    axes[0, 1].set_title(f"changed tokens, in colour: {100 * changed.mean():.0f} %")
     entropies = [grids["entropy_before"], grids["entropy_after"]]
-    top = max(float(np.max(entropies)), 1e-6)
-    panels = (
-        (
-            axes[0, 2],
-            grids["divergence"],
-            "divergence of the layers, nats",
-            {"vmin": 0},
-        ),
+    scale = {"vmin": 0, "vmax": max(float(np.max(entropies)), 1e-6)}
+    panels: list[tuple[Any, Any, str, dict[str, Any]]] = [
+        (axes[0, 2], grids["divergence"], "divergence of the layers, nats", {"vmin": 0}),
         (axes[1, 0], grids["head_size"], "tokens that may be drawn", {"norm": LogNorm(vmin=1)}),
-        (axes[1, 1], entropies[0], "entropy of the baseline, nats", {"vmin": 0, "vmax": top}),
-        (axes[1, 2], entropies[1], "entropy with DoLa, nats", {"vmin": 0, "vmax": top}),
-    )
-    for axis, values, title, scale in panels:
-        shown = axis.imshow(values, interpolation="nearest", **scale)
+        (axes[1, 1], entropies[0], "entropy of the baseline, nats", scale),
+        (axes[1, 2], entropies[1], "entropy with DoLa, nats", scale),
+    ]
+    for axis, values, title, limits in panels:
+        shown = axis.imshow(values, interpolation="nearest", **limits)
         axis.set_title(title)
-        figure.colorbar(shown, ax=axis, shrink=0.8)
-    png = BytesIO()
-    figure.savefig(png, format="png", dpi=100, metadata={"Software": None})
-    return png.getvalue()
+        if axis is not axes[1, 1]:  # both entropies have one bar
+            beside = axes[1, 1:] if axis is axes[1, 2] else axis
+            figure.colorbar(shown, ax=beside, shrink=0.8)
+    return figure
+
+
+def _title(record: ImageRecord) -> str:
+    settings = record.settings
+    shown = [f"{name} {settings[name]}" for name in _SHOWN if settings.get(name) is not None]
+    shown.append(f"seed {settings['seed']}, image {record.image_index}")
+    prompt = wrap(shorten(record.prompt, 200, placeholder=" …"), 110)
+    return "\n".join([*prompt, ", ".join(shown)])
+
+
+def _highlight(image: Image.Image, changed: npt.NDArray[np.bool_]) -> Image.Image:
+    """Return the image, pale and grey where the baseline would draw the same tokens."""
+    grey = image.convert("L").convert("RGB")
+    pale = Image.blend(Image.new("RGB", image.size, (235, 235, 235)), grey, _PALE)
+    return Image.composite(
+        image, pale, Image.fromarray(changed).resize(image.size, Image.Resampling.NEAREST)
+    )

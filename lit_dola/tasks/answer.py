@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from jsonargparse.typing import ClosedUnitInterval, PositiveInt
 from torch import Tensor
 
 from lit_dola.data.base import shards_the_model
-from lit_dola.data.pictures import read_picture
+from lit_dola.data.pictures import Picture, read_picture
 from lit_dola.data.plan import RunPlan
 from lit_dola.data.requests import Failure, QuestionRequest
 from lit_dola.decoding.guidance import ApcPolicy
@@ -240,7 +239,9 @@ class LitAnswer(JanusModule):
         steps: dict[int, int] = {}
         try:
             with torch.inference_mode(mode):
-                tokens = self.generator(prompts, keys, self.call_on_step, pictures.embeddings())
+                tokens = self.generator(
+                    prompts, keys, lambda step, _: self.call_on_step(step), pictures.embeddings()
+                )
         except NotFiniteError as error:
             tokens, steps = error.tokens, error.steps
         self.call_on_step(self.max_new_tokens)
@@ -262,7 +263,7 @@ class LitAnswer(JanusModule):
             UserError: If a picture is broken.
         """
         image_token_id = self.encoder.image_token_id
-        rows = iter([row for path in request.pictures for row in pictures.rows(path)])
+        rows = iter([row for it in request.pictures for row in pictures.rows(it)])
         seen = [next(rows) if token == image_token_id else token for token in request.input_ids]
         if self.scoring.cfg_weight == 1:
             return (seen,)
@@ -275,22 +276,22 @@ class _Pictures:
 
     def __init__(self, janus: UnderstandingJanus, pixels: PixelProcessor) -> None:
         self.janus, self.pixels = janus, pixels
-        self.found: dict[Path, Sequence[int]] = {}
+        self.found: dict[Picture, Sequence[int]] = {}
         self.parts: list[Tensor] = []
 
-    def rows(self, path: Path) -> Sequence[int]:
+    def rows(self, picture: Picture) -> Sequence[int]:
         """Return the token ids that stand for a picture's embeddings.
 
         Raises:
             UserError: If it is broken.
         """
-        if path not in self.found:
-            picture = read_picture(path, self.pixels.background)
-            embeddings = self.janus.embed_picture(self.pixels(picture))
+        if picture not in self.found:
+            image = read_picture(picture, self.pixels.background)
+            embeddings = self.janus.embed_picture(self.pixels(image))
             first = sum(map(len, self.parts))
-            self.found[path] = [-1 - row for row in range(first, first + len(embeddings))]
+            self.found[picture] = [-1 - row for row in range(first, first + len(embeddings))]
             self.parts.append(embeddings)
-        return self.found[path]
+        return self.found[picture]
 
     def embeddings(self) -> Tensor:
         """Return the embeddings of all pictures, ``(rows, hidden)``."""

@@ -1,6 +1,7 @@
 """Text-to-image generation with Janus and DoLa-static, one batch of images at a time."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import chain
 from logging import getLogger
 from types import MappingProxyType
@@ -19,7 +20,7 @@ from lit_dola.data.requests import Failure, ImageKey, ImageRequest
 from lit_dola.decoding.guidance import ApcPolicy
 from lit_dola.decoding.inspection import Inspection, inspect_tokens
 from lit_dola.decoding.jacobi import token_generator
-from lit_dola.decoding.loop import NotFiniteError, TokenGenerator, cfg_pair
+from lit_dola.decoding.loop import NotFiniteError, OnStep, TokenGenerator, cfg_pair
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint, ModelFolder
 from lit_dola.janus.loading import Backend, load_janus
@@ -29,6 +30,7 @@ from lit_dola.janus.tokenizer import Roles
 from lit_dola.janus.vq import decode_pixels
 from lit_dola.tasks.base import JanusModule
 from lit_dola.tasks.numbers import Finite, Fraction, PositiveFinite, Seed, Window
+from lit_dola.tasks.preview import ImageStep, OnImageStep
 
 _log = getLogger(__name__)
 
@@ -144,6 +146,8 @@ class LitDoLa(JanusModule):
         self.images_per_batch = images_per_batch
         self.inspect = {ImageKey(*key) for key in inspect or ()}
         self.scoring = self.make_scoring()
+        self.on_image_step: OnImageStep | None = None
+        """Called after each decoding step with the images so far."""
 
     def check(self, model: ModelFolder) -> None:
         """Check the settings against the model.
@@ -223,7 +227,9 @@ class LitDoLa(JanusModule):
         not_finite: dict[int, str] = {}
         try:
             with torch.inference_mode(mode):
-                tokens = self.generator(prompts, keys, self.call_on_step)
+                tokens = self.generator(
+                    prompts, keys, self._on_step(requests), seeds=[*map(self._seed_of, requests)]
+                )
         except NotFiniteError as error:
             tokens = error.tokens
             for image, step in error.steps.items():
@@ -246,15 +252,34 @@ class LitDoLa(JanusModule):
             [self.at_once] * len(made),
         )
 
+    def _seed_of(self, request: ImageRequest) -> int:
+        return self.scoring.seed if request.seed is None else request.seed
+
+    def _on_step(self, requests: list[ImageRequest]) -> OnStep:
+        """Return what reports the steps of a batch."""
+        count = self.max_new_tokens
+
+        def report(step: int, tokens: Tensor) -> None:
+            self.call_on_step(step)
+            if self.on_image_step:
+                self.on_image_step(ImageStep(requests, step, count, tokens, self.janus))
+
+        return report
+
     def _inspect(self, images: GeneratedImages) -> dict[int, Inspection]:
         """Inspect the selected images."""
         layer = self.middle_layer(self.plan.checkpoint)
         return {
             place: inspect_tokens(
-                self.janus, self.scoring, layer, request.input_ids, images.tokens[place], key
+                self.janus,
+                replace(self.scoring, seed=self._seed_of(request)),
+                layer,
+                request.input_ids,
+                images.tokens[place],
+                request.key,
             )
             for place, request in enumerate(images.requests)
-            if (key := request.key) in self.inspect and layer is not None
+            if request.key in self.inspect and layer is not None
         }
 
 

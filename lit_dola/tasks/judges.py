@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from itertools import count
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from lit_dola.data.pictures import read_picture
+from lit_dola.data.pictures import Picture, read_picture
 from lit_dola.decoding.likelihood import TextScorer
 from lit_dola.dola import MASK_VALUE, contrast_with_apc_from_logits
 from lit_dola.errors import UserError
@@ -28,7 +27,7 @@ _MOST_TEXTS = 10_000
 class Judge(Protocol):
     """Scores candidates."""
 
-    def __call__(self, pictures: Sequence[Path], labels: Sequence[str]) -> Tensor:
+    def __call__(self, pictures: Sequence[Picture], labels: Sequence[str]) -> Tensor:
         """Score labels for one picture, or pictures for one label.
 
         Args:
@@ -57,9 +56,9 @@ class SiglipJudge:
         self.siglip, self.layer, self.alpha, self.strength = siglip, layer, alpha, strength
         self._texts: dict[str, Tensor] = {}
 
-    def __call__(self, pictures: Sequence[Path], labels: Sequence[str]) -> Tensor:
+    def __call__(self, pictures: Sequence[Picture], labels: Sequence[str]) -> Tensor:
         """See :class:`Judge`."""
-        embedded = [self.siglip.embed_picture(read_picture(path), self.layer) for path in pictures]
+        embedded = [self.siglip.embed_picture(read_picture(it), self.layer) for it in pictures]
         logits = self.siglip.logits(torch.stack(embedded, dim=1), self._embed(labels)).float()
         final: Tensor
         final, *mid = logits.flatten(1)  # (layers, candidates): one of the two numbers is 1
@@ -109,12 +108,12 @@ class JanusJudge:
         """
         raise NotImplementedError
 
-    def __call__(self, pictures: Sequence[Path], labels: Sequence[str]) -> Tensor:
+    def __call__(self, pictures: Sequence[Picture], labels: Sequence[str]) -> Tensor:
         """See :class:`Judge`."""
         scores = []
-        for path in pictures:
-            picture = read_picture(path, self.pixels.background)
-            embeddings = self.janus.embed_picture(self.pixels(picture))
+        for picture in pictures:
+            image = read_picture(picture, self.pixels.background)
+            embeddings = self.janus.embed_picture(self.pixels(image))
             scores.append(self.score(embeddings, labels))
         return torch.cat(scores)
 

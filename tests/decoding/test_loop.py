@@ -187,9 +187,27 @@ def test_transformers_samples_from_50_tokens_by_default(tiny_checkpoint, encoder
 
 def test_on_step_counts_the_tokens(janus64, encoder):
     seen = []
-    generate = ImageGenerator(janus64, layer=None)
-    generate([encoder.encode("a")], [ImageKey(0, 0)], seen.append)
-    assert seen == list(range(1, 17))
+    generate = ImageGenerator(janus64, layer=None, fill_to=3)
+    made = generate(
+        [encoder.encode("a")],
+        [ImageKey(0, 0)],
+        lambda *step: seen.append((*step[:1], step[1].clone())),
+    )
+    assert [count for count, _ in seen] == list(range(1, 17))
+    for count, tokens in seen:
+        assert torch.equal(tokens[:, :count], made[:, :count])
+        assert (tokens[:, count:] == -1).all()
+
+
+def test_seeds_of_their_own(janus64, encoder):
+    """A sequence draws what a whole run with its seed would draw."""
+    prompts = [encoder.encode("a"), encoder.encode("two birds"), encoder.encode("a")]
+    keys = [ImageKey(0, 0), ImageKey(1, 0), ImageKey(0, 1)]
+    together = ImageGenerator(janus64, layer=6)(prompts, keys, seeds=[7, 0, 2**32 - 1])
+    for place, seed in enumerate([7, 0, 2**32 - 1]):
+        alone = ImageGenerator(janus64, layer=6, seed=seed)(prompts, keys)
+        assert torch.equal(together[place], alone[place])
+    assert not torch.equal(together[0], together[2])
 
 
 def test_half_precision_keeps_positions_exact(load):

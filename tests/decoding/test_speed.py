@@ -174,5 +174,5 @@ def test_images_that_fit_in_the_memory_of_a_gpu(janus, monkeypatch):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device, free=free: (free, 0))
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 5)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 5)
-        on_gpu = type("Weight", (), {"device": torch.device("cuda"), "element_size": lambda _: 4})
+        on_gpu = type("Weight", (), {"device": torch.device("cuda"), "element_size": lambda *_: 4})
         assert images_that_fit(config, 100, on_gpu()) == expected

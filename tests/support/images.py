@@ -32,9 +32,9 @@ class ImageGenerator(TokenGenerator):
         )
         self.pad_token_id = janus.pad_token_id
 
-    def __call__(self, prompts, keys, on_step=None):
+    def __call__(self, prompts, keys, on_step=None, **more):
         branches = [cfg_pair(ids, self.pad_token_id) for ids in prompts]
-        return super().__call__(branches, keys, on_step)
+        return super().__call__(branches, keys, on_step, **more)
 
 
 def slow(values):

@@ -123,11 +123,11 @@ def enough_for(
         def make_small():
             generate = make()
 
-            def small(prompts, keys, on_step):
+            def small(prompts, keys, *rest, **more):
                 sizes.append(len(prompts))
                 if len(prompts) > images and len(sizes) <= times:
                     raise torch.OutOfMemoryError(message)
-                return generate(prompts, keys, on_step)
+                return generate(prompts, keys, *rest, **more)
 
             small.forwards = None
             return small

@@ -160,10 +160,10 @@ def out_of_memory(scene, images):
     """Let the token loop run out of memory above so many images."""
     call = TokenGenerator.__call__
 
-    def limited(self, prompts, keys, on_step=None):
+    def limited(self, prompts, *rest, **more):
         if len(prompts) > images:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return call(self, prompts, keys, on_step)
+        return call(self, prompts, *rest, **more)
 
     scene.monkeypatch.setattr(TokenGenerator, "__call__", limited)
 

@@ -2,10 +2,12 @@
 
 import numpy as np
 import torch
+from PIL import Image
 
 from lit_dola import JanusPipeline, UserError
 from tests.troubleshooting.scene import CASES, case
 
+RED = Image.new("RGB", (20, 20), "red")
 EVALUATE = {
     "variants: empty": ["--variants={}"],
     "'a/b' is not a safe folder name": ["--variants={a/b: {dola: false}}"],
@@ -119,14 +121,17 @@ def page_in_a_file(scene):
     return scene.main("compare", "one", "two", "--output=prompt.json"), 1
 
 
-def python(load=None, generate=None, decode=None):
-    """Load a pipeline; generate or decode; return what a script that fails prints."""
+def python(load=None, generate=None, decode=None, **calls):
+    """Load a pipeline and call a method; return what a script that fails prints."""
 
     def provoke(scene):
         try:
             pipeline = JanusPipeline.from_pretrained(scene.checkpoint, **(load or {}))
             if generate is not None:
                 pipeline.generate(**generate)
+            elif calls:
+                for name, given in calls.items():
+                    getattr(pipeline, name)(*given[:2], **dict(given[2:]))
             else:
                 pipeline.decode(decode)
         except UserError as error:
@@ -145,6 +150,17 @@ CASES |= {
     "a name of diffusers": python(generate={"prompts": "a", "guidance_scale": 3}),
     "alpha: 2; expected a number": python(generate={"prompts": "a", "alpha": 2}),
     "prompts: found int": python(generate={"prompts": 3}),
+    "seed: 2.5; expected": python(generate={"prompts": "a", "seed": [2.5]}),
+    "3 seeds for 2 prompt(s)": python(generate={"prompts": ["a", "b"], "seed": [1, 2, 3]}),
+    "callback_on_step: found": python(generate={"prompts": "a", "callback_on_step": 3}),
+    "images: found int": python(answer=(3, "What?")),
+    "images: found …": python(answer=([None], "What?")),
+    "images: empty": python(answer=([], "What?")),
+    "questions: empty": python(answer=(RED, [])),
+    "images: 2 for 3 questions": python(answer=([RED, RED], ["What?"] * 3)),
+    "questions: entry 0": python(answer=(RED, " ")),
+    "images: entry 0": python(rank=(RED, [])),
+    "scorer: 'siglip'": python(rank=(RED, ["red"], ("scorer", "siglip"))),
     "tokens: found shape": python(decode=[[1, 2]]),
     "tokens: found torch.float32": python(decode=np.zeros(16, np.float32)),
     "`tokens: found … to": python(decode=np.full(16, 10**6)),
@@ -157,6 +173,15 @@ def not_finite(scene):
     name = "model.vqmodel.quantize.embedding.weight"
     scene.spoil(lambda weights: weights[name].fill_(float("nan")))
     return python(decode=np.zeros(16, np.int64))(scene)
+
+
+@case("figure: the images were not inspected")
+def not_inspected(scene):
+    try:
+        JanusPipeline.from_pretrained(scene.checkpoint)("a", parallel_size=1).figure()
+    except UserError as error:
+        return (1, f"error: {error}\n"), 1
+    return (0, ""), 1
 
 
 @case("holds results of a run; expected another one")

@@ -79,7 +79,17 @@ def test_tokens_decode_to_the_same_images(pipeline):
         ([], {}, "prompts: empty"),
         (["a", " "], {}, "prompts: entry 1: prompt is empty"),
         ("word " * 9000, {}, "prompts: entry 0: prompt has .* tokens; expected at most"),
-        ("a", {"layer": 99}, "model.layer: 99 is not a middle layer"),
+        ("a", {"layer": 99}, "^layer: 99 is not a middle layer"),
+        ("a", {"inspect": True, "dola": False}, "^inspect: DoLa is off; expected dola true$"),
+        ("a", {"callback_on_step": 3}, "^callback_on_step: found int; expected a function"),
+        ("a", {"callback_on_step_end": print}, "^callback_on_step_end: a name of diffusers"),
+        ("a", {"seed": "x"}, "^seed: 'x'; expected integers, 0 <= seed <= 4294967295$"),
+        ("a", {"seed": [1, 2.0]}, r"^seed: 2.0; expected integers"),
+        ("a", {"seed": [1, 2**32]}, r"^seed: 4294967296; expected integers"),
+        ("a", {"seed": []}, r"^seed: 0 seeds for 1 prompt\(s\); expected one for each image$"),
+        (["a", "b"], {"seed": [1, 2, 3]}, r"^seed: 3 seeds for 2 prompt\(s\); expected one for"),
+        ("a", {"seed": [1], "parallel_size": 2}, r"^seed: 1 seeds for 1 prompt\(s\) of 2 images"),
+        (3, {}, "^prompts: found int; expected a text or a list of texts$"),
     ],
 )
 def test_errors(pipeline, prompts, settings, message):
@@ -134,9 +144,10 @@ def test_a_result_knows_how_it_was_made(pipeline):
 def test_the_signature_tells_every_setting():
     parameters = inspect.signature(JanusPipeline.generate).parameters
     settings = inspect.signature(LitDoLa).parameters
-    left_out = {"model_path", "roles", "backend", "quantize", "inspect"}
-    assert parameters.keys() - {"self", "prompts", "progress"} == settings.keys() - left_out
-    for name in parameters.keys() & settings.keys():
+    left_out = {"model_path", "roles", "backend", "quantize"}
+    own = {"self", "prompts", "progress", "callback_on_step"}
+    assert parameters.keys() - own == settings.keys() - left_out
+    for name in parameters.keys() & settings.keys() - {"inspect"}:
         assert parameters[name].default == settings[name].default
         assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
         assert f"\n            {name}: " in JanusPipeline.generate.__doc__

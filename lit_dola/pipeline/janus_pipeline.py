@@ -1,0 +1,249 @@
+"""Janus with DoLa-static from Python: load once, then generate any number of times."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar, cast, get_args
+
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lit_dola.data.requests import ImageKey
+from lit_dola.errors import UserError
+from lit_dola.janus.vq import decode_pixels, to_pillow
+from lit_dola.pipeline.arguments import (
+    PictureLike,
+    check_callback,
+    check_pictures,
+    check_texts,
+    check_tokens,
+    name_of,
+    pair,
+    refuse_strangers,
+    seeds_of_images,
+)
+from lit_dola.pipeline.given import GivenItems, GivenPrompts, GivenQuestions
+from lit_dola.pipeline.loaded import LoadedJanus
+from lit_dola.reports.generation import Generation
+from lit_dola.reports.made import answer_record, image_record, rank_record
+from lit_dola.runs.answers import AnswerRecord
+from lit_dola.runs.ranks import RankRecord
+from lit_dola.tasks.answer import Answers, LitAnswer
+from lit_dola.tasks.generate import GeneratedImages, LitDoLa
+from lit_dola.tasks.preview import ImageStep
+from lit_dola.tasks.rank import LitRank, Rankings
+from lit_dola.tasks.signature import takes_settings_of
+
+_OF_LOADING = {"model_path", "roles", "backend", "quantize"}
+JanusScorer = Literal["likelihood", "yes_no"]
+
+
+class JanusPipeline(LoadedJanus):
+    """A loaded Janus that generates images with or without DoLa-static.
+
+    Args:
+        janus: The model, on its device.
+        checkpoint: The checkpoint that it was loaded from.
+        roles: Role names in the prompt's conversation.
+
+    Example:
+        >>> pipeline = JanusPipeline.from_pretrained("checkpoints/shapes-janus")
+        >>> pipeline.generate("a red circle", parallel_size=2).images[0].save("circle.png")
+    """
+
+    @takes_settings_of(LitDoLa, leave_out=_OF_LOADING)
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        dola: bool = True,
+        seed: int | Sequence[int] = 0,
+        inspect: bool = False,
+        callback_on_step: Callable[[ImageStep], None] | None = None,
+        progress: bool = True,
+        **settings: Any,
+    ) -> Generation:
+        """Generate the images that ``main.py predict`` makes of the same prompts and settings.
+
+        The pipeline itself can be called in the same way. What is not given is as the checkpoint
+        recommends, see :attr:`recommended`, and else as the signature says.
+
+        Args:
+            prompts: One or more prompts.
+            dola: Whether to use DoLa; without it every step is exactly Janus' own.
+            seed: An image depends only on its seed and on the indices of its prompt and of itself.
+                A list has one seed per image, all images of the first prompt first, and makes as
+                many images as it has seeds.
+            inspect: Whether to measure where DoLa changed each image: see
+                :attr:`Generation.inspections` and :meth:`Generation.figure`.
+            callback_on_step: Called after each decoding step with the images so far, which it can
+                decode; an exception that it raises ends the call.
+            progress: Whether to show progress, in a terminal or a notebook.
+            settings: Those of :class:`lit_dola.LitDoLa`.
+
+        Returns:
+            Images, tokens, and how each image was made; it can be saved as a run.
+
+        Raises:
+            UserError: If a setting or prompt is invalid, or the model's logits are not finite.
+        """
+        refuse_strangers(settings, _OF_LOADING, "generate")
+        check_callback(callback_on_step)
+        given, seeds = check_texts("prompts", prompts), None
+        if isinstance(seed, Sequence):
+            size = settings.get("parallel_size")
+            seeds, settings["parallel_size"] = seeds_of_images(seed, len(given), size)
+        fixed = {
+            "model_path": self.checkpoint.name, "roles": self.roles, "dola": dola,
+            "seed": seeds[0] if seeds else seed,
+        }  # fmt: skip
+        model = LitDoLa.checked({**self.recommended, **settings, **fixed})
+        model.janus = self.janus
+        model.on_image_step = callback_on_step
+        if inspect:
+            size = model.parallel_size
+            model.inspect = {ImageKey(*divmod(place, size)) for place in range(len(given) * size)}
+        data = GivenPrompts(given, model, self.checkpoint, self.encoder, seeds)
+        return _in_order(*self._run(model, data, progress))
+
+    __call__ = generate
+
+    @takes_settings_of(LitAnswer, leave_out=_OF_LOADING)
+    def answer(
+        self,
+        images: PictureLike | Sequence[PictureLike | Sequence[PictureLike]],
+        questions: str | Sequence[str],
+        *,
+        progress: bool = True,
+        **settings: Any,
+    ) -> list[AnswerRecord]:
+        """Answer questions about pictures, as ``main.py answer`` does.
+
+        Args:
+            images: A picture, as a path or an image of Pillow, or a list with one per question. A
+                list in the list is several pictures of one question. One picture can have several
+                questions, and one question can be asked about several pictures.
+            questions: One or more questions.
+            progress: Whether to show progress, in a terminal or a notebook.
+            settings: Those of :class:`lit_dola.tasks.answer.LitAnswer`.
+
+        Returns:
+            One record per question; its ``answer`` is the text.
+
+        Raises:
+            UserError: If a setting, picture or question is invalid, or the model's logits are not
+                finite.
+
+        Example:
+            >>> pipeline.answer("photo.jpg", "What is in the image?", max_new_tokens=64)[0].answer
+        """
+        refuse_strangers(settings, _OF_LOADING, "answer")
+        pairs = pair(check_pictures(images), check_texts("questions", questions))
+        model = LitAnswer.checked({**settings, **self._fixed})
+        model.janus = self.understanding
+        data = GivenQuestions(pairs, model, self.checkpoint)
+        parts, made_with = self._run(model, data, progress)
+        found = [it for part in cast(list[Answers], parts) for it in _sound(part).answers]
+        records = [answer_record(answer, made_with, name_of) for answer in found]
+        return sorted(records, key=lambda record: record.key)
+
+    @takes_settings_of(LitRank, leave_out=_OF_LOADING)
+    def rank(
+        self,
+        images: PictureLike | Sequence[PictureLike],
+        labels: str | Sequence[str],
+        *,
+        scorer: JanusScorer = "likelihood",
+        progress: bool = True,
+        **settings: Any,
+    ) -> list[RankRecord]:
+        """Rank labels for each picture, or pictures for one text, as ``main.py rank`` does.
+
+        Args:
+            images: A picture, as a path or an image of Pillow, or a list.
+            labels: A list of texts, which is ranked for each picture; or one text, for which the
+                pictures are ranked.
+            scorer: How this Janus scores: likelihood or yes_no. A SigLIP is another model, which
+                ``main.py rank`` can load.
+            progress: Whether to show progress, in a terminal or a notebook.
+            settings: Those of :class:`lit_dola.tasks.rank.LitRank`.
+
+        Returns:
+            One record per picture, or a single one; ``order`` has the places of the labels, or of
+            the pictures, best first, and ``scores`` has their scores.
+
+        Raises:
+            UserError: If a setting, picture or label is invalid, or the model's logits are not
+                finite.
+
+        Example:
+            >>> made = pipeline("a red circle", parallel_size=4)
+            >>> (ranking,) = pipeline.rank(made.images, "a red circle")
+            >>> best = made.images[ranking.order[0]]
+        """
+        refuse_strangers(settings, _OF_LOADING, "rank")
+        if scorer not in get_args(JanusScorer):
+            raise UserError(f"scorer: {scorer!r}; expected 'likelihood' or 'yes_no'")
+        pictures = [picture for entry in check_pictures(images) for picture in entry]
+        one_text = isinstance(labels, str)
+        pairs = [(tuple(pictures), labels)] if one_text else [((it,), labels) for it in pictures]
+        model = LitRank.checked({**settings, "scorer": scorer, **self._fixed})
+        model.janus = self.understanding
+        parts, made_with = self._run(model, GivenItems(pairs, model, self.checkpoint), progress)
+        found = [it for part in cast(list[Rankings], parts) for it in _sound(part).rankings]
+        return [rank_record(ranking, made_with, name_of) for ranking in found]
+
+    def decode(self, tokens: Tensor | npt.ArrayLike) -> list[Image.Image]:
+        """Decode the tokens of images, as a generation or a run has saved them.
+
+        Args:
+            tokens: Integers ``(images, num_image_tokens)``, or ``(num_image_tokens,)`` for one
+                image; a tensor, or what NumPy makes an array of.
+
+        Raises:
+            UserError: If they are no tokens of this model's images.
+
+        Example:
+            >>> (image,) = pipeline.decode(np.load("outputs/00000_a_cat/img_00.npy"))
+        """
+        images = check_tokens(self.janus, tokens)
+        with torch.inference_mode():
+            decoded = [*decode_pixels(self.janus, images.to(self.device, torch.long))]
+        if None in decoded:
+            raise UserError(
+                f"tokens: the VQ decoder's pixels of image {decoded.index(None)} are NaN or"
+                " infinite; expected a dtype with more range, such as bfloat16"
+            )
+        return [to_pillow(pixels[0]) for pixels in decoded if pixels is not None]
+
+
+Part = TypeVar("Part", GeneratedImages, Answers, Rankings)
+
+
+def _sound(part: Part) -> Part:
+    """Return the results of a predict step if none has failed.
+
+    Raises:
+        UserError: If one has.
+    """
+    if part.failures:
+        raise UserError(part.failures[0].reason)
+    return part
+
+
+def _in_order(parts: list[GeneratedImages], settings: dict[str, Any]) -> Generation:
+    """Order images by prompt and index, whatever batches they were made in."""
+    found = {}
+    for part in map(_sound, parts):
+        for place, request in enumerate(part.requests):
+            record = image_record(part, place, settings)
+            image = to_pillow(part.pixels[place])
+            image.info["prompt"] = record.prompt
+            image.info["parameters"] = json.dumps(record.provenance(), ensure_ascii=False)
+            inspection = part.inspections.get(place)
+            found[request.key] = image, part.tokens[place], record, inspection
+    images, tokens, records, inspections = zip(*(found[key] for key in sorted(found)))
+    return Generation(
+        [*images], torch.stack(tokens), [*records], [it for it in inspections if it is not None]
+    )

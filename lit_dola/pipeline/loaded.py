@@ -1,0 +1,180 @@
+"""A Janus that is loaded once and runs any number of tasks."""
+
+import os
+from functools import cached_property
+from typing import Any, Self, cast
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lit_dola.callbacks.progress import RunProgress
+from lit_dola.callbacks.quiet import quiet_lightning
+from lit_dola.data.base import RequestDataModule
+from lit_dola.data.datamodule import encoder_of
+from lit_dola.errors import UserError
+from lit_dola.janus.checkpoint import Checkpoint
+from lit_dola.janus.loading import Backend, load_janus, load_understanding, move_model
+from lit_dola.janus.model import ImageBackbone
+from lit_dola.janus.quantization import Quantization
+from lit_dola.janus.tokenizer import PromptEncoder, Roles
+from lit_dola.janus.understanding import UnderstandingJanus
+from lit_dola.pipeline.arguments import check_device, in_python
+from lit_dola.runs.records import versions
+from lit_dola.tasks.base import JanusModule
+from lit_dola.tasks.recommended import recommended_settings
+
+_PRECISIONS = {torch.float32: "32-true", torch.bfloat16: "bf16-true", torch.float16: "16-true"}
+
+
+class LoadedJanus:
+    """A loaded Janus: its parts, its device, and how a task runs on it.
+
+    Args:
+        janus: The model, on its device.
+        checkpoint: The checkpoint that it was loaded from.
+        roles: Role names in the prompt's conversation.
+        quantize: How its weights are quantized, if they are.
+    """
+
+    def __init__(
+        self,
+        janus: ImageBackbone,
+        checkpoint: Checkpoint,
+        roles: Roles = "auto",
+        quantize: Quantization | None = None,
+    ) -> None:
+        self.janus = janus
+        self.checkpoint = checkpoint
+        self.roles = roles
+        self.quantize = quantize
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_path: str | os.PathLike[str],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        roles: Roles = "auto",
+        backend: Backend = "transformers",
+        quantize: Quantization | None = None,
+    ) -> Self:
+        """Load a checkpoint.
+
+        Args:
+            model_path: As the setting ``model.model_path``: a folder, a name on the hub, or one of
+                Janus-1.3B, Janus-Pro-1B, Janus-Pro-7B.
+            device: Device of the model; by default a GPU if there is one, else the CPU.
+            dtype: Dtype of the weights: float32, bfloat16 or float16; by default bfloat16 on a GPU,
+                else float32.
+            roles: As the setting ``model.roles``.
+            backend: As the setting ``model.backend``.
+            quantize: As the setting ``model.quantize``.
+
+        Raises:
+            UserError: If the checkpoint cannot be found or is incomplete, or cannot be quantized.
+        """
+        device = check_device(device)
+        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        if dtype not in _PRECISIONS:
+            raise UserError(f"dtype: {dtype}; expected one of {', '.join(map(str, _PRECISIONS))}")
+        checkpoint = Checkpoint.open(os.fspath(model_path))
+        encoder = encoder_of(checkpoint, roles)
+        janus = load_janus(
+            checkpoint,
+            pad_token_id=encoder.pad_token_id,
+            dtype=dtype,
+            device=device,
+            backend=backend,
+            quantize=quantize,
+        )
+        pipeline = cls(janus, checkpoint, roles, quantize)
+        pipeline.encoder = encoder
+        return pipeline
+
+    @cached_property
+    def encoder(self) -> PromptEncoder:
+        """The checkpoint's tokenizer."""
+        return encoder_of(self.checkpoint, self.roles)
+
+    @cached_property
+    def recommended(self) -> dict[str, Any]:
+        """Settings that the checkpoint recommends for images."""
+        return recommended_settings(str(self.checkpoint.folder))
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return self._weight.device
+
+    @property
+    def _weight(self) -> Tensor:
+        weight: Tensor = self.janus.language_model.embed_tokens.weight
+        return weight
+
+    def __repr__(self) -> str:
+        size = sum(weight.numel() for weight in cast(Any, self.janus).parameters())
+        name, dtype = self.checkpoint.name, str(self._weight.dtype).removeprefix("torch.")
+        return (
+            f"<{type(self).__name__} {name}, {size / 1e6:,.1f}M parameters, {dtype}, {self.device}>"
+        )
+
+    @cached_property
+    def understanding(self) -> UnderstandingJanus:
+        """The parts that answer and rank, loaded when first needed.
+
+        They share the language model of :attr:`janus`, unless its weights are quantized.
+        """
+        return load_understanding(
+            self.checkpoint,
+            pad_token_id=self.encoder.pad_token_id,
+            dtype=self._weight.dtype,
+            device=self.device,
+            quantize=self.quantize,
+            language_model=None if self.quantize else self.janus.language_model,
+        )
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the model to a device, and return the pipeline.
+
+        Raises:
+            UserError: If there is no such device.
+        """
+        found = check_device(device)
+        for model in (self.janus, self.__dict__.get("understanding")):
+            if model is not None:
+                move_model(model, found)
+        return self
+
+    @property
+    def _fixed(self) -> dict[str, Any]:
+        return {"model_path": self.checkpoint.name, "roles": self.roles}
+
+    def _run(
+        self, model: JanusModule, data: RequestDataModule, progress: bool
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Run a task; returns the results of its steps, and every setting that shaped them."""
+        with quiet_lightning(), in_python():
+            trainer = self._trainer(progress)
+            results = trainer.predict(model, datamodule=data)
+        settings = {
+            **model.record_settings(data.plan, trainer.precision),
+            **model.batching(),
+            "versions": versions(),
+        }
+        return results or [], settings
+
+    def _trainer(self, progress: bool) -> Trainer:
+        on_cpu = self.device.type == "cpu"
+        precision: Any = _PRECISIONS[self._weight.dtype]
+        return Trainer(
+            accelerator="cpu" if on_cpu else "gpu",
+            devices=1 if on_cpu else [self.device.index or 0],
+            precision=precision,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+            callbacks=[RunProgress()] if progress else [],
+        )
