@@ -103,7 +103,7 @@ def test_the_loop_never_waits_for_the_device(settings, janus, generate):
         generator(
             [prompts, prompts[:3]],
             [ImageKey(0, 0), ImageKey(1, 0)],
-            lambda step: waits.seen.append(step),
+            lambda step, _: waits.seen.append(step),
         )
     assert waits.seen[:-1] == [*range(1, 17)]  # and once after the loop: were all logits finite?
     assert waits.seen[-1] in ("is_nonzero", "_local_scalar_dense")
