@@ -15,7 +15,7 @@ WITH_TRANSFORMERS = tests/janus tests/decoding tests/tasks tests/recipes tests/t
 
 .PHONY: demo test test-fast lint test-compat test-newest rehearse-gpu shapes-janus shapes-siglip study clean
 
-demo: $(VENV)/installed
+demo: $(VENV)/demo
 	$(VENV)/bin/python main.py predict --config configs/demo.yaml
 	$(VENV)/bin/python main.py rank --config configs/demo-rank.yaml
 	$(VENV)/bin/python main.py answer --config configs/demo-answer.yaml
@@ -58,9 +58,14 @@ test-newest: $(NEWEST)/installed
 	$(NEWEST)/bin/python main.py predict --config configs/demo.yaml --writer.output_dir $(NEWEST)/demo
 	$(NEWEST)/bin/python $(PYTEST) $(FAST) $(WITH_TRANSFORMERS)
 
-$(VENV)/installed: pyproject.toml constraints.txt
+# What the project itself needs, and nothing else.
+$(VENV)/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet -c constraints.txt torch
+	$(VENV)/bin/pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed: $(VENV)/demo
 	$(VENV)/bin/pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 

@@ -61,6 +61,11 @@ def test_what_is_there_counts_and_nothing_changes(dry, main_here, tiny_checkpoin
     assert dry()[0] == "5 images to make, 7 there already, in outputs"
     assert files(tmp_path / "outputs") == before
     assert not (tmp_path / "other").exists()
+    (tmp_path / "prompt.json").write_text('["a", "other"]')
+    lines = dry()
+    assert lines[0].startswith("5 images to make, 3 there already")
+    assert lines[1] == "4 of another run are there, too: see writer.on_mismatch"
+    (tmp_path / "prompt.json").write_text('["a", "b", "c"]')
     assert dry("--writer.output_dir=other")[0].startswith("12 images to make, 0 there")
     assert not (tmp_path / "other").exists()
 

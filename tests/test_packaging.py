@@ -1,5 +1,6 @@
 """Packaging, versions, and other claims of the project about itself."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -20,28 +21,82 @@ CONSTRAINTS = [
 ]
 
 
-@pytest.mark.slow
-def test_a_wheel_has_every_room_and_template(tmp_path):
-    source = tmp_path / "source"
-    shutil.copytree(ROOT / "lit_dola", source / "lit_dola", ignore=shutil.ignore_patterns("*.pyc"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+SHIPPED = ("configs", "checkpoints", "recipes/shapes/demo")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from the files that a clone has."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    listed = subprocess.run(
+        ["git", "ls-files", "lit_dola", *SHIPPED, "recipes/shapes/demo.jsonl", "pyproject.toml",
+         "README.md", "LICENSE", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, source / name)
     subprocess.run(
         [
             sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index",
-            "--no-build-isolation", "--wheel-dir", tmp_path, source,
+            "--no-build-isolation", "--wheel-dir", folder, source,
         ],
         check=True, capture_output=True,
     )  # fmt: skip
-    (wheel,) = tmp_path.glob("*.whl")
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def files_below(folder):
+    return [
+        path for path in (ROOT / folder).rglob("*") if path.is_file() and ".pyc" not in path.name
+    ]
+
+
+@pytest.mark.slow
+def test_a_wheel_has_every_room_and_template_and_what_a_demo_needs(wheel):
     assert lit_dola.__version__ in wheel.name
     with zipfile.ZipFile(wheel) as archive:
-        shipped = {name for name in archive.namelist() if name.startswith("lit_dola/")}
-    files = [path for path in (ROOT / "lit_dola").rglob("*") if path.is_file()]
-    expected = {path.relative_to(ROOT).as_posix() for path in files if path.suffix != ".pyc"}
-    assert shipped == expected
-    assert "lit_dola/py.typed" in shipped
-    assert "lit_dola/reports/templates/gallery.html" in shipped
+        found = {name for name in archive.namelist() if name.startswith("lit_dola/")}
+    expected = {path.relative_to(ROOT).as_posix() for path in files_below("lit_dola")}
+    for folder in SHIPPED:
+        names = [path.relative_to(ROOT).as_posix() for path in files_below(folder)]
+        expected |= {f"lit_dola/shipped/{name}" for name in names}
+    assert found == {*expected, "lit_dola/shipped/recipes/shapes/demo.jsonl"}
+    assert "lit_dola/py.typed" in found
+    assert "lit_dola/reports/templates/gallery.html" in found
+    assert wheel.stat().st_size < 13e6  # README says 11 MB
+
+
+@pytest.mark.slow
+def test_a_wheel_alone_draws_ranks_and_answers(wheel, tmp_path):
+    """In an empty folder, without the repository."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    (tmp_path / "empty").mkdir()
+    code = "import lit_dola, lit_dola.cli as cli; assert 'site' in lit_dola.__file__; cli.main()"
+
+    def lit_dola_says(*args):
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code, *args], cwd=tmp_path / "empty", env=environment,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert re.search(r"^demo  +Eight prompts", lit_dola_says("configs"), re.M)
+    few = ["--trainer.limit_predict_batches=1.0", "--trainer.accelerator=cpu"]
+    lit_dola_says("predict", "--config", "demo", "--model.parallel_size=1", *few)
+    assert len([*tmp_path.glob("empty/outputs/demo/*/*.png")]) == 8
+    lit_dola_says("rank", "--config", "demo-rank", *few)
+    assert (tmp_path / "empty/outputs/demo/best.json").is_file()
+    lit_dola_says("answer", "--config", "configs/demo-answer.yaml", *few)
+    assert len((tmp_path / "empty/outputs/demo-answers/answers.jsonl").open().readlines()) == 89
+    assert lit_dola_says("configs", "demo").strip() == "demo.yaml"
+    lit_dola_says("predict", "--config", "demo.yaml", "--writer.output_dir=copied", *few)
 
 
 @pytest.mark.parametrize("name", [name for name in lit_dola.__all__ if name != "__version__"])

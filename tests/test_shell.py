@@ -62,7 +62,7 @@ def test_completion_in_bash(tmp_path, monkeypatch, capsys):
         done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
         return set(done.stdout.split())
 
-    assert complete("lit-dola", "co") == {"compare"}
+    assert complete("lit-dola", "com") == {"compare"}
     assert complete("lit-dola", "predict", "--model.layer") == {
         "--model.layer",
         "--model.layer_ratio",

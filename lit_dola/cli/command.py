@@ -12,6 +12,7 @@ import sys
 from argparse import SUPPRESS
 from collections.abc import Mapping
 from inspect import signature
+from pathlib import Path
 from textwrap import indent
 from typing import Any, cast
 
@@ -38,6 +39,7 @@ from lit_dola.cli.dry_run import describe
 from lit_dola.cli.messages import fail, on_first_rank
 from lit_dola.cli.parser import PARSER, OneLineParser
 from lit_dola.cli.plain import ABOUT, PLAIN_TASKS, TRAINER_TASKS, add_plain_tasks
+from lit_dola.cli.shipped import config_folders, locate_inputs, refuse_missing_inputs
 from lit_dola.cli.tasks import EXIT_SKIPPED, TASKS, TaskTrainer, TrainerTask, evaluated_task
 from lit_dola.data.base import RequestDataModule
 from lit_dola.errors import UserError, printable, refuse_null
@@ -86,6 +88,8 @@ class DoLaCLI(LightningCLI):
     """LightningCLI with the tasks of :data:`TASKS`; there is nothing to fit, validate or test."""
 
     parser: Parser
+    config_folders: list[Path]
+    """Where the configurations are."""
 
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
         """Add ``--version`` and the tasks that need neither a model nor a trainer."""
@@ -143,8 +147,11 @@ class DoLaCLI(LightningCLI):
         if name in PLAIN_TASKS:
             self.config[name]["seed_everything"] = False
         else:
+            self.config_folders = config_folders(silent)
+            locate_inputs(self.config[name], self.config_folders)
             if _task_of(self._parser(name)).model is LitDoLa:
                 self._parse_again_if_the_checkpoint_recommends(name, silent)
+                locate_inputs(self.config[name], self.config_folders)
         on_first_rank(_log.warning, dict.fromkeys(Parser.notes))
         if given != silent:
             parser.parse_args(given)  # prints and ends
@@ -175,6 +182,7 @@ class DoLaCLI(LightningCLI):
             raise SystemExit(0)
         for group, owner in _task_of(self._parser(name)).groups.items():
             refuse_null(owner, settings[group].as_dict(), f"{group}.")
+        refuse_missing_inputs(settings, self.config_folders)
         strategy = str(settings.trainer.strategy)
         if re.search("spawn|fork|notebook", strategy):
             raise UserError(

@@ -32,13 +32,16 @@ def describe(
     data.setup("predict")
     plan, results = data.plan, writer.kind.results
     done = _done(writer)
-    to_make = sum(request.key not in done for request in plan.requests)
-    there = len(plan.requests) - to_make
+    there = sum(done.get(request.key) == request.subject for request in plan.requests)
+    others = sum(request.key in done for request in plan.requests) - there
+    to_make = len(plan.requests) - there
     skipped = f", {amount(len(plan.failures), 'entries')} skipped" if plan.failures else ""
     yield (
         f"{amount(to_make, results)} to make, {there:,} there already{skipped}, in"
         f" {printable(str(writer.output_dir))}"
     )
+    if others:
+        yield f"{others:,} of another run are there, too: see writer.on_mismatch"
     ranks, size = _ranks(trainer), plan.batch_size
     share = math.ceil(to_make / (ranks or 1))
     who = f"{amount(ranks, 'ranks')}: at most {share:,} each" if ranks else "a rank per device"
@@ -51,13 +54,13 @@ def describe(
         yield f"about {_bytes(to_make * estimate)} of disk"
 
 
-def _done(writer: RunWriter) -> set[Any]:
-    """Return the keys of the results that are there, as far as their files are."""
+def _done(writer: RunWriter) -> dict[Any, str]:
+    """Return what the results that are there are about, by key, as far as their files are."""
     if not writer.output_dir.is_dir():
-        return set()
+        return {}
     files = RunFiles(writer.output_dir)
     return {
-        record.key
+        record.key: record.subject
         for record in writer.kind.read(writer.output_dir)
         if all(files.modified(file) is not None for file in writer.files_of(record) or ())
     }

@@ -11,6 +11,7 @@ from jsonargparse import set_parsing_settings
 from lit_dola.cli.messages import fail, is_first_local_rank, on_first_rank
 from lit_dola.cli.parser import ENV_PREFIX
 from lit_dola.cli.plain import PLAIN_TASKS, TRAINER_TASKS, run_plain_task
+from lit_dola.cli.shipped import find_configs
 from lit_dola.data.old_names import rename_environment
 from lit_dola.errors import RankError, UserError
 
@@ -35,6 +36,10 @@ def main(args: list[str] | None = None) -> None:
     logging.getLogger("lit_dola").setLevel(logging.INFO)
     set_parsing_settings(add_print_completion_argument=True)
     on_first_rank(_log.warning, rename_environment(os.environ, ENV_PREFIX))
+    try:
+        given = find_configs(given)
+    except UserError as error:
+        raise SystemExit(fail(str(error), code=2)) from None
     try:
         if _needs_no_model(given):
             run_plain_task(given)

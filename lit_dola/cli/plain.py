@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lit_dola import __version__
 from lit_dola.cli.parser import PARSER, OneLineParser
+from lit_dola.cli.shipped import configs
 from lit_dola.errors import printable
 from lit_dola.reports.compare import compare
 from lit_dola.reports.status import status_as_json, status_as_text
@@ -83,6 +84,12 @@ PLAIN_TASKS = {
             "--json": {"action": "store_true", "help": "Print one JSON object per run."},
         },
         lambda settings: status(settings.runs, settings.json),
+    ),
+    "configs": PlainTask(
+        "List the configurations that come with the package, or copy some.",
+        configs,
+        {"names": {"nargs": "*", "type": str, "help": "Those to copy; none: list all."}},
+        lambda settings: configs(settings.names, settings.output),
     ),
 }
 """The subcommands without a model."""

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
 from lit_dola.errors import UserError, given_path, printable
-from lit_dola.janus.files import read_json
+from lit_dola.janus.files import read_json, shipped
 
 Layout = Literal["janus", "multi_modality"]
 """``model_type`` of transformers' layout and of DeepSeek's original one."""
@@ -152,6 +152,8 @@ def find_checkpoint(model_path: str) -> Path:
         raise UserError(f"model.model_path: {printable(model_path)} is not UTF-8; expected UTF-8")
     if folder.is_dir():
         return folder
+    if (ours := shipped(model_path)) and ours.is_dir():
+        return ours
     repo_id = VARIANTS[model_path].original if model_path in VARIANTS else model_path
     if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
         raise UserError(
@@ -179,7 +181,8 @@ def generation_config(model_path: str) -> tuple[Path, dict[str, Any]]:
     Raises:
         UserError: If there is one that is not a JSON object.
     """
-    path = Path(model_path).expanduser() / GENERATION_CONFIG
+    folder = Path(model_path).expanduser()
+    path = (folder if folder.is_dir() else shipped(model_path) or folder) / GENERATION_CONFIG
     published = {name for variant in VARIANTS.values() for name in variant} | {*VARIANTS}
     if model_path.count("/") == 1 and model_path not in published and not path.parent.exists():
         try:

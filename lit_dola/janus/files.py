@@ -7,6 +7,26 @@ from typing import Any
 from lit_dola.errors import UserError
 
 _LFS = b"version https://git-lfs"
+_PACKAGE = Path(__file__).parents[1]
+_SHIPPED = ("configs/", "checkpoints/", "recipes/shapes/demo")
+"""How the paths of files begin that come with the package; a repository has others, too."""
+
+
+def shipped_root() -> Path:
+    """Return the folder of the project's files: that in the wheel, or the repository itself."""
+    in_wheel = _PACKAGE / "shipped"
+    return in_wheel if in_wheel.is_dir() else _PACKAGE.parent
+
+
+def shipped(path: str) -> Path | None:
+    """Return a file or folder that comes with the package, by its path in the repository.
+
+    Example:
+        >>> shipped("checkpoints/shapes-janus").is_dir()
+        True
+    """
+    found = shipped_root() / path
+    return found if path.startswith(_SHIPPED) and found.exists() else None
 
 
 def refuse_pointer(path: Path) -> None:

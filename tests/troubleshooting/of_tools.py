@@ -203,3 +203,26 @@ def _save(scene, *names):
     except UserError as error:
         return (1, f"error: {error}\n"), 1
     return (0, ""), 1
+
+
+@case("config: demos: not found")
+def unknown_config(scene):
+    return scene.main("predict", "--config=demos"), 2
+
+
+@case("nor beside the configuration")
+def nowhere_near(scene):
+    (scene.folder / "sub").mkdir()
+    (scene.folder / "sub/mine.yaml").write_text("data: {prompt_json: no.txt}")
+    return scene.predict("--config=sub/mine.yaml"), 1
+
+
+@case("configs: demos: not found")
+def unknown_name(scene):
+    return scene.main("configs", "demos"), 1
+
+
+@case("is already there; expected another output")
+def copied_twice(scene):
+    assert scene.main("configs", "demo")[0] == 0
+    return scene.main("configs", "demo"), 1

@@ -1,0 +1,172 @@
+"""Configurations that come with the package, and where the files that one names are found.
+
+A name in a configuration is looked up in the working directory, then in the configuration's own
+folder, then among the files of the project that come with the package, such as the small Janus.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_dola.errors import UserError, given_path, printable, suggestion
+from lit_dola.janus.files import shipped, shipped_root
+
+_INPUTS = {
+    "model": ("model_path", "prior"),
+    "data": ("model_path", "prompt_json", "question_json", "item_json", "image_dir", "run"),
+}
+"""Settings that name files to read, by group."""
+_MAY_BE_ELSEWHERE = "model_path"
+"""The setting that may also be a name on the hub."""
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Return the configurations that come with the package, by name."""
+    found = {path.stem: path for path in (shipped_root() / "configs").glob("*.yaml")}
+    return {name: found[name] for name in sorted(found)}
+
+
+def find_configs(args: Sequence[str]) -> list[str]:
+    """Return arguments whose configurations are paths: ``--config demo`` becomes one.
+
+    Raises:
+        UserError: If there is no such configuration.
+
+    Example:
+        >>> find_configs(["predict", "--config", "demo"])
+        ['predict', '--config', '/home/me/lit-dola/configs/demo.yaml']
+    """
+    found = [*args]
+    for place, (option, value, joined) in _configs(args):
+        path = _config_path(value)
+        found[place] = f"{option}={path}" if joined else path
+    return found
+
+
+def config_folders(args: Sequence[str]) -> list[Path]:
+    """Return the folders of the configurations among arguments, each once."""
+    folders = [Path(value).parent for _, (_, value, _) in _configs(args)]
+    return [*dict.fromkeys(folders)]
+
+
+def _configs(args: Sequence[str]) -> Iterator[tuple[int, tuple[str, str, bool]]]:
+    """Yield where a configuration stands, its option, its value, and whether "=" joins them."""
+    for place, arg in enumerate(args):
+        option, equals, value = arg.partition("=")
+        if option not in ("--config", "-c"):
+            continue
+        if equals:
+            yield place, (option, value, True)
+        elif place + 1 < len(args):
+            yield place + 1, (option, args[place + 1], False)
+
+
+def _config_path(name: str) -> str:
+    """Return the path of a configuration: a file, or one that comes with the package."""
+    if Path(name).is_file() or name.lstrip().startswith("{"):  # or JSON itself
+        return name
+    found = shipped_configs().get(name) or shipped(name)
+    if found is None:
+        known = shipped_configs()
+        raise UserError(
+            f"config: {printable(name)}: not found; expected a file, or one of"
+            f" {', '.join(known)}{suggestion(name, known)}"
+        )
+    return str(found)
+
+
+def locate_inputs(settings: Any, folders: Sequence[Path]) -> None:
+    """Replace the paths of files to read by where they are, in place.
+
+    Args:
+        settings: Settings of a task, by group.
+        folders: The folders of its configurations.
+    """
+    for group, name, value in _inputs(settings):
+        others = [folder for folder in folders if (folder / value).exists()]
+        if not Path(value).expanduser().exists():
+            if others:
+                settings[group][name] = str(others[0] / value)
+            elif name != _MAY_BE_ELSEWHERE and (found := shipped(value)):
+                settings[group][name] = str(found)
+
+
+def refuse_missing_inputs(settings: Any, folders: Sequence[Path]) -> None:
+    """Say where a file was looked for, if that was in several places.
+
+    Args:
+        settings: As :func:`locate_inputs`.
+        folders: As :func:`locate_inputs`.
+
+    Raises:
+        UserError: If a file is in none of them.
+    """
+    others = [folder for folder in folders if folder.resolve() != Path.cwd()]
+    for group, name, value in _inputs(settings):
+        path = Path(value).expanduser()
+        if not others or name == _MAY_BE_ELSEWHERE or path.is_absolute() or path.exists():
+            continue
+        looked = ", ".join(printable(str(folder)) for folder in others)
+        raise UserError(
+            f"{group}.{name}: {printable(value)}: not found in the working directory,"
+            f" {printable(str(Path.cwd()))}, nor beside the configuration, in {looked}"
+        )
+
+
+def _inputs(settings: Any) -> Iterator[tuple[str, str, str]]:
+    """Yield the settings that name files to read: group, name and value."""
+    for group, names in _INPUTS.items():
+        for name in names:
+            value = settings[group].get(name)
+            unused = name == "item_json" and settings[group].get("run")
+            if isinstance(value, str) and value.strip() and not unused:
+                yield group, name, value
+
+
+def configs(names: list[str], output: str = ".") -> None:
+    """List the configurations that come with the package, or copy some.
+
+    Args:
+        names: Those to copy; none: list all.
+        output: Folder to copy them to.
+
+    Raises:
+        UserError: If one does not exist, or a file is already there.
+    """
+    known = shipped_configs()
+    folder = given_path("output", output)
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"configs: {printable(name)}: not found; expected {', '.join(known)}"
+                f"{suggestion(name, known)}"
+            )
+        if (folder / known[name].name).exists():
+            raise UserError(
+                f"configs: {folder / known[name].name} is already there; expected another output"
+            )
+    if not names:
+        width = max(map(len, known))
+        for name, path in known.items():
+            print(f"{name:{width}}  {_about(path)}")
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            shutil.copy(known[name], folder)
+            print(printable(str(folder / known[name].name)))
+    except OSError as error:
+        raise UserError(f"output: cannot write to {folder}: {error.strerror}") from error
+
+
+def _about(path: Path) -> str:
+    """Return the first sentence of a configuration's comment."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment: list[str] = []
+    for line in lines[1:]:  # the first one names the schema
+        if not line.startswith("# ") or line.startswith("#  "):
+            break
+        comment.append(line.removeprefix("# "))
+    return re.split(r"\. (?=[A-Z])", " ".join(comment))[0].rstrip(".")
