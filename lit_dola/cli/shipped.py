@@ -18,6 +18,8 @@ _INPUTS = {
     "data": ("model_path", "prompt_json", "question_json", "item_json", "image_dir", "run"),
 }
 """Settings that name files to read, by group."""
+_INSTEAD = {"item_json": "run", "prompt_json": "prompts"}
+"""Settings in whose presence a file is not read."""
 _MAY_BE_ELSEWHERE = "model_path"
 """The setting that may also be a name on the hub."""
 
@@ -120,7 +122,8 @@ def _inputs(settings: Any) -> Iterator[tuple[str, str, str]]:
     for group, names in _INPUTS.items():
         for name in names:
             value = settings[group].get(name)
-            unused = name == "item_json" and settings[group].get("run")
+            instead = _INSTEAD.get(name)
+            unused = instead and settings[group].get(instead) is not None
             if isinstance(value, str) and value.strip() and not unused:
                 yield group, name, value
 

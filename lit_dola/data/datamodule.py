@@ -1,23 +1,26 @@
 """The LightningDataModule of ``predict``: reads prompts, and plans the images to make of them."""
 
 import gc
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from logging import getLogger
 from typing import Literal
 
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lit_dola.data.base import RequestDataModule
 from lit_dola.data.plan import RunPlan
-from lit_dola.data.prompt_file import read_prompts
+from lit_dola.data.prompt_file import check_prompts, read_prompts
 from lit_dola.data.requests import Failure, ImageRequests, OnError, Prompt
 from lit_dola.errors import UserError, given_path
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.tokenizer import PromptEncoder, Roles
 
 _log = getLogger(__name__)
+_BRACKETS = re.compile(r"\[.*\]|\{.*\}", re.DOTALL)
+"""What was probably meant as a list or as an object, and is none."""
 
 
 def encoder_of(checkpoint: Checkpoint, roles: Roles, note: bool = True) -> PromptEncoder:
@@ -71,10 +74,17 @@ class PromptDataModule(RequestDataModule):
         roles: Role names of the conversation template.
         parallel_size: Images per prompt.
         images_per_batch: Images per batch; auto: as many as the model's memory allows.
+        prompts: Prompts in place of a file: one text, a list, or texts by the index that their
+            noise depends on, as ``{17: a red circle}``.
+        images: Which images of each prompt to make, by their index; null: the first
+            ``parallel_size``.
         on_error: What to do with a bad entry of the prompt file: stop before anything is generated,
             or skip it, list it in ``errors.jsonl`` and continue with the others. The same holds for
             an image whose logits are not finite, which only shows while it is made.
     """
+
+    prompts_name = "data.prompts"
+    """What messages call the prompts that are given in place of a file."""
 
     def __init__(
         self,
@@ -83,10 +93,15 @@ class PromptDataModule(RequestDataModule):
         roles: Roles = "auto",
         parallel_size: PositiveInt = 8,
         images_per_batch: PositiveInt | Literal["auto"] = "auto",
+        prompts: dict[int, str] | list[str] | str | None = None,
+        images: list[NonNegativeInt] | None = None,
         on_error: OnError = "stop",
     ) -> None:
         super().__init__(model_path, images_per_batch, on_error)
-        self.prompt_json = given_path("data.prompt_json", prompt_json)
+        named = self.prompts_name if prompts is not None else prompt_json
+        self.prompt_json = given_path("data.prompt_json", named)
+        self.prompts = prompts
+        self.images = range(parallel_size) if images is None else [*dict.fromkeys(images)]
         self.roles = roles
         self.parallel_size = parallel_size
         self.seeds: Sequence[int] | None = None
@@ -122,7 +137,7 @@ class PromptDataModule(RequestDataModule):
             self.on_error,
             self.checkpoint,
             self.encoder,
-            ImageRequests(prompts, self.parallel_size, self.seeds),
+            ImageRequests(prompts, self.images, self.seeds),
             failures,
             batch_size=None if self.batch_size == "auto" else self.batch_size,
         )
@@ -143,5 +158,25 @@ class PromptDataModule(RequestDataModule):
         )
 
     def read_prompts(self, skipped: list[Failure] | None) -> list[Prompt]:
-        """Read the prompts; bad entries go to ``skipped``, or are an error if it is None."""
-        return read_prompts(self.prompt_json, skipped)
+        """Read the prompts; bad entries go to ``skipped``, or are an error if it is None.
+
+        Raises:
+            UserError: If the file cannot be read, or an entry is not a prompt.
+        """
+        if self.prompts is None:
+            return read_prompts(self.prompt_json, skipped)
+        given = [self.prompts] if isinstance(self.prompts, str) else self.prompts
+        if isinstance(self.prompts, str) and _BRACKETS.fullmatch(self.prompts.strip()):
+            raise UserError(
+                f"{self.prompt_json}: {self.prompts!r:.60}; expected one text, a list of texts, or"
+                " texts by index; a text in brackets only in a list"
+            )
+        try:
+            if not isinstance(given, dict):
+                return check_prompts(given)
+            found = check_prompts([*given.values()])
+            if (least := min(given)) < 0:
+                raise UserError(f"index {least}; expected 0 or more")
+        except UserError as error:
+            raise UserError(f"{self.prompt_json}: {error}") from error
+        return [prompt._replace(prompt_index=index) for prompt, index in zip(found, given)]

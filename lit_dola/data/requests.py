@@ -90,22 +90,22 @@ class ImageRequests(Sequence[ImageRequest]):
 
     Args:
         prompts: Prompts, and their token ids.
-        parallel_size: Images per prompt.
+        images: Indices of the images of each prompt.
         seeds: Seed of each image, all images of the first entry first; None: that of the run.
     """
 
     def __init__(
         self,
         prompts: Sequence[tuple[Prompt, list[int]]],
-        parallel_size: int,
+        images: Sequence[int],
         seeds: Sequence[int] | None = None,
     ) -> None:
         self._prompts = prompts
-        self._size = parallel_size
+        self._images = images
         self._seeds = seeds
 
     def __len__(self) -> int:
-        return len(self._prompts) * self._size
+        return len(self._prompts) * len(self._images)
 
     @overload
     def __getitem__(self, place: int) -> ImageRequest: ...
@@ -114,18 +114,18 @@ class ImageRequests(Sequence[ImageRequest]):
     def __getitem__(self, place: int | slice) -> ImageRequest | list[ImageRequest]:
         if isinstance(place, slice):
             return [self[each] for each in range(*place.indices(len(self)))]
-        number, image_index = divmod(range(len(self))[place], self._size)
-        return self._request(*self._prompts[number], image_index)
+        number, image = divmod(range(len(self))[place], len(self._images))
+        return self._request(*self._prompts[number], image)
 
     def __iter__(self) -> Iterator[ImageRequest]:
         for prompt, input_ids in self._prompts:
-            for image_index in range(self._size):
-                yield self._request(prompt, input_ids, image_index)
+            for image in range(len(self._images)):
+                yield self._request(prompt, input_ids, image)
 
-    def _request(self, prompt: Prompt, input_ids: list[int], image_index: int) -> ImageRequest:
-        place = prompt.prompt_index * self._size + image_index
+    def _request(self, prompt: Prompt, input_ids: list[int], image: int) -> ImageRequest:
+        place = prompt.prompt_index * len(self._images) + image
         seed = None if self._seeds is None else self._seeds[place]
-        return ImageRequest(prompt, image_index, input_ids, seed)
+        return ImageRequest(prompt, self._images[image], input_ids, seed)
 
 
 class Selection(Sequence[Request]):

@@ -7,7 +7,6 @@ from lit_dola.data.datamodule import PromptDataModule
 from lit_dola.data.item_file import check_labels
 from lit_dola.data.items import ItemDataModule
 from lit_dola.data.pictures import Picture, check_picture
-from lit_dola.data.prompt_file import check_prompts
 from lit_dola.data.question_file import Question, question_of
 from lit_dola.data.questions import QuestionDataModule
 from lit_dola.data.requests import Failure, Prompt, RankRequest
@@ -31,6 +30,8 @@ class GivenPrompts(PromptDataModule):
         seeds: Seed of each image; None: the model's for all.
     """
 
+    prompts_name = "prompts"
+
     def __init__(
         self,
         prompts: list[Any],
@@ -40,19 +41,16 @@ class GivenPrompts(PromptDataModule):
         seeds: Sequence[int] | None,
     ) -> None:
         super().__init__(
-            "prompts", model.model_path, model.roles, model.parallel_size, model.images_per_batch
+            "prompts",
+            model.model_path,
+            model.roles,
+            model.parallel_size,
+            model.images_per_batch,
+            prompts,
         )
-        self.prompts = prompts
         self.checkpoint = checkpoint
         self.encoder = encoder
         self.seeds = seeds
-
-    def read_prompts(self, skipped: list[Failure] | None) -> list[Prompt]:
-        """Check the prompts."""
-        try:
-            return check_prompts(self.prompts)
-        except UserError as error:
-            raise UserError(f"prompts: {error}") from error
 
 
 class GivenQuestions(QuestionDataModule):

@@ -1,10 +1,13 @@
 """The gallery of a run: ``index.html`` in its folder."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import sha256
+from inspect import signature
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,13 @@ from typing import Any
 from lit_dola.reports.html import digest_of, template_digest, write_page
 from lit_dola.runs.ranks import BEST, best_files
 from lit_dola.runs.record_log import RecordLog
-from lit_dola.runs.records import IMAGES, ImageRecord, common_settings
+from lit_dola.runs.records import IMAGES, ONLY_WITH_DOLA, ImageRecord, common_settings
+from lit_dola.tasks.generate import LitDoLa
 
 IMAGES_PER_PAGE = 10_000
 """After this many images the next prompt starts a new page."""
+_MOST_COLUMNS = 6
+"""Images side by side."""
 
 
 @dataclass
@@ -62,9 +68,11 @@ def write_gallery(folder: Path, num_failures: int = 0) -> None:
         "title": folder.resolve().name,
         "pages": files,
         "settings": settings,
+        "only_with_dola": ONLY_WITH_DOLA,
         "num_failures": num_failures,
         "passes": _mean_passes(pages),
         "ranked": bool(best),
+        "flags": _flags(),
     }
     shared = sha256(json.dumps([common, sorted(best)]).encode())
     for page, file in zip(pages, files):
@@ -142,6 +150,7 @@ def _prompt(records: list[ImageRecord], settings: dict[str, Any], best: set[str]
         "index": first.prompt_index,
         "text": first.prompt,
         "metadata": first.metadata,
+        "columns": _columns(len(records)),
         "images": [
             {
                 "file": record.file,
@@ -157,3 +166,17 @@ def _prompt(records: list[ImageRecord], settings: dict[str, Any], best: set[str]
             for record in records
         ],
     }
+
+
+def _columns(images: int) -> int:
+    """Return how many columns divide images evenly, so that no row is nearly empty."""
+    rows = math.ceil(images / _MOST_COLUMNS)
+    return math.ceil(images / rows)
+
+
+@cache
+def _flags() -> dict[str, str]:
+    """Return the flag of each setting that a record may have and a run may be given."""
+    own = {name: f"--model.{name}" for name in signature(LitDoLa).parameters}
+    others = {"precision": "trainer", "format": "writer", "quality": "writer"}
+    return {**own, **{name: f"--{group}.{name}" for name, group in others.items()}}

@@ -11,6 +11,9 @@ from lit_dola.data.old_names import rename_settings
 from lit_dola.data.requests import ImageKey
 from lit_dola.runs.record_log import RESULTS, Record, RecordLog
 
+ONLY_WITH_DOLA = ("alpha", "strength", "layer_ratio", "layer", "mid_norm", "apc")
+"""Settings that mean nothing where DoLa is off."""
+
 
 class RunRecord(Protocol):
     """What a record says, whatever the task."""

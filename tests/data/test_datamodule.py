@@ -104,7 +104,7 @@ def test_bad_entries_are_skipped_where_the_user_says_so(prompt_file, tiny_checkp
 @given(st.lists(st.integers(1, 5), max_size=6), st.integers(1, 4), st.data())
 def test_requests_that_are_made_when_asked_for_are_a_list(lengths, parallel_size, data):
     prompts = [(Prompt(i, str(i), {}), [0] * length) for i, length in enumerate(lengths)]
-    lazy = ImageRequests(prompts, parallel_size)
+    lazy = ImageRequests(prompts, range(parallel_size))
     plain = [ImageRequest(p, k, ids) for p, ids in prompts for k in range(parallel_size)]
     assert len(lazy) == len(plain)
     assert list(lazy) == plain

@@ -37,14 +37,14 @@ def test_what_a_prompt_says_is_text(page):
         f'{i} {prompt} {{"tag": "tag-{i}"}}' for i, prompt in enumerate(NASTY)
     ]
     assert (
-        len([tag for tag, _ in of.tags if tag == "script"]) == 2
+        len([tag for tag, _ in of.tags if tag == "script"]) == 3
     )  # the settings and the page's own
     assert not any(name.startswith("on") for _, attrs in of.tags for name in attrs)
 
 
 def test_settings_of_a_prompt_cannot_end_the_script(page):
     of = page(["a"], note="</script><script>alert(1)</script>")
-    assert len([tag for tag, _ in of.tags if tag == "script"]) == 2
+    assert len([tag for tag, _ in of.tags if tag == "script"]) == 3
 
 
 def test_names_of_files_are_addresses(tmp_path):

@@ -1,6 +1,8 @@
 """The pages in a real browser, opened from files."""
 
 import json
+import shlex
+import shutil
 from contextlib import contextmanager
 from io import BytesIO
 
@@ -14,7 +16,9 @@ from selenium.webdriver.support.ui import Select
 from lit_dola.reports.answers import write_answers
 from lit_dola.reports.compare import compare
 from lit_dola.reports.gallery import write_gallery
+from tests.support import forked
 from tests.support.browser import chromium, eventually, look, requests
+from tests.support.commands import CPU
 from tests.support.pages import NASTY, write_answers_run, write_images, write_run
 
 pytestmark = pytest.mark.browser
@@ -87,6 +91,12 @@ def runs(tmp_path_factory):
     return folder
 
 
+def described(page, selector):
+    """What a list of names and values says."""
+    found = find(page, selector).text.splitlines()
+    return dict(zip(found[::2], found[1::2]))
+
+
 def find(page, selector):
     return page.find_element(By.CSS_SELECTOR, selector)
 
@@ -132,8 +142,10 @@ def test_search(visit, runs):
     assert shown_prompts(page) == [NASTY[4]]
     assert find(page, "#found").text == "1 of 6 prompts"
     box = find(page, "#search")
+    assert not find(page, "#none").is_displayed()
     box.send_keys(" nothing")  # every word must match
     assert shown_prompts(page) == []
+    assert find(page, "#none").text == "No prompt matches."
     box.clear()
     box.send_keys("TAG-1")  # metadata is searched, too
     assert shown_prompts(page) == [NASTY[1]]
@@ -145,18 +157,21 @@ def test_viewer_with_the_keyboard_alone(visit, runs):
     page.execute_script("arguments[0].focus()", first)
     first.send_keys(Keys.ENTER)
     assert find(page, "#viewer").is_displayed()
-    metadata = find(page, "#viewer-metadata").text.splitlines()
-    rows = dict(zip(metadata[::2], metadata[1::2]))
-    assert rows["image_index"] == "0"
-    assert rows["tag"] == "tag-0"
-    assert rows["dola"] == "true"
+    main = described(page, "#viewer-main")
+    assert main == {
+        "dola": "true", "alpha": "0.1", "seed": "3", "prompt_index": "0", "image_index": "0"
+    }  # fmt: skip
+    find(page, ".viewer details summary").click()
+    assert described(page, "#viewer-rest") == {"file": "00000_p/img_00.png", "tag": "tag-0"}
+    assert find(page, "#viewer-place").text == "1 of 12"
+    assert not find(page, "#previous").is_enabled()
     page.switch_to.active_element.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
     assert find(page, "#viewer-prompt").text == NASTY[1]
     page.switch_to.active_element.send_keys(Keys.ARROW_LEFT)
     assert find(page, "#viewer-prompt").text == NASTY[0]
     page.switch_to.active_element.send_keys(Keys.ESCAPE)
     assert not find(page, "#viewer").is_displayed()
-    last = find_all(page, ".images a")[1]
+    last = find_all(page, ".images a")[1]  # of the first prompt
     assert last.get_attribute("href").endswith("00000_p/img_01.png")
     eventually(page, lambda page: page.switch_to.active_element == last)  # where the viewer was
 
@@ -180,6 +195,79 @@ def test_everything_that_is_to_be_used_has_a_name(visit, runs):
         nodes = [node for node in named if node.get("role", {}).get("value") in roles]
         assert len(nodes) > 10
         assert all(node["name"]["value"] for node in nodes)
+
+
+def test_settings_without_a_meaning_are_not_shown(visit, runs):
+    page = visit(runs / "baseline/index.html")
+    find(page, ".images a").click()
+    assert "alpha" not in find(page, "#viewer").text
+    assert described(page, "#viewer-main")["dola"] == "false"
+
+
+@pytest.mark.parametrize("images", [1, 3, 4, 8, 9])
+@pytest.mark.parametrize("width", [390, 1280, 1920])
+def test_images_fill_the_width(visit, tmp_path, images, width):
+    """Every row but the last is full, and the last has at least half as many."""
+    write_run(tmp_path, ["a"], images=images)
+    write_images(tmp_path)
+    write_gallery(tmp_path)
+    page = visit(tmp_path / "index.html", width)
+    boxes = [image.rect for image in find_all(page, ".images img")]
+    rows = [sum(box["y"] == y for box in boxes) for y in sorted({box["y"] for box in boxes})]
+    assert all(row == rows[0] for row in rows[:-1])
+    assert rows[-1] >= rows[0] / 2
+    right = max(box["x"] + box["width"] for box in boxes)
+    shown = find(page, ".prompt").rect
+    assert all(box["width"] <= 400 for box in boxes)
+    assert right > shown["x"] + shown["width"] - 2 or boxes[0]["width"] > 370  # as drawn
+
+
+@pytest.mark.slow
+def test_the_copied_command_makes_the_same_image(visit, tiny_checkpoint, tmp_path):
+    """Whatever the prompt, for a shell; also where a checkpoint recommends something."""
+    prompts = ["a", "it's {\"3\": 'x'} \\ $HOME: `ls` \n猫 --x=1", "b"]
+    (tmp_path / "prompt.json").write_text(json.dumps(prompts))
+    args = [
+        "predict", *CPU, f"--model.model_path={tiny_checkpoint}", "--model.parallel_size=2",
+        "--model.layer_ratio=0.5", "--model.temperature=0.7", "--model.top_k=9",
+        "--writer.output_dir=run/one",
+    ]  # fmt: skip
+    for number, more in enumerate((["--model.dola=false"], ["--writer.format=png"])):
+        done = forked.run(tmp_path, [*args, *more, f"--writer.output_dir=run/{number}"])
+        assert done.returncode == 0, done.stderr
+        page = visit(tmp_path / f"run/{number}/index.html")
+        find_all(page, ".images a")[3].click()
+        command = page.execute_script(
+            "return document.getElementById('viewer-command').textContent"
+        )
+        page.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite"]})
+        find(page, "#copy-command").click()
+        eventually(page, lambda page: find(page, "#copy-command").text == "Copied")
+        program, *again = shlex.split(command)
+        assert program == "lit-dola"
+        done = forked.run(tmp_path, [*again, "--trainer.accelerator=cpu", "--trainer.devices=1"])
+        assert done.returncode == 0, done.stderr
+        (made,) = tmp_path.glob("outputs/again/*/img_*")
+        first = tmp_path / f"run/{number}" / made.relative_to(tmp_path / "outputs/again")
+        assert made.read_bytes() == first.read_bytes()
+        shutil.rmtree(tmp_path / "outputs")
+
+
+def test_an_inspection_enlarges_on_a_click(visit, tmp_path):
+    write_run(tmp_path, ["a"], images=1, inspection="00000_p/plot.png")
+    write_images(tmp_path)
+    Image.new("RGB", (1050, 760)).save(tmp_path / "00000_p/plot.png")
+    write_gallery(tmp_path)
+    page = visit(tmp_path / "index.html")
+    find(page, ".images a").click()
+    plot = find(page, "#viewer-inspection")
+    image = plot.find_element(By.CSS_SELECTOR, "img")
+    small = eventually(page, lambda page: image.rect["width"])
+    plot.click()
+    eventually(page, lambda page: image.rect["width"] > 2 * small)
+    assert plot.get_attribute("aria-expanded") == "true"
+    plot.click()
+    eventually(page, lambda page: image.rect["width"] == small)
 
 
 def test_ten_thousand_images(visit, tmp_path):

@@ -1,5 +1,6 @@
 "use strict";
 const searchBox = document.getElementById("search");
+const none = document.getElementById("none");
 const found = document.getElementById("found");
 const prompts = [...document.querySelectorAll(".prompt")];
 const texts = prompts.map((prompt) => prompt.dataset.text.toLowerCase());
@@ -16,6 +17,7 @@ function search() {
     shown += hit;
   });
   found.textContent = `${shown} of ${prompts.length} ${document.body.dataset.entries ?? "prompts"}`;
+  none.hidden = shown > 0 || prompts.length === 0;
 }
 
 searchBox.addEventListener("input", search);
@@ -27,10 +29,11 @@ document.addEventListener("keydown", (event) => {
 });
 search();
 
-// Fill a <dl>, with texts as they are and other values as JSON.
+// Fill a <dl>, with texts as they are, other values as JSON, and without what is not set.
 function describe(list, values) {
   list.replaceChildren();
   for (const [name, value] of Object.entries(values)) {
+    if (value === null) continue;
     const term = document.createElement("dt");
     const description = document.createElement("dd");
     term.textContent = name;
