@@ -3,9 +3,11 @@
 import json
 from collections.abc import Sequence
 from hashlib import sha256
-from itertools import count, groupby
+from itertools import combinations, count, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from PIL import Image, ImageChops
 
 from lit_dola.data.requests import ImageKey
 from lit_dola.errors import UserError, given_path, printable
@@ -14,9 +16,11 @@ from lit_dola.reports.html import image_address, write_page
 from lit_dola.runs.answers import ANSWERS
 from lit_dola.runs.folder import image_files
 from lit_dola.runs.record_log import RESULTS
-from lit_dola.runs.records import IMAGES, Kind, common_settings
+from lit_dola.runs.records import IMAGES, ONLY_WITH_DOLA, Kind, common_settings
 
 _VARIES = "varies"
+_COLUMNS = 48
+"""Pixels per row of the small images that are compared."""
 
 
 class _Run(NamedTuple):
@@ -147,7 +151,7 @@ def _write(
     copy_images: bool,
 ) -> None:
     names = dict.fromkeys(name for run in runs for name in run.settings)
-    values = {name: [run.settings.get(name) for run in runs] for name in names}
+    values = {name: [_shown(run, name) for run in runs] for name in names}
     differences = {
         name: value for name, value in values.items() if any(v != value[0] for v in value)
     }
@@ -175,7 +179,14 @@ def _write(
                 "index": index,
                 "text": first.prompt,
                 "metadata": first.metadata,
-                "rows": [{"index": key.image_index, "files": rows[key]} for key in images],
+                "rows": [
+                    {
+                        "index": key.image_index,
+                        "files": rows[key],
+                        "splits": _splits([run.folder / run.records[key].file for run in runs]),
+                    }
+                    for key in images
+                ],
             }
         )
     shown = [{"name": run.name, "settings": run.settings} for run in runs]
@@ -199,3 +210,41 @@ def _address(run: _Run, number: int, key: ImageKey, output: Path, copy_images: b
     file = run.records[key].file
     copy = f"images/{number}/{file}" if copy_images else None
     return image_address(run.folder / file, output, copy)
+
+
+def _shown(run: _Run, name: str) -> Any:
+    """Return a setting of a run, or a dash if it means nothing there."""
+    is_off = run.settings.get("dola") is False and name in ONLY_WITH_DOLA
+    return "–" if is_off else run.settings.get(name)
+
+
+def _splits(images: Sequence[Path]) -> dict[str, int]:
+    """Return where two images differ most, in percent of their width, for each pair of runs.
+
+    Args:
+        images: The same image in each run.
+
+    Returns:
+        By the pair's places, as "0-1"; nothing for two that are equal or cannot be read.
+    """
+    small = [_shrunk(image) for image in images]
+    found = {}
+    for (first, one), (second, other) in combinations(enumerate(small), 2):
+        if one is None or other is None:
+            continue
+        columns = ImageChops.difference(one, other).resize((_COLUMNS, 1), Image.Resampling.BOX)
+        weights = columns.tobytes()
+        if total := sum(weights):
+            middle = sum((place + 0.5) * weight for place, weight in enumerate(weights)) / total
+            found[f"{first}-{second}"] = round(100 * middle / _COLUMNS)
+    return found
+
+
+def _shrunk(path: Path) -> Image.Image | None:
+    """Return an image in grey and small, as fast as its format allows."""
+    try:
+        with Image.open(path) as image:
+            image.draft("L", (_COLUMNS, _COLUMNS))
+            return image.convert("L").resize((_COLUMNS, _COLUMNS), Image.Resampling.BOX)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None  # the browser shows that it is broken

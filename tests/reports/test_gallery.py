@@ -36,9 +36,8 @@ def test_what_a_prompt_says_is_text(page):
     assert of.attributes("section", "data-text") == [
         f'{i} {prompt} {{"tag": "tag-{i}"}}' for i, prompt in enumerate(NASTY)
     ]
-    assert (
-        len([tag for tag, _ in of.tags if tag == "script"]) == 3
-    )  # the settings and the page's own
+    # The settings, the flags, and the page's own
+    assert len([tag for tag, _ in of.tags if tag == "script"]) == 3
     assert not any(name.startswith("on") for _, attrs in of.tags for name in attrs)
 
 

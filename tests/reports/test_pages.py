@@ -42,10 +42,11 @@ def wait_until_read(page):
 def visits(browser):
     """Open pages; at the end check that there was no error and no request except for files."""
 
-    def open_page(path, width=1280, dark=False):
+    def open_page(path, width=1280, dark=False, fragment=""):
         requests(browser)
         look(browser, width, dark)
-        browser.get(path.as_uri())
+        browser.get("about:blank")  # or a page of which only the fragment changes would stay
+        browser.get(path.as_uri() + fragment)
         wait_until_read(browser)
         return browser
 
@@ -345,6 +346,50 @@ def test_difference(visit, runs):
     assert Select(find(page, "#b")).first_selected_option.text == "baseline"
 
 
+def test_the_slider_opens_where_the_images_differ(visit, tmp_path):
+    for name in "one", "two":
+        write_run(tmp_path / name, ["a"], images=2, dola=name == "two")
+        write_images(tmp_path / name, (200, 200, 200))
+    path = tmp_path / "two/00000_p/img_00.png"
+    with Image.open(path) as image:
+        image.paste((0, 0, 0), (30, 10, 42, 20))  # from 62 to 88 % of the width
+        image.save(path)
+    compare([tmp_path / "one", tmp_path / "two"], tmp_path / "page")
+    page = visit(tmp_path / "page/index.html", fragment="#view=slider")
+    at = "return getComputedStyle(arguments[0]).getPropertyValue('--at')"
+    first, second = find_all(page, ".row")
+    assert page.execute_script(at, first) == "75%"
+    assert page.execute_script(at, second) == "50%"  # no difference
+    line = page.execute_script(
+        "const frame = document.querySelector('.b .frame');"
+        "const line = getComputedStyle(frame, '::after');"
+        "return [parseFloat(line.height), frame.firstElementChild.offsetHeight]"
+    )
+    assert line[0] == pytest.approx(line[1], abs=1)  # it ends with the image
+
+
+def test_the_view_is_kept_over_a_reload(visit, runs):
+    page = visit(runs / "page/index.html")
+    assert Select(find(page, "#view")).first_selected_option.text == "Side by side"
+    choose(page, "difference")
+    Select(find(page, "#b")).select_by_visible_text("again")
+    find(page, "#gain").send_keys(Keys.END)
+    assert "13 % of the scale" in find(page, ".legend").text
+    page.refresh()
+    wait_until_read(page)
+    assert Select(find(page, "#view")).first_selected_option.text == "Difference"
+    assert Select(find(page, "#b")).first_selected_option.text == "again"
+    assert find(page, "#gain").get_attribute("value") == "8"
+    assert find(page, "main").is_displayed()
+
+
+@pytest.mark.parametrize("address", ["view=nothing&a=99", "a=1&b=1", "%%%", "gain=x&seed=-1"])
+def test_an_address_that_is_wrong_is_no_error(visit, runs, address):
+    page = visit(runs / "page/index.html", fragment=f"#{address}")
+    assert len({find(page, f"#{name}").get_attribute("value") for name in "ab"}) == 2
+    assert find(page, "body").get_attribute("data-view") == "side"
+
+
 def wait_for_progress(page, text):
     eventually(page, lambda page: find(page, "#progress").text == text, seconds=30)
 
@@ -409,7 +454,9 @@ def blind_votes(visit, runs):
     assert find(page, "#progress").text == "10 of 12 votes cast"
 
     eventually(page, votes_are_there, seconds=30)  # they persist
-    find(page, "#result summary").click()
+    assert not find(page, "#result").is_displayed()
+    assert "baseline" not in find(page, "#blind").text
+    find(page, "#end").click()
     # Wilson's interval of 8 in 9, from a table: 0.565 to 0.980
     assert "88.9 % of those decided, 95 % interval 56.5 % to 98.0 %" in find(page, "#result").text
 
@@ -426,6 +473,16 @@ def blind_votes(visit, runs):
     summary = votes["summary"]
     assert (summary["wins_a"], summary["wins_b"], summary["ties"]) == (1, 8, 1)
     assert summary["low"] == pytest.approx(0.565, abs=5e-4)
+
+    find(page, "#end").click()  # no, go on
+    assert not find(page, "#result").is_displayed()
+    for _ in range(2):
+        cast(page, "/dola/")
+    assert find(page, "#result").is_displayed()  # every pair has a vote
+    assert page.switch_to.active_element == find(page, "#result")
+    assert not find(page, "#left").is_displayed()
+    find(page, "#undo").click()
+    assert not find(page, "#result").is_displayed()
 
     seed = find(page, "#seed")
     seed.clear()

@@ -6,9 +6,30 @@ const rows = prompts.flatMap((prompt) => {
     prompt_index: Number(prompt.dataset.index),
     image_index: Number(row.dataset.index),
     prompt: text,
+    splits: JSON.parse(row.dataset.splits ?? "{}"),
     row,
   }));
 });
+
+// The address keeps what is shown, so that a reload or a link shows the same
+
+const KEPT = ["view", "a", "b", "seed", "gain"];
+
+function readAddress() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  for (const name of KEPT) {
+    const field = byId(name);
+    const before = field.value;
+    if (given.has(name)) field.value = given.get(name);
+    if (!field.value) field.value = before; // not one of its values
+  }
+  if (byId("a").value === byId("b").value) byId("b").value = byId("a").value === "0" ? "1" : "0";
+}
+
+function writeAddress() {
+  const shown = new URLSearchParams(KEPT.map((name) => [name, byId(name).value]));
+  history.replaceState(null, "", `#${shown}`);
+}
 
 // Two runs at once
 
@@ -21,7 +42,11 @@ function setting() {
 function choosePair() {
   chosen = setting();
   const { a, b } = chosen;
-  for (const { row } of rows) {
+  const pair = `${Math.min(a, b)}-${Math.max(a, b)}`;
+  for (const { row, splits } of rows) {
+    // The slider opens where the two differ most.
+    if (pair in splits) row.style.setProperty("--at", `${splits[pair]}%`);
+    else row.style.removeProperty("--at");
     [...row.children].forEach((figure, run) => {
       figure.classList.toggle("a", run === a);
       figure.classList.toggle("b", run === b);
@@ -30,9 +55,22 @@ function choosePair() {
   showPair();
 }
 
-byId("view").addEventListener("change", (event) => {
-  document.body.dataset.view = event.target.value;
-  if (event.target.value === "blind") byId("blind").focus();
+function showView() {
+  document.body.dataset.view = byId("view").value;
+  document.body.style.setProperty("--gain", byId("gain").value);
+  const share = Math.round(100 / byId("gain").value);
+  byId("gain-end").textContent = `${share} % of the scale apart, or more`;
+  writeAddress();
+}
+
+addEventListener("hashchange", () => {
+  readAddress();
+  choosePair();
+  showView();
+});
+byId("view").addEventListener("change", () => {
+  showView();
+  if (byId("view").value === "blind") byId("blind").focus();
 });
 for (const [changed, other] of [["a", "b"], ["b", "a"]]) {
   byId(changed).addEventListener("change", () => {
@@ -45,9 +83,7 @@ byId("split").addEventListener("input", (event) => {
   for (const { row } of rows) row.style.removeProperty("--at");
   document.body.style.setProperty("--split", `${event.target.value}%`);
 });
-byId("gain").addEventListener("input", (event) => {
-  document.body.style.setProperty("--gain", event.target.value);
-});
+byId("gain").addEventListener("input", showView);
 byId("content").addEventListener("pointermove", (event) => {
   const row = event.target.closest(".row");
   if (!row || document.body.dataset.view !== "slider") return;
@@ -60,6 +96,7 @@ byId("content").addEventListener("pointermove", (event) => {
 
 let order = [];
 let votes = [];
+let ended = false; // by the user, before every pair has a vote
 
 function hash(text) {
   // FNV-1a, then the finalizer of MurmurHash3: 32 bits without visible order.
@@ -103,13 +140,20 @@ function showPair() {
   });
   order = keyed.sort((one, other) => one.place - other.place);
   votes = recall();
+  ended = false;
+  writeAddress();
   showNext();
 }
 
 function showNext() {
-  const pair = order[votes.length];
-  for (const side of ["left", "right", "tie"]) byId(side).disabled = !pair;
-  byId("undo").disabled = votes.length === 0;
+  const pair = ended ? undefined : order[votes.length];
+  for (const side of ["left", "right", "tie"]) {
+    byId(side).disabled = !pair;
+    byId(side).hidden = !pair;
+  }
+  byId("undo").disabled = votes.length === 0 || ended;
+  byId("end").hidden = votes.length === order.length;
+  byId("end").textContent = ended ? "Go on voting" : "End, and show the result";
   const warning = kept ? "" : ". This browser does not store them: export before you leave";
   byId("progress").textContent = `${votes.length} of ${order.length} votes cast${warning}`;
   if (pair) {
@@ -119,9 +163,10 @@ function showNext() {
       byId(side).querySelector("img").src = shown.src;
     }
   } else {
-    byId("blind-prompt").textContent = "Every pair has a vote.";
+    byId("blind-prompt").textContent = ended ? "" : "Every pair has a vote.";
   }
-  showResult();
+  byId("result").hidden = Boolean(pair);
+  if (!pair) showResult();
 }
 
 function vote(choice) {
@@ -133,9 +178,11 @@ function vote(choice) {
   votes.push({ prompt_index, image_index, prompt, ...names, choice, winner });
   remember();
   showNext();
+  if (votes.length === order.length) byId("result").focus();
 }
 
 function undo() {
+  if (byId("undo").disabled) return;
   votes.pop();
   remember();
   showNext();
@@ -177,6 +224,11 @@ for (const choice of ["left", "right", "tie"]) {
   byId(choice).addEventListener("click", () => vote(choice));
 }
 byId("undo").addEventListener("click", undo);
+byId("end").addEventListener("click", () => {
+  ended = !ended;
+  showNext();
+  byId(ended ? "result" : "blind").focus();
+});
 addEventListener("storage", (event) => {
   // Votes from another tab, or the last ones before a reload, which the browser stored late.
   if (event.key === storageKey()) showPair();
@@ -201,4 +253,6 @@ document.addEventListener("keydown", (event) => {
   if (choice) vote(choice);
   if (event.key === "u") undo();
 });
+readAddress();
 choosePair();
+showView();
