@@ -20,12 +20,16 @@ from lit_dola.data.datamodule import PromptDataModule
 from lit_dola.data.plan import RunPlan
 from lit_dola.errors import UserError, printable, require
 from lit_dola.janus.checkpoint import ModelFolder
+from lit_dola.reports.compare import compare
 from lit_dola.reports.contact_sheet import write_contact_sheet
 from lit_dola.reports.export import Export, check_dpg, write_export
-from lit_dola.reports.scores import Score, overall_table, write_report
+from lit_dola.reports.html import image_address
+from lit_dola.reports.report import overall_table, write_report
+from lit_dola.reports.scores import Report, Score
 from lit_dola.reports.task_scores import scores_of, tables_of
 from lit_dola.runs.files import safe_name, to_json, write_atomically
 from lit_dola.runs.image_file import read_image
+from lit_dola.runs.ranks import RANKS
 from lit_dola.runs.records import IMAGES, ImageRecord, Kind
 from lit_dola.tasks.base import JanusModule
 from lit_dola.tasks.generate import LitDoLa
@@ -33,6 +37,8 @@ from lit_dola.tasks.variants import all_variants, make_variants
 
 _COLUMNS = 14
 """Prompts on the contact sheet."""
+_COMPARED = 6
+"""Variants on the page that compares them, at most."""
 
 Task = Literal["predict", "answer", "rank"]
 Scorer = Callable[[Image.Image, dict[str, Any]], float]
@@ -118,13 +124,13 @@ class EvaluationTrainer(Trainer):
             if scores:
                 about = {"model": printable(model.model_path), "seed": model.hparams.get("seed")}
                 records = {name: run.records for name, run in runs.items()}
-                write_report(
-                    folder, scores, reference, changes, grid or {}, about,
-                    results=writer.kind.results, subjects=f"{writer.kind.subject}s",
-                    tables=tables_of(records),
+                report = Report(
+                    scores, reference, changes, grid or {}, about, writer.kind.results,
+                    f"{writer.kind.subject}s", tables_of(records),
                 )  # fmt: skip
-                print(overall_table(scores, reference))
-                print(printable(str(folder / "report.md")))
+                write_report(folder, report, _pages(runs, writer.kind, folder, reference))
+                print(overall_table(report))
+                print(printable(str(folder / "index.html")))
             if writer.kind is IMAGES:
                 images.sheet.write(folder / "sheet.png", runs, scores)
         except OSError as error:
@@ -166,6 +172,23 @@ def _read_run(kind: Kind[Any], folder: Path, plan: RunPlan) -> _Run:
     asked_for = {request.key for request in plan.asked_for}
     records = [record for record in kind.read(folder) if record.key in asked_for]
     return _Run(folder, sorted(records, key=lambda record: record.key))
+
+
+def _pages(
+    runs: Mapping[str, _Run], kind: Kind[Any], folder: Path, reference: str
+) -> dict[str, str]:
+    """Return the pages that a report leads to, and write the one that compares its variants."""
+    own = {
+        name: image_address(run.folder / "index.html", folder)
+        for name, run in runs.items()
+        if (run.folder / "index.html").is_file()
+    }
+    first = [reference, *(name for name in runs if name != reference)][:_COMPARED]
+    if len(first) < 2 or kind is RANKS:
+        return own
+    compare([str(runs[name].folder) for name in first], str(folder / "compare"))
+    label = "side by side" if len(first) == len(runs) else f"the first {len(first)} side by side"
+    return {label: "compare/index.html", **own}
 
 
 class _Images(NamedTuple):

@@ -13,6 +13,7 @@ from PIL import Image
 from lit_dola.tasks.answer import Answer, Answers, LitAnswer
 from tests.support import forked
 from tests.support.commands import ddp, messages, records
+from tests.support.pages import Page
 from tests.support.questions import write_pictures
 from tests.support.siglips import make_siglip
 
@@ -72,7 +73,7 @@ def test_the_report_says_what_the_images_show(folder, evaluate):
     header, *rows, path = done.stdout.splitlines()
     assert header.split() == ["variant", "percent", "right", "more", "than", "baseline", "p"]
     assert [row.split()[0] for row in rows] == [*VARIANTS]
-    assert path == "out/report.md"
+    assert path == "out/index.html"
     report = json.loads((folder / "out/report.json").read_text())
     assert report["variants"] == VARIANTS
     assert report["reference"] == "baseline"
@@ -91,6 +92,10 @@ def test_the_report_says_what_the_images_show(folder, evaluate):
             )
     assert (folder / "out/report.md").exists()
     assert (folder / "out/report.svg").exists()
+    page = Page((folder / "out/index.html").read_text())
+    links = {*page.attributes("a", "href")}
+    assert links >= {"compare/index.html", *(f"{name}/index.html" for name in VARIANTS)}
+    assert all((folder / "out" / link).is_file() for link in links)
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ from selenium.webdriver.support.ui import Select
 from lit_dola.reports.answers import write_answers
 from lit_dola.reports.compare import compare
 from lit_dola.reports.gallery import write_gallery
+from lit_dola.reports.report import write_report
+from lit_dola.reports.scores import Report, Score
 from tests.support import forked
 from tests.support.browser import chromium, eventually, look, requests
 from tests.support.commands import CPU
@@ -554,3 +556,30 @@ def test_the_best_images_alone(visit, tmp_path):
     assert all("the best" in image.get_attribute("alt") for image in shown())
     find(page, "#best").click()
     eventually(page, lambda page: len(shown()) == 6)
+
+
+def figure_is_drawn(page):
+    return page.execute_script("return document.querySelector('.figure').naturalWidth") > 300
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_report_of_an_evaluation(visit, tmp_path, width):
+    found = {
+        name: [Score(skill, i, 0, float(i % 3 < 2)) for skill in NASTY for i in range(6)]
+        for name in COLOURS
+    }
+    for name in COLOURS:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "index.html").write_text("<title>x</title>")
+    changes = {name: {"alpha": 0.1, "note": "x" * 200} for name in COLOURS}
+    links = {name: f"{name}/index.html" for name in COLOURS}
+    write_report(tmp_path, Report(found, "baseline", changes, {}, {}), links)
+    colours = set()
+    for dark in (False, True):
+        page = visit(tmp_path / "index.html", width, dark)
+        assert fits_the_window(page)
+        colours.add(background(page))
+        eventually(page, figure_is_drawn)
+    assert len(colours) == 2
+    find(page, ".links a:nth-child(2)").click()
+    eventually(page, lambda page: page.current_url.endswith("/dola/index.html"))

@@ -6,7 +6,9 @@ from statistics import fmean
 
 import pytest
 
-from lit_dola.reports.scores import OVERALL, Score, differences, p_value, rates, write_report
+from lit_dola.reports.report import overall_table, write_report
+from lit_dola.reports.scores import OVERALL, Report, Score, differences, p_value, rates
+from tests.support.pages import NASTY, Page
 
 
 def scores(skill, rights, first_prompt=0):
@@ -53,6 +55,7 @@ def test_what_only_one_of_the_two_has_is_left_out():
     assert differences(other, base)["x"].mean == 0.5
 
 
+LINKS = {"side by side": "compare/index.html", "dola": "dola/index.html"}
 VARIANTS = {"baseline": {"dola": False}, "dola": {}}
 
 
@@ -61,7 +64,7 @@ def test_the_report(tmp_path):
         "baseline": scores("colors", [[0.0, 1.0], [0.0, 0.0]] * 3) + scores("few", [[1.0]], 6),
         "dola": scores("colors", [[1.0, 1.0], [0.0, 0.0]] * 3) + scores("few", [[1.0]], 6),
     }
-    write_report(tmp_path, found, "baseline", VARIANTS, {}, {"model": "m"})
+    write_report(tmp_path, Report(found, "baseline", VARIANTS, {}, {"model": "m"}), LINKS)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["model"] == "m"
     assert report["rates"]["baseline"]["colors"]["mean"] == 0.25
@@ -78,9 +81,16 @@ def test_the_report(tmp_path):
     assert "| `dola` | nothing |" in markdown
     assert "![](report.svg)" in markdown
     assert "grid.svg" not in markdown
+    page = Page((tmp_path / "index.html").read_text())
+    assert page.attributes("a", "href") == [
+        *LINKS.values(), "dola/index.html", "dola/index.html", "report.svg"
+    ]  # fmt: skip
+    assert "13 images each; model m." in " ".join(page.texts)
+    assert page.texts.count("25.0 (8.9 to 53.2)") == 1
+    assert "variant   percent right" in overall_table(Report(found, "baseline", VARIANTS, {}, {}))
     for suffix in ("svg", "pdf", "png"):
         assert (tmp_path / f"report.{suffix}").stat().st_size > 1000
-    write_report(tmp_path, {"dola": found["dola"]}, "dola", {"dola": {}}, {}, {})
+    write_report(tmp_path, Report({"dola": found["dola"]}, "dola", {"dola": {}}, {}, {}), {})
     text = (tmp_path / "report.md").read_text()
     assert "percentage points" not in text.lower()
     assert text.startswith("# 1 variant, 13 images each")
@@ -89,8 +99,20 @@ def test_the_report(tmp_path):
 def test_the_report_of_a_grid_shows_its_figure(tmp_path):
     variants = {f"alpha-{alpha}": {"alpha": alpha} for alpha in (0.1, 0.2)}
     found = {name: scores("x", [[1.0], [0.0]]) for name in variants}
-    write_report(tmp_path, found, "alpha-0.1", variants, {"alpha": [0.1, 0.2]}, {})
+    write_report(tmp_path, Report(found, "alpha-0.1", variants, {"alpha": [0.1, 0.2]}, {}), {})
     assert "![](grid.svg)" in (tmp_path / "report.md").read_text()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    write_report(tmp_path, found, "alpha-0.1", variants, {"alpha": [0.1, 0.2]}, {})
+    write_report(tmp_path, Report(found, "alpha-0.1", variants, {"alpha": [0.1, 0.2]}, {}), {})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_names_are_text_on_the_page(tmp_path):
+    found = {"one": scores(NASTY[0], [[1.0], [0.0]]), "two": scores(NASTY[0], [[1.0], [1.0]])}
+    variants = {"one": {"prior": NASTY[1]}, "two": {}}
+    write_report(tmp_path, Report(found, "one", variants, {}, {"model": NASTY[2]}), {})
+    page = Page((tmp_path / "index.html").read_text())
+    assert not page.attributes("script", "src")
+    assert [tag for tag, _ in page.tags if tag == "script"] == []
+    assert NASTY[0] in page.texts
+    assert NASTY[1] in " ".join(page.texts)
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)

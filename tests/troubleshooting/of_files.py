@@ -198,3 +198,13 @@ def other_layers(scene):
 
     scene.monkeypatch.setattr(LlamaDecoderLayer, "forward", forward)
     return scene.predict(), 1
+
+
+@case("expected one text, a list of texts")
+def a_list_of_numbers(scene):
+    return scene.predict("--data.prompts=[3]"), 1
+
+
+@case("index -2")
+def a_negative_index(scene):
+    return scene.predict('--data.prompts={"-2": "a"}'), 1
