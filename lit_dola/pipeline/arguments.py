@@ -180,6 +180,8 @@ def check_device(device: torch.device | str | None) -> torch.device:
         raise UserError(f"device: {device!r} is no device; expected cpu, cuda or cuda:1") from error
     if found.type == "cuda" and (found.index or 0) >= gpus:
         raise UserError(f"device: {found}, but this machine has {gpus} GPUs; expected cpu or fewer")
+    if found.type == "mps" and torch.backends.mps.is_available():
+        return found
     if found.type not in ("cpu", "cuda"):
         raise UserError(f"device: {found}; expected cpu or cuda")
     return found
