@@ -115,7 +115,8 @@ def test_it_notices_a_wait_and_another_device(janus):
 
 def test_inspection_brings_its_figures_to_the_host(janus):
     tokens = torch.zeros(janus.num_image_tokens, dtype=torch.long)
-    found = inspect_tokens(janus, Scoring(), 8, PROMPTS[0], tokens, KEYS[0])
+    branches = cfg_pair(PROMPTS[0], janus.pad_token_id)
+    found = inspect_tokens(janus, Scoring(), 8, branches, tokens, KEYS[0])
     assert {part.device.type for part in found} == {"cpu"}
     assert {part.shape for part in found} == {(janus.num_image_tokens,)}
 

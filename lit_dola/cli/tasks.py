@@ -81,7 +81,7 @@ _IMAGES = TrainerTask(
     LitDoLa,
     PromptDataModule,
     {"writer": ImageWriter, "image_logger": ImageLogger},
-    linked=("model_path", "roles", "parallel_size", "images_per_batch"),
+    linked=("model_path", "roles", "negative_prompt", "parallel_size", "images_per_batch"),
     hidden=_NOT_OFFERED,
     examples="""
 python main.py predict --config configs/dola.yaml

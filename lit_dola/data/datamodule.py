@@ -12,8 +12,15 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lit_dola.data.base import RequestDataModule
 from lit_dola.data.plan import RunPlan
-from lit_dola.data.prompt_file import check_prompts, read_prompts
-from lit_dola.data.requests import Failure, ImageRequests, OnError, Prompt
+from lit_dola.data.prompt_file import check_prompts, names_of_settings, own_settings, read_prompts
+from lit_dola.data.requests import (
+    EncodedPrompt,
+    Failure,
+    ImageRequests,
+    NegativePrompt,
+    OnError,
+    Prompt,
+)
 from lit_dola.errors import UserError, given_path
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.tokenizer import PromptEncoder, Roles
@@ -68,12 +75,18 @@ class PromptDataModule(RequestDataModule):
 
     Args:
         prompt_json: Prompt file: JSON (a list of strings, a list of objects with ``prompt``,
-            ``text`` or ``caption``, or an object id -> prompt), JSON Lines (``.jsonl``), plain text
-            with one prompt per line (``.txt``), or a folder of text files with one prompt per file.
+            ``text`` or ``caption``, an object id -> prompt, an object with the list ``prompts`` or
+            COCO's ``annotations``), JSON Lines (``.jsonl``), plain text with one prompt per line
+            (``.txt``), a table with a head (``.csv``, ``.tsv``), Parquet, a folder of text files
+            with one prompt per file, or a folder of such lists.
         model_path: Checkpoint whose tokenizer encodes the prompts and whose context limits them.
         roles: Role names of the conversation template.
+        negative_prompt: As the setting ``model.negative_prompt``.
         parallel_size: Images per prompt.
         images_per_batch: Images per batch; auto: as many as the model's memory allows.
+        prompt_key: Key, or column, that holds the prompts; null: prompt, text or caption.
+        use_entry_settings: Whether ``seed`` and ``negative_prompt`` of an entry hold for its
+            images, in place of those of the model; otherwise they are only kept as metadata.
         prompts: Prompts in place of a file: one text, a list, or texts by the index that their
             noise depends on, as ``{17: a red circle}``.
         images: Which images of each prompt to make, by their index; null: the first
@@ -91,8 +104,11 @@ class PromptDataModule(RequestDataModule):
         prompt_json: str = "prompt.json",
         model_path: str = "deepseek-ai/Janus-Pro-7B",
         roles: Roles = "auto",
+        negative_prompt: str | None = None,
         parallel_size: PositiveInt = 8,
         images_per_batch: PositiveInt | Literal["auto"] = "auto",
+        prompt_key: str | None = None,
+        use_entry_settings: bool = False,
         prompts: dict[int, str] | list[str] | str | None = None,
         images: list[NonNegativeInt] | None = None,
         on_error: OnError = "stop",
@@ -100,6 +116,9 @@ class PromptDataModule(RequestDataModule):
         super().__init__(model_path, images_per_batch, on_error)
         named = self.prompts_name if prompts is not None else prompt_json
         self.prompt_json = given_path("data.prompt_json", named)
+        self.prompt_key = prompt_key
+        self.use_entry_settings = use_entry_settings
+        self.negative_prompt = negative_prompt
         self.prompts = prompts
         self.images = range(parallel_size) if images is None else [*dict.fromkeys(images)]
         self.roles = roles
@@ -120,18 +139,26 @@ class PromptDataModule(RequestDataModule):
         """
         failures: list[Failure] = []
         skipped = failures if self.on_error == "skip" else None
-        prompts: list[tuple[Prompt, list[int]]] = []
+        prompts: list[EncodedPrompt] = []
+        notes: list[str] = []
+        try:
+            common = self._encode_negative(self.negative_prompt)
+        except UserError as error:
+            raise UserError(f"model.negative_prompt: {error}") from error
         with _no_garbage_collection():
-            for prompt in self.read_prompts(skipped):
-                input_ids = self.encoder.encode(prompt.text)
-                if reason := self._too_long(prompt, len(input_ids)):
+            for prompt in self.read_prompts(skipped, notes):
+                try:
+                    prompts.append(self._encode(prompt, common))
+                except UserError as error:
+                    reason = f"entry {prompt.prompt_index}: {error}"
                     if skipped is None:
-                        raise UserError(f"{self.prompt_json}: {reason}")
+                        raise UserError(f"{self.prompt_json}: {reason}") from error
                     skipped.append(Failure(prompt.prompt_index, None, prompt.text, reason))
-                    continue
-                prompts.append((prompt, input_ids))
+        if self.is_first:
+            for note in [*notes, *self._unused(prompts)]:
+                _log.warning(note)
         # Prompts of similar length share a batch, which then attends to fewer slots.
-        prompts.sort(key=lambda encoded: len(encoded[1]))
+        prompts.sort(key=lambda encoded: len(encoded.input_ids))
         self.plan = RunPlan(
             self.prompt_json,
             self.on_error,
@@ -147,24 +174,61 @@ class PromptDataModule(RequestDataModule):
         """Token ids of the model's context, and of an image."""
         return self.checkpoint.context_length, self.checkpoint.num_image_tokens
 
-    def _too_long(self, prompt: Prompt, length: int) -> str | None:
-        """Say why a prompt of so many token ids does not fit into the model's context."""
-        context, image = self._context
-        if length <= context - image:
-            return None
-        return (
-            f"entry {prompt.prompt_index}: prompt has {length} tokens; expected at most"
-            f" {context - image} (the model's context of {context} minus its {image} image tokens)"
-        )
+    def _encode(self, prompt: Prompt, negative: NegativePrompt | None) -> EncodedPrompt:
+        """Encode a prompt, with its own settings if they are to be used."""
+        seed = None
+        input_ids = self._encode_text("prompt", prompt.text)
+        if self.use_entry_settings:
+            own = own_settings(prompt.metadata)
+            seed = own.seed
+            negative = self._encode_negative(own.negative_prompt) or negative
+        return EncodedPrompt(prompt, input_ids, seed, negative)
 
-    def read_prompts(self, skipped: list[Failure] | None) -> list[Prompt]:
+    def _encode_negative(self, text: str | None) -> NegativePrompt | None:
+        if text is None:
+            return None
+        return NegativePrompt(text, self._encode_text("negative_prompt", text))
+
+    def _encode_text(self, name: str, text: str) -> list[int]:
+        """Return the token ids of a text.
+
+        Raises:
+            UserError: If they do not fit into the model's context, or there is no text.
+        """
+        if not text.strip():
+            raise UserError(f"{name} is empty; expected a text")
+        input_ids = self.encoder.encode(text)
+        context, image = self._context
+        if len(input_ids) > context - image:
+            raise UserError(
+                f"{name} has {len(input_ids)} tokens; expected at most {context - image} (the"
+                f" model's context of {context} minus its {image} image tokens)"
+            )
+        return input_ids
+
+    def _unused(self, prompts: list[EncodedPrompt]) -> Iterator[str]:
+        """Say once that settings of entries are not used."""
+        names = {name for encoded in prompts for name in names_of_settings(encoded.prompt.metadata)}
+        if names and not self.use_entry_settings:
+            yield (
+                f"{self.prompt_json}: entries have {' and '.join(sorted(names))}, kept as metadata"
+                " only; data.use_entry_settings true uses them"
+            )
+
+    def read_prompts(
+        self, skipped: list[Failure] | None, notes: list[str] | None = None
+    ) -> list[Prompt]:
         """Read the prompts; bad entries go to ``skipped``, or are an error if it is None.
+
+        Args:
+            skipped: Receives bad entries.
+            notes: Receives what was not read.
 
         Raises:
             UserError: If the file cannot be read, or an entry is not a prompt.
         """
         if self.prompts is None:
-            return read_prompts(self.prompt_json, skipped)
+            return read_prompts(self.prompt_json, skipped, self.prompt_key, notes)
         given = [self.prompts] if isinstance(self.prompts, str) else self.prompts
         if isinstance(self.prompts, str) and _BRACKETS.fullmatch(self.prompts.strip()):
             raise UserError(

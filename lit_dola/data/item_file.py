@@ -5,8 +5,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lit_dola.data.entry_file import check_writable, kind_of, read_entries
 from lit_dola.data.pictures import Picture
-from lit_dola.data.prompt_file import check_writable, kind_of, read_entries
 from lit_dola.data.question_file import CheckedPictures, pictures_of
 from lit_dola.data.requests import Failure, Prompt
 from lit_dola.errors import UserError

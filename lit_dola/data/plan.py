@@ -55,7 +55,7 @@ class RunPlan:
     @cached_property
     def longest_prompt(self) -> int:
         """Token ids of the longest prompt still to run."""
-        return max(len(request.input_ids) for request in self.requests)
+        return max(request.num_input_ids for request in self.requests)
 
     def keep(self, places: Sequence[int]) -> None:
         """Keep only the requests at these places: the others are done already."""

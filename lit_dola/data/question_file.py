@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lit_dola.data.entry_file import check_writable, kind_of, read_entries
 from lit_dola.data.pictures import Picture, check_picture
-from lit_dola.data.prompt_file import check_writable, kind_of, read_entries
 from lit_dola.data.requests import Failure, Prompt
 from lit_dola.errors import UserError
 

@@ -26,6 +26,26 @@ class Prompt(NamedTuple):
     """Everything else in the entry, including its ``id`` if the file has one."""
 
 
+class NegativePrompt(NamedTuple):
+    """The text of the unconditional branch."""
+
+    text: str
+    input_ids: list[int]
+    """Token ids, from BOS to begin-of-image."""
+
+
+class EncodedPrompt(NamedTuple):
+    """A prompt as the model reads it."""
+
+    prompt: Prompt
+    input_ids: list[int]
+    """Token ids, from BOS to begin-of-image."""
+    seed: int | None = None
+    """As :attr:`ImageRequest.seed`."""
+    negative: NegativePrompt | None = None
+    """As :attr:`ImageRequest.negative`."""
+
+
 class Failure(NamedTuple):
     """A prompt or an image that was skipped, and why: one line of ``errors.jsonl``."""
 
@@ -55,6 +75,14 @@ class Request(Protocol):
         """Token ids of its prompt."""
 
     @property
+    def num_input_ids(self) -> int:
+        """How many of them there are, in its longest branch."""
+
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        """Settings that shape this result and not all of the run."""
+
+    @property
     def key(self) -> ImageKey:
         """The key of its random stream; no other request of the run has it."""
 
@@ -73,6 +101,19 @@ class ImageRequest(NamedTuple):
     """Token ids of the prompt, from BOS to begin-of-image."""
     seed: int | None = None
     """Its own seed; None: the seed of the run."""
+    negative: NegativePrompt | None = None
+    """What guidance leads away from; None: nothing in particular, the text is padded away."""
+
+    @property
+    def num_input_ids(self) -> int:
+        """Token ids of its longest branch."""
+        return max(len(self.input_ids), len(self.negative.input_ids) if self.negative else 0)
+
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        """Settings that shape this image and not all of the run, as its record has them."""
+        seed = {} if self.seed is None else {"seed": self.seed}
+        return seed if self.negative is None else {**seed, "negative_prompt": self.negative.text}
 
     @property
     def key(self) -> ImageKey:
@@ -89,14 +130,14 @@ class ImageRequests(Sequence[ImageRequest]):
     """Several images of each prompt, made when they are asked for: a million takes no memory.
 
     Args:
-        prompts: Prompts, and their token ids.
+        prompts: The prompts.
         images: Indices of the images of each prompt.
         seeds: Seed of each image, all images of the first entry first; None: that of the run.
     """
 
     def __init__(
         self,
-        prompts: Sequence[tuple[Prompt, list[int]]],
+        prompts: Sequence[EncodedPrompt],
         images: Sequence[int],
         seeds: Sequence[int] | None = None,
     ) -> None:
@@ -115,17 +156,18 @@ class ImageRequests(Sequence[ImageRequest]):
         if isinstance(place, slice):
             return [self[each] for each in range(*place.indices(len(self)))]
         number, image = divmod(range(len(self))[place], len(self._images))
-        return self._request(*self._prompts[number], image)
+        return self._request(self._prompts[number], image)
 
     def __iter__(self) -> Iterator[ImageRequest]:
-        for prompt, input_ids in self._prompts:
+        for prompt in self._prompts:
             for image in range(len(self._images)):
-                yield self._request(prompt, input_ids, image)
+                yield self._request(prompt, image)
 
-    def _request(self, prompt: Prompt, input_ids: list[int], image: int) -> ImageRequest:
-        place = prompt.prompt_index * len(self._images) + image
-        seed = None if self._seeds is None else self._seeds[place]
-        return ImageRequest(prompt, self._images[image], input_ids, seed)
+    def _request(self, encoded: EncodedPrompt, image: int) -> ImageRequest:
+        prompt, input_ids, seed, negative = encoded
+        if self._seeds is not None:
+            seed = self._seeds[prompt.prompt_index * len(self._images) + image]
+        return ImageRequest(prompt, self._images[image], input_ids, seed, negative)
 
 
 class Selection(Sequence[Request]):
@@ -165,6 +207,16 @@ class QuestionRequest(NamedTuple):
     """Token ids of the prompt, with the image token at the places of the pictures."""
 
     @property
+    def num_input_ids(self) -> int:
+        """How many token ids its prompt has."""
+        return len(self.input_ids)
+
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    @property
     def key(self) -> ImageKey:
         """The key of its random stream."""
         return ImageKey(self.prompt.prompt_index, 0)
@@ -193,6 +245,16 @@ class RankRequest(NamedTuple):
     def input_ids(self) -> list[int]:
         """None: the scorer makes its own."""
         return []
+
+    @property
+    def num_input_ids(self) -> int:
+        """How many token ids its prompt has."""
+        return len(self.input_ids)
+
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        """None."""
+        return {}
 
     @property
     def key(self) -> ImageKey:

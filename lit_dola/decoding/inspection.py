@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_dola.decoding.guidance import Scoring, drawable_tokens, score_logits
-from lit_dola.decoding.loop import StreamKey, cfg_pair
+from lit_dola.decoding.loop import StreamKey
+from lit_dola.decoding.prefill import Branches
 from lit_dola.decoding.sampling import entropy_of, gumbel_noise, stream_keys, temper
 from lit_dola.janus.model import ImageBackbone
 
@@ -43,7 +44,7 @@ def inspect_tokens(
     janus: ImageBackbone,
     scoring: Scoring,
     layer: int,
-    input_ids: list[int],
+    branches: Branches,
     tokens: Tensor,
     key: StreamKey,
 ) -> Inspection:
@@ -53,13 +54,14 @@ def inspect_tokens(
         janus: The model that drew the tokens.
         scoring: The settings that they were drawn with.
         layer: Index of the middle layer in ``hidden_states``.
-        input_ids: Token ids of the prompt, from BOS to begin-of-image.
+        branches: Token ids of both branches of the prompt, see
+            :func:`lit_dola.decoding.loop.cfg_pair`.
         tokens: The image's tokens, ``(num_image_tokens,)``.
         key: The random stream that they were drawn from.
     """
     device = janus.language_model.embed_tokens.weight.device
     tokens = tokens.to(device, torch.long)
-    states = _hidden_states(janus, scoring, layer, input_ids, tokens)
+    states = _hidden_states(janus, scoring, layer, branches, tokens)
     stream = stream_keys(scoring.seed, *(torch.tensor([part], device=device) for part in key))
     steps = torch.arange(len(tokens), device=device)
     parts = []
@@ -73,7 +75,7 @@ def inspect_tokens(
 
 
 def _hidden_states(
-    janus: ImageBackbone, scoring: Scoring, layer: int, input_ids: list[int], tokens: Tensor
+    janus: ImageBackbone, scoring: Scoring, layer: int, branches: Branches, tokens: Tensor
 ) -> Tensor:
     """Return the final and middle states of both branches that each token is drawn from.
 
@@ -81,9 +83,11 @@ def _hidden_states(
         ``(2 layers, 2 branches, num_image_tokens, hidden)``.
     """
     language_model = janus.language_model
-    branches = cfg_pair(input_ids, janus.pad_token_id)
+    if len({*map(len, branches)}) > 1:
+        each = [_hidden_states(janus, scoring, layer, (ids,), tokens) for ids in branches]
+        return torch.cat(each, dim=1)
     text = language_model.embed_tokens(torch.tensor(branches, device=tokens.device))
-    drawn = janus.image_head.embed(tokens[:-1]).expand(2, -1, -1)
+    drawn = janus.image_head.embed(tokens[:-1]).expand(len(branches), -1, -1)
     output = language_model(
         inputs_embeds=torch.cat([text, drawn.to(text.dtype)], dim=1),
         use_cache=False,

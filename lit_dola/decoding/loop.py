@@ -47,8 +47,19 @@ class NotFiniteError(ArithmeticError):
         self.steps = steps
 
 
-def cfg_pair(input_ids: Sequence[int], pad_token_id: int) -> Branches:
-    """Return both branches of an image prompt for classifier-free guidance."""
+def cfg_pair(
+    input_ids: Sequence[int], pad_token_id: int, negative_ids: Sequence[int] | None = None
+) -> Branches:
+    """Return both branches of an image prompt for classifier-free guidance.
+
+    Args:
+        input_ids: Token ids of the prompt.
+        pad_token_id: Replaces the text in the unconditional branch.
+        negative_ids: Token ids of a negative prompt, which is the unconditional branch in its
+            place, as in Emu3's ``inference.py`` (Wang et al. 2024).
+    """
+    if negative_ids is not None:
+        return tuple(input_ids), tuple(negative_ids)
     return tuple(input_ids), unconditional_ids(input_ids, pad_token_id)
 
 

@@ -49,9 +49,23 @@ def prefill(
         place[copies] = len(states)
         branches = torch.arange(len(prompts[0]))
         rows = torch.tensor(copies) * len(branches) + branches[:, None]
-        states.append(_run(decoder, prompts[copies[0]], cache, rows.to(device), embeddings))
+        states.append(_run_each(decoder, prompts[copies[0]], cache, rows.to(device), embeddings))
     together = torch.stack(states, dim=1)  # (layers, prompts, branches, 1, hidden)
     return together[:, place.to(device)].flatten(1, 2)
+
+
+def _run_each(
+    decoder: Decoder,
+    branches: Branches,
+    cache: KVCache,
+    rows: Tensor,
+    embeddings: Tensor | None,
+) -> Tensor:
+    """Run the branches of one prompt: together, or one by one if their lengths differ."""
+    if len({*map(len, branches)}) == 1:
+        return _run(decoder, branches, cache, rows, embeddings)
+    each = [_run(decoder, (ids,), cache, own[None], embeddings) for ids, own in zip(branches, rows)]
+    return torch.cat(each, dim=1)
 
 
 def _run(
@@ -88,7 +102,7 @@ def _embed(decoder: Decoder, input_ids: Tensor, embeddings: Tensor | None) -> Te
 
 def longest_prompt(prompts: Sequence[Branches]) -> int:
     """Return the number of token ids of the longest prompt."""
-    return max(len(branches[0]) for branches in prompts)
+    return max(len(ids) for branches in prompts for ids in branches)
 
 
 def row_lengths(prompts: Sequence[Branches], like: Tensor) -> Tensor:

@@ -28,7 +28,6 @@ _OF_DIFFUSERS = {
     "num_inference_steps": "there is no such setting: an image has as many steps as tokens",
     "height": "there is no such setting: images have the size that the model was trained for",
     "width": "there is no such setting: images have the size that the model was trained for",
-    "negative_prompt": "there is no such setting: the unconditional branch has no text",
     "output_type": "there is no such setting: the result has both images and tokens",
     "callback_on_step_end": "expected callback_on_step, which gets the images so far",
 }

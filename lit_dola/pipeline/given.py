@@ -44,9 +44,10 @@ class GivenPrompts(PromptDataModule):
             "prompts",
             model.model_path,
             model.roles,
+            model.hparams["negative_prompt"],
             model.parallel_size,
             model.images_per_batch,
-            prompts,
+            prompts=prompts,
         )
         self.checkpoint = checkpoint
         self.encoder = encoder

@@ -27,8 +27,8 @@ def image_record(
         file: Path of the image, relative to the run's folder.
     """
     request = images.requests[place]
-    if request.seed is not None:
-        settings = {**settings, "seed": request.seed}
+    if own := request.own_settings:
+        settings = {**settings, **own}
     return ImageRecord(
         file,
         request.prompt.text,

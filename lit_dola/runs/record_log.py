@@ -6,7 +6,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from lit_dola.data.prompt_file import refuse_constant
+from lit_dola.data.entry_file import refuse_constant
 from lit_dola.errors import UserError
 from lit_dola.runs.files import to_json, write_atomically
 

@@ -29,6 +29,7 @@ _BEFORE_THEY_EXISTED = {
     "min_p": None,
     "entropy_temperature": None,
     "speculative": None,
+    "negative_prompt": None,
 }
 """What settings amount to in a record that is older than they are."""
 FilesOf = Callable[[Any], Sequence[str] | None]
@@ -78,13 +79,14 @@ def start_run(
             belong to a run.
         OSError: If the folder cannot be made or written to.
     """
-    subjects: dict[int, str] = {}
-    metadata: dict[int, dict[str, Any]] = {}
+    wanted = _Wanted(kind, settings, {}, {}, {}, files_of)
     for request in plan.requests:
         index = request.prompt.prompt_index
-        if index not in subjects:
-            subjects[index], metadata[index] = request.subject, request.prompt.metadata
-    wanted = _Wanted(kind, settings, subjects, metadata, files_of)
+        if index not in wanted.subjects:
+            wanted.subjects[index] = request.subject
+            wanted.metadata[index] = request.prompt.metadata
+            if own := request.own_settings:
+                wanted.own_settings[index] = own
     claim, found = claim_folder(wanted, output_dir, on_mismatch)
     folder = claim.folder
     try:
@@ -108,10 +110,12 @@ class _Wanted(NamedTuple):
 
     kind: Kind[Any]
     settings: Mapping[str, Any]
-    subjects: Mapping[int, str]
+    subjects: dict[int, str]
     """What the results are about, by the index of their entry in the file."""
-    metadata: Mapping[int, dict[str, Any]]
+    metadata: dict[int, dict[str, Any]]
     """What else the entries hold, likewise."""
+    own_settings: dict[int, dict[str, Any]]
+    """Settings of single entries, likewise."""
     files_of: FilesOf
 
 
@@ -139,7 +143,8 @@ def claim_folder(
         OSError: If the folder cannot be made.
     """
     subject = f"{wanted.kind.subject}s"
-    digest = sha256(json.dumps(sorted(wanted.subjects.items())).encode()).hexdigest()[:16]
+    entries = [sorted(wanted.subjects.items()), *filter(None, [[*wanted.own_settings.items()]])]
+    digest = sha256(json.dumps(entries).encode()).hexdigest()[:16]
     folder = output_dir
     for number in count(2):
         folder.mkdir(parents=True, exist_ok=True)
@@ -253,8 +258,10 @@ def _keep_complete(claim: Claim, wanted: _Wanted) -> _Found:
     def keep(line: Record) -> Record | None:
         record = kind.from_line(line)
         other = [*_other_subject(kind, record, wanted.subjects)]
-        if record.settings != found.settings:  # those of the record before are fine
-            other = [*_other_settings(record.settings, wanted.settings), *other]
+        own = wanted.own_settings.get(record.key.prompt_index, {})
+        if own or record.settings != found.settings:  # those of the record before are fine
+            now = {**wanted.settings, **own} if own else wanted.settings
+            other = [*_other_settings(record.settings, now), *other]
             found.settings.clear()
             found.settings.update(record.settings)
         if other:

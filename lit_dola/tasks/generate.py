@@ -21,6 +21,7 @@ from lit_dola.decoding.guidance import ApcPolicy
 from lit_dola.decoding.inspection import Inspection, inspect_tokens
 from lit_dola.decoding.jacobi import token_generator
 from lit_dola.decoding.loop import NotFiniteError, OnStep, TokenGenerator, cfg_pair
+from lit_dola.decoding.prefill import Branches
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint, ModelFolder
 from lit_dola.janus.loading import Backend, load_janus
@@ -84,6 +85,8 @@ class LitDoLa(JanusModule):
             (arXiv 2510.09012; its authors use [2.5, 3, 0.6]).
         speculative: Window of speculative Jacobi decoding: tokens per pass and image, as 16. The
             tokens are the same, from fewer passes; it pays for a few images at a time. null: off.
+        negative_prompt: Text of the unconditional branch, which guidance leads away from; null: its
+            text is padded away, as in Janus itself.
         parallel_size: Images per prompt.
         images_per_batch: Images per batch, of any prompts; each uses two rows of the language
             model. auto: as many as the GPU's memory allows, at most 64; 16 on a CPU.
@@ -100,7 +103,9 @@ class LitDoLa(JanusModule):
             set, how far the final and middle layers diverge, the entropy before and after DoLa.
     """
 
-    shared = (*JanusModule.shared, "backend", "parallel_size", "images_per_batch")
+    shared = (
+        *JanusModule.shared, "backend", "negative_prompt", "parallel_size", "images_per_batch"
+    )  # fmt: skip
     janus: ImageBackbone
     """The model, once it is loaded."""
 
@@ -121,6 +126,7 @@ class LitDoLa(JanusModule):
         min_p: Fraction | None = None,
         entropy_temperature: tuple[Finite, PositiveFinite, Finite] | None = None,
         speculative: Window | None = None,
+        negative_prompt: str | None = None,
         parallel_size: PositiveInt = 8,
         images_per_batch: PositiveInt | Literal["auto"] = "auto",
         seed: Seed = 0,
@@ -219,8 +225,7 @@ class LitDoLa(JanusModule):
 
     def _generate(self, requests: list[ImageRequest]) -> GeneratedImages:
         """Generate a few images; those with infinite logits or pixels become failures."""
-        pad_token_id = self.janus.pad_token_id
-        prompts = [cfg_pair(request.input_ids, pad_token_id) for request in requests]
+        prompts = [*map(self._branches, requests)]
         keys = [request.key for request in requests]
         # Inference mode would break the parameters that FSDP keeps of a layer.
         mode = torch.is_inference_mode_enabled() and not shards_the_model(self.trainer)
@@ -252,6 +257,10 @@ class LitDoLa(JanusModule):
             [self.at_once] * len(made),
         )
 
+    def _branches(self, request: ImageRequest) -> Branches:
+        negative = request.negative.input_ids if request.negative else None
+        return cfg_pair(request.input_ids, self.janus.pad_token_id, negative)
+
     def _seed_of(self, request: ImageRequest) -> int:
         return self.scoring.seed if request.seed is None else request.seed
 
@@ -274,7 +283,7 @@ class LitDoLa(JanusModule):
                 self.janus,
                 replace(self.scoring, seed=self._seed_of(request)),
                 layer,
-                request.input_ids,
+                self._branches(request),
                 images.tokens[place],
                 request.key,
             )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lit_dola.data.base import ContiguousSampler
 from lit_dola.data.datamodule import PromptDataModule
-from lit_dola.data.requests import ImageRequest, ImageRequests, Prompt, Selection
+from lit_dola.data.requests import EncodedPrompt, ImageRequest, ImageRequests, Prompt, Selection
 from lit_dola.errors import UserError
 
 
@@ -103,9 +103,12 @@ def test_bad_entries_are_skipped_where_the_user_says_so(prompt_file, tiny_checkp
 
 @given(st.lists(st.integers(1, 5), max_size=6), st.integers(1, 4), st.data())
 def test_requests_that_are_made_when_asked_for_are_a_list(lengths, parallel_size, data):
-    prompts = [(Prompt(i, str(i), {}), [0] * length) for i, length in enumerate(lengths)]
+    prompts = [
+        EncodedPrompt(Prompt(i, str(i), {}), [0] * length, seed=i % 2 or None)
+        for i, length in enumerate(lengths)
+    ]
     lazy = ImageRequests(prompts, range(parallel_size))
-    plain = [ImageRequest(p, k, ids) for p, ids in prompts for k in range(parallel_size)]
+    plain = [ImageRequest(p, k, *rest) for p, *rest in prompts for k in range(parallel_size)]
     assert len(lazy) == len(plain)
     assert list(lazy) == plain
     assert [lazy[place] for place in range(-len(plain), len(plain))] == plain * 2

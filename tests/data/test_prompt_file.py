@@ -61,11 +61,24 @@ ERRORS = {
     "entry is a list": ('["a", ["b"]]', "p.json", "entry 1: found a list; expected a string"),
     "line of a wrong type": ('"a"\ntrue', "p.jsonl", "line 2: found a boolean"),
     "prompt of a wrong type": ('[{"prompt": null}]', "p.json", "entry 0: prompt is null; expected"),
-    "nested object": ('{"a": {"b": "c"}}', "p.json", "entry 0: prompt is an object; expected"),
-    "no prompt": ('[{"title": "x"}]', "p.json", "no prompt; expected one of the keys prompt, text"),
+    "nested object": (
+        '{"a": {"b": "c"}}',
+        "p.json",
+        "entry 0: no prompt among 'id', 'b'; expected",
+    ),
+    "prompt is an object": (
+        '[{"text": {"b": "c"}}]',
+        "p.json",
+        "entry 0: prompt is an object;",
+    ),
+    "no prompt": (
+        '[{"title": "x"}]',
+        "p.json",
+        "no prompt among 'title'; expected one of",
+    ),
     "empty prompt": ('["a", " "]', "p.json", "entry 1: prompt is empty"),
     "not UTF-8": (b'["caf\xe9"]', "p.json", "not UTF-8: invalid continuation byte at byte 5"),
-    "UTF-16": ('["a"]'.encode("utf-16"), "p.json", "not UTF-8"),
+    "UTF-16 without a mark": ('["a"]'.encode("utf-16-le"), "p.json", "not JSON"),
     "half a surrogate pair": (r'["\ud83d"]', "p.json", "entry 0: prompt has half a surrogate pair"),
     "half a pair in metadata": (
         r'[{"prompt": "a", "tags": ["\ud83d"]}]',
@@ -97,7 +110,7 @@ def test_errors_name_the_file_and_the_entry(prompt_file, case):
 def test_unreadable_paths(tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.json: not readable: No such file"):
         read_prompts(tmp_path / "nowhere.json")
-    with pytest.raises(UserError, match="not readable: Is a directory"):
+    with pytest.raises(UserError, match=r"a folder without prompts; expected \.txt files with one"):
         read_prompts(tmp_path)
 
 

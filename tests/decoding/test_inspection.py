@@ -12,6 +12,8 @@ from lit_dola import LitDoLa
 from lit_dola.data.requests import ImageKey
 from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.inspection import inspect_tokens
+from lit_dola.decoding.jacobi import token_generator
+from lit_dola.decoding.loop import cfg_pair
 from lit_dola.decoding.sampling import EntropyTemperature
 from lit_dola.errors import UserError
 from tests.support import forked, reference
@@ -39,7 +41,8 @@ def inspect(load, encoder):
         scoring = replace(SCORING, **changes)
         ids = encoder.encode(PROMPT)
         (tokens,) = ImageGenerator(janus, layer=LAYER, **asdict(scoring))([ids], [KEY])
-        return inspect_tokens(janus, scoring, LAYER, ids, tokens, KEY), tokens
+        branches = cfg_pair(ids, janus.pad_token_id)
+        return inspect_tokens(janus, scoring, LAYER, branches, tokens, KEY), tokens
 
     return run
 
@@ -198,3 +201,17 @@ def test_overwriting_a_run_takes_its_inspections_away(predict, tmp_path):
     done = predict("--model.seed=1", "--writer.on_mismatch=overwrite")
     assert done.returncode == 0
     assert not [*tmp_path.rglob("*.inspect.*"), *tmp_path.rglob("grid.jpg")]
+
+
+def test_a_negative_prompt_is_inspected_too(load, encoder):
+    """Its own tokens are those that the inspection draws again, whatever its length."""
+    janus = load(torch.float32)
+    ids = encoder.encode(PROMPT)
+    for negative in ("no", "a text that is longer than the prompt, much longer, by all means"):
+        branches = cfg_pair(ids, janus.pad_token_id, encoder.encode(negative))
+        generate = token_generator(
+            janus, janus.image_head, SCORING.baseline, layer=None, max_new_tokens=16
+        )
+        (tokens,) = generate([branches], [KEY])
+        found = inspect_tokens(janus, SCORING, LAYER, branches, tokens, KEY)
+        assert found.baseline_token.tolist() == tokens.tolist()

@@ -7,8 +7,10 @@ import torch
 from transformers import JanusForConditionalGeneration, TopKLogitsWarper
 
 from lit_dola.data.requests import ImageKey
-from lit_dola.decoding.guidance import ApcPolicy
-from lit_dola.decoding.loop import NotFiniteError
+from lit_dola.decoding.guidance import ApcPolicy, Scoring
+from lit_dola.decoding.jacobi import token_generator
+from lit_dola.decoding.loop import NotFiniteError, cfg_pair
+from tests.support import reference
 from tests.support.images import BATCH, PROMPTS, ImageGenerator, expected, slow
 
 
@@ -80,6 +82,36 @@ MORE_SETTINGS = [
 @pytest.mark.parametrize("settings", [*SETTINGS, *slow(MORE_SETTINGS)], ids=str)
 def test_same_tokens_as_the_plain_reference(settings, janus64, reference_model, encoder):
     assert run(janus64, encoder, settings) == expected(reference_model, encoder, **settings)
+
+
+NEGATIVE = "blurry, in the style of a child, and with far too many words for anybody to read"
+
+
+@pytest.mark.parametrize("negative", ["no", NEGATIVE])
+@pytest.mark.parametrize("window", [None, *slow([4])])
+@pytest.mark.parametrize("settings", [{"layer": None}, {"layer": 6, "apc": "union"}], ids=str)
+def test_a_negative_prompt_is_the_unconditional_branch(
+    settings, window, negative, janus64, reference_model, encoder
+):
+    """Shorter or longer than the prompt, next to images without one."""
+    ids, negative_ids = encoder.encode(PROMPTS[0]), encoder.encode(negative)
+    pad = encoder.pad_token_id
+    branches = [cfg_pair(ids, pad, negative_ids), cfg_pair(ids, pad), cfg_pair(ids, pad, ids)]
+    generate = token_generator(
+        janus64,
+        janus64.image_head,
+        Scoring(**{name: settings[name] for name in settings if name != "layer"}),
+        window=window,
+        layer=settings["layer"],
+        max_new_tokens=16,
+    )
+    keys = [ImageKey(0, 0), ImageKey(0, 0), ImageKey(0, 1)]
+    found = generate(branches, keys).tolist()
+    for tokens, key, other in zip(found, keys, [negative_ids, None, ids]):
+        assert tokens == reference.generate(
+            reference_model, ids, pad, image_index=key.image_index, negative_ids=other, **settings
+        )
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("seed", [0, *slow(range(1, 6))])

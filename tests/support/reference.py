@@ -153,16 +153,19 @@ def generate(
     seed=0,
     prompt_index=0,
     image_index=0,
+    negative_ids=None,
 ):
-    """Tokens of one image, from a Janus in float64."""
-    uncond_ids = [input_ids[0]] + [pad_token_id] * (len(input_ids) - 2) + [input_ids[-1]]
-    inputs = janus.embed(torch.tensor([input_ids, uncond_ids]))
+    """Tokens of one image, from a Janus in float64; each branch is run by itself."""
+    uncond_ids = negative_ids or (
+        [input_ids[0]] + [pad_token_id] * (len(input_ids) - 2) + [input_ids[-1]]
+    )
+    branches = [janus.embed(torch.tensor([ids])) for ids in (input_ids, uncond_ids)]
     tokens = []
     for step in range(janus.num_image_tokens):
-        hidden_states = janus.hidden_states(inputs)
-        states = [hidden_states[-1][:, -1]]
+        hidden = [janus.hidden_states(inputs) for inputs in branches]
+        states = [torch.stack([states[-1][0, -1] for states in hidden])]
         if layer is not None:
-            mid = hidden_states[layer][:, -1]
+            mid = torch.stack([states[layer][0, -1] for states in hidden])
             states.append(janus.norm(mid) if mid_norm else mid)
         logits = [row.numpy() for state in states for row in janus.gen_head(state)]
         scores = fuse(logits, alpha=alpha, cfg_weight=cfg_weight, apc=apc, strength=strength)
@@ -177,7 +180,8 @@ def generate(
             entropy_temperature=entropy_temperature,
         )
         tokens.append(token)
-        inputs = torch.cat([inputs, janus.embed_image(torch.tensor([[token], [token]]))], dim=1)
+        drawn = janus.embed_image(torch.tensor([[token]]))
+        branches = [torch.cat([inputs, drawn], dim=1) for inputs in branches]
     return tokens
 
 

@@ -5,6 +5,7 @@ import os
 from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -20,7 +21,8 @@ PROMPTS = {
     "prompt.json: not JSON: nested": "[" * 100_000,
     "not JSON: NaN": '[{"prompt": "a", "weight": NaN}]',
     "found a number; expected a string or an object": [3],
-    "no prompt; expected one of the keys": ["a", {"title": "b"}],
+    "no prompt among 'title'": ["a", {"title": "b"}],
+    "an object with the keys": '{"data": [], "n": 3}',
     "prompt is null": [{"prompt": None}],
     "prompt is empty": [" "],
     "tokens; expected at most": ["a " * 2000],
@@ -208,3 +210,39 @@ def a_list_of_numbers(scene):
 @case("index -2")
 def a_negative_index(scene):
     return scene.predict('--data.prompts={"-2": "a"}'), 1
+
+
+@case("not a table")
+def broken_table(scene):
+    (scene.folder / "prompt.csv").write_text('prompt\n"a')
+    return scene.predict("--data.prompt_json=prompt.csv"), 1
+
+
+@case("not readable as Parquet")
+def broken_parquet(scene):
+    pytest.importorskip("pyarrow")
+    (scene.folder / "prompt.parquet").write_text("x")
+    return scene.predict("--data.prompt_json=prompt.parquet"), 1
+
+
+@case("a folder without prompts")
+def empty_folder(scene):
+    (scene.folder / "prompts").mkdir()
+    return scene.predict("--data.prompt_json=prompts"), 1
+
+
+@case("seed is -1")
+def wrong_seed(scene):
+    scene.write_prompts([{"prompt": "a", "seed": -1}])
+    return scene.predict("--data.use_entry_settings=true"), 1
+
+
+@case("negative_prompt is a number")
+def wrong_negative_prompt(scene):
+    scene.write_prompts([{"prompt": "a", "negative_prompt": 3}])
+    return scene.predict("--data.use_entry_settings=true"), 1
+
+
+@case("negative_prompt is empty")
+def empty_negative_prompt(scene):
+    return scene.predict("--model.negative_prompt="), 1

@@ -1,0 +1,312 @@
+"""Files of entries in the forms that people have them in: JSON, lines, tables, folders of either.
+
+Each entry becomes a text or an object, whatever the form; what an entry must hold is up to those
+who read prompts, questions or items.
+"""
+
+import codecs
+import csv
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from lit_dola.data.requests import Failure
+from lit_dola.errors import UserError, require
+
+Entry = TypeVar("Entry")
+Places = Iterable[tuple[str, Any]]
+"""Entries, each with its place in the file."""
+LISTS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+"""Suffixes of files with many entries."""
+_CONTAINERS = ("prompts", "annotations")
+"""Keys of an object that may hold the list of entries: ``annotations`` is COCO's."""
+_MAX_DEPTH = 100
+"""Levels of metadata: far more than anybody needs, and far fewer than a reader of JSON bears."""
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Encodings that a file names by its first bytes; without a mark it is UTF-8."""
+
+
+def read_entries(
+    path: Path, make: Callable[[int, Any], Entry], skipped: list[Failure] | None = None
+) -> list[Entry]:
+    """Read a file of entries.
+
+    Args:
+        path: JSON (a list, an object id -> entry, or an object with ``prompts`` or COCO's
+            ``annotations``), JSON Lines (also in a ``.json`` file), plain text with one entry per
+            line (``.txt``), a table with a head (``.csv``, ``.tsv``), or Parquet.
+        make: Makes an entry of its index in the file and its content, or raises a UserError.
+        skipped: Receives the bad entries; if None, the first one is an error.
+
+    Raises:
+        UserError: If the file cannot be read, has no entry, or has a bad one that is not skipped;
+            the message names the file and the entry or line.
+    """
+    try:
+        return make_entries(entries_of(path), make, skipped)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error.__cause__
+
+
+def entries_of(path: Path) -> tuple[Places, Callable[..., Any]]:
+    """Return the entries of a file, each with its place, and a function that parses one.
+
+    Raises:
+        UserError: If it is not readable, or in no known form.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return _rows_of_parquet(path), _as_it_is
+    text = read_text(path)
+    if suffix == ".txt":
+        return _lines(text), _as_it_is
+    if suffix in (".csv", ".tsv"):
+        return _rows(text, "\t" if suffix == ".tsv" else ","), _as_it_is
+    if suffix in (".jsonl", ".ndjson") or (suffix == ".json" and _holds_lines(text)):
+        return _lines(text), _parse_json
+    return listed(_listed_in(_parse_json(text)))
+
+
+def listed(values: Iterable[Any]) -> tuple[Places, Callable[..., Any]]:
+    """Return entries by their index in a list, as :func:`entries_of` does."""
+    return ((f"entry {index}", value) for index, value in enumerate(values)), _as_it_is
+
+
+def make_entries(
+    entries: tuple[Places, Callable[..., Any]],
+    make: Callable[[int, Any], Entry],
+    skipped: list[Failure] | None,
+) -> list[Entry]:
+    """Make something of every entry.
+
+    Args:
+        entries: As :func:`entries_of` returns them.
+        make: As :func:`read_entries`.
+        skipped: As :func:`read_entries`.
+
+    Raises:
+        UserError: If there is none, or a bad one that is not skipped; the message names its place.
+    """
+    places, parse = entries
+    found: list[Entry] = []
+    reason = "empty; expected at least one entry"
+    for index, (where, entry) in enumerate(places):
+        try:
+            found.append(make(index, parse(entry, where)))
+        except UserError as error:
+            reason = f"{where}: {error}"
+            if skipped is None:
+                raise UserError(reason) from error.__cause__
+            skipped.append(Failure(index, None, None, reason))
+    if not found:
+        raise UserError(reason)
+    return found
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file: UTF-8, or what its byte order mark says.
+
+    Raises:
+        UserError: If it cannot be read, or is empty.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"not readable: {error.strerror}") from error
+    encoding = next((_MARKS[mark] for mark in _MARKS if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        name = encoding.removesuffix("-sig").upper()
+        raise UserError(f"not {name}: {error.reason} at byte {error.start}") from error
+    if not text.strip():
+        raise UserError("empty; expected at least one entry")
+    return text
+
+
+def find_key(entry: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    """Return the first of some keys that an entry has, as it spells it; case does not matter."""
+    spelt: dict[str, str] = {}
+    for name in entry:
+        spelt.setdefault(name.strip().lower(), name)
+    return next((key if key in entry else spelt[key] for key in keys if key in spelt), None)
+
+
+def _as_it_is(entry: Any, where: str) -> Any:
+    return entry
+
+
+def _listed_in(document: Any) -> Iterable[Any]:
+    """Return the entries in a JSON document."""
+    if isinstance(document, list):
+        return document
+    if not isinstance(document, dict):
+        raise UserError(f"found {kind_of(document)}; expected a list or an object of prompts")
+    container = find_key(document, _CONTAINERS)
+    if container and isinstance(document[container], list):
+        return list(document[container])
+    pairs = document.pairs if isinstance(document, _Pairs) else document.items()
+    if pairs and not any(isinstance(value, str | dict) for _, value in pairs):
+        raise UserError(
+            f"found an object with the keys {some_names(document)}; expected id -> prompt, or"
+            f" one of the keys {', '.join(_CONTAINERS)} with a list"
+        )
+    return [
+        {"id": key, **value} if isinstance(value, dict) else {"id": key, "prompt": value}
+        for key, value in pairs
+    ]
+
+
+def some_names(names: Iterable[str], most: int = 6) -> str:
+    """Return the first of some names, for a message."""
+    known = [f"{name!r:.40}" for name in names]
+    return ", ".join(known[:most]) + (", …" if len(known) > most else "")
+
+
+def _rows(text: str, delimiter: str) -> Places:
+    """Yield the rows of a table as objects, by the names in its first row."""
+    try:
+        rows = [*_read_rows(text, delimiter, quoted=True)]
+    except csv.Error as error:
+        if delimiter == ",":
+            raise UserError(f"not a table: {error}") from error
+        rows = [*_read_rows(text, delimiter, quoted=False)]  # quotes are part of the texts
+    (_, head), *body = rows
+    names = [name.strip() for name in head]
+    for line, row in body:
+        values = dict(zip(names, row))
+        yield f"line {line}", {name: value for name, value in values.items() if name and value}
+
+
+def _read_rows(text: str, delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows that are not blank, and the line on which each begins."""
+    how: dict[str, Any] = {"quoting": csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE}
+    reader = csv.reader(StringIO(text, newline=""), delimiter=delimiter, strict=True, **how)
+    line = 1
+    for row in reader:
+        if any(cell.strip() for cell in row):
+            yield line, row
+        line = reader.line_num + 1
+
+
+def _rows_of_parquet(path: Path) -> Places:
+    require("pyarrow", "a .parquet file", extra="parquet")
+    from pyarrow import ArrowException, parquet
+
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (OSError, ArrowException) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"not readable as Parquet: {reason}") from error
+    return [(f"row {index}", _as_json(row)) for index, row in enumerate(rows)]
+
+
+def _as_json(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row without bytes, such as images, and with texts for what JSON has no type for."""
+    kept = {name: value for name, value in row.items() if not isinstance(value, bytes)}
+    found: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+    return found
+
+
+def _holds_lines(text: str) -> bool:
+    """Return whether a text is JSON Lines: its first line is an object, and more follows it."""
+    first, _, rest = text.strip().partition("\n")
+    try:
+        return bool(rest.strip()) and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _lines(text: str) -> Places:
+    """Yield the lines that are not blank, each with its place."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"line {number}", line
+
+
+class _Pairs(dict[str, Any]):
+    """A JSON object with duplicate keys, which it remembers."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.pairs = pairs
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _Pairs(pairs)
+
+
+def _parse_json(text: str, where: str | None = None) -> Any:
+    """Parse a document, or one line whose place the caller reports."""
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_constant=refuse_constant,
+            parse_float=_parse_float,
+        )
+    except json.JSONDecodeError as error:
+        place = f"column {error.colno}" if where else f"line {error.lineno}, column {error.colno}"
+        raise UserError(f"{place}: not JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise UserError("not JSON: nested too deeply") from error
+    except ValueError as error:  # an integer of thousands of digits, or NaN
+        raise UserError(f"not JSON: {error}") from error
+
+
+def refuse_constant(constant: str) -> NoReturn:
+    """Refuse NaN and Infinity, which Python reads as JSON: for ``parse_constant``.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(f"{constant} is no JSON value")
+
+
+def _parse_float(number: str) -> float:
+    if math.isinf(value := float(number)):
+        raise ValueError(f"{number} is too large for a number")
+    return value
+
+
+def check_writable(what: str, value: Any) -> None:
+    """Check that a value can be written to a record later.
+
+    Raises:
+        UserError: If it cannot.
+    """
+    level, depth = [value], 0
+    while level := [inner for outer in level for inner in _inner(outer)]:
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise UserError(f"{what} is nested too deeply; expected at most {_MAX_DEPTH} levels")
+    try:
+        (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{what} has half a surrogate pair, {error.object[error.start]!a}; expected Unicode"
+        ) from error
+
+
+def _inner(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def kind_of(value: Any) -> str:
+    """Name the type of a JSON value."""
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string"}
+    return names.get(type(value), "a list" if isinstance(value, list) else "an object")
