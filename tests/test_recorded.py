@@ -34,7 +34,9 @@ def renamed(lines):
     """Records under today's names, without versions and what 0.1.0 did not record."""
     for line in lines:
         line = {{"head": "apc"}.get(name, name): value for name, value in line.items()}
-        for later in ("checkpoint", "strength", "min_p", "entropy_temperature"):
+        for later in (
+            "checkpoint", "strength", "min_p", "entropy_temperature", "negative_prompt",
+        ):  # fmt: skip
             line.pop(later, None)
         yield {**line, "roles": None, "versions": None}
 

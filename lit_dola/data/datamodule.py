@@ -81,9 +81,9 @@ class PromptDataModule(RequestDataModule):
             with one prompt per file, or a folder of such lists.
         model_path: Checkpoint whose tokenizer encodes the prompts and whose context limits them.
         roles: Role names of the conversation template.
-        negative_prompt: As the setting ``model.negative_prompt``.
         parallel_size: Images per prompt.
         images_per_batch: Images per batch; auto: as many as the model's memory allows.
+        negative_prompt: As the setting ``model.negative_prompt``.
         prompt_key: Key, or column, that holds the prompts; null: prompt, text or caption.
         use_entry_settings: Whether ``seed`` and ``negative_prompt`` of an entry hold for its
             images, in place of those of the model; otherwise they are only kept as metadata.
@@ -104,9 +104,9 @@ class PromptDataModule(RequestDataModule):
         prompt_json: str = "prompt.json",
         model_path: str = "deepseek-ai/Janus-Pro-7B",
         roles: Roles = "auto",
-        negative_prompt: str | None = None,
         parallel_size: PositiveInt = 8,
         images_per_batch: PositiveInt | Literal["auto"] = "auto",
+        negative_prompt: str | None = None,
         prompt_key: str | None = None,
         use_entry_settings: bool = False,
         prompts: dict[int, str] | list[str] | str | None = None,

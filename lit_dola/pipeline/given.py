@@ -44,9 +44,9 @@ class GivenPrompts(PromptDataModule):
             "prompts",
             model.model_path,
             model.roles,
-            model.hparams["negative_prompt"],
             model.parallel_size,
             model.images_per_batch,
+            model.hparams["negative_prompt"],
             prompts=prompts,
         )
         self.checkpoint = checkpoint

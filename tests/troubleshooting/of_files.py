@@ -24,7 +24,7 @@ PROMPTS = {
     "no prompt among 'title'": ["a", {"title": "b"}],
     "an object with the keys": '{"data": [], "n": 3}',
     "prompt is null": [{"prompt": None}],
-    "prompt is empty": [" "],
+    "entry 0: prompt is empty": [" "],
     "tokens; expected at most": ["a " * 2000],
     "metadata is nested too deeply": [{"prompt": "a", "boxes": DEEP}],
     "half a surrogate pair": '["\\ud83d"]',
