@@ -22,7 +22,7 @@ from lit_dola.errors import UserError, printable, require
 from lit_dola.janus.checkpoint import ModelFolder
 from lit_dola.reports.compare import compare
 from lit_dola.reports.contact_sheet import write_contact_sheet
-from lit_dola.reports.export import Export, check_dpg, write_export
+from lit_dola.reports.export import Export, check_export, write_export
 from lit_dola.reports.html import image_address
 from lit_dola.reports.report import overall_table, write_report
 from lit_dola.reports.scores import Report, Score
@@ -80,7 +80,8 @@ class EvaluationTrainer(Trainer):
                 every combination is a further variant, named after what varies.
             scorer: Scores an image; null: no report about images is written.
             export: Benchmark whose folders the images are copied into,
-                ``{output_dir}/{export}/{name}``: geneval or dpg.
+                ``{output_dir}/{export}/{name}``: geneval, geneval2, dpg, t2i-compbench, wise or
+                hpsv2; or flat, a single folder as programs for FID read it.
             reference: Variant that the others are compared with, image by image; null: the first.
             sheet_prompts: Prompts on the contact sheet, by their index in the file; null: a few
                 from all over the file.
@@ -206,8 +207,8 @@ class _Images(NamedTuple):
         """
         if isinstance(model, LitDoLa):
             assert isinstance(data, PromptDataModule)
-            if self.export == "dpg":
-                check_dpg(data.read_prompts([]), data.parallel_size)
+            if self.export:
+                check_export(self.export, data.read_prompts([]), data.images)
             self.sheet.check(data, model.parallel_size)
             return
         for name in ("scorer", "export"):

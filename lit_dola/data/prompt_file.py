@@ -37,7 +37,8 @@ def read_prompts(
         path: A file in one of the forms of :func:`lit_dola.data.entry_file.read_entries`. A folder
             of ``.txt`` files has one prompt per file, whose ``id`` is the file's name without its
             suffix (DPG-Bench's form); a folder of other such files has the prompts of all, in the
-            order of their names, with the name without its suffix as ``style`` (HPSv2's form).
+            order of their names, with the name without its suffix as ``style`` and the index in
+            that file as ``style_index`` (HPSv2's form).
         skipped: Receives the entries that are not prompts; if None, the first one is an error.
         key: The key, or the column, that holds the prompt; None: one of :data:`PROMPT_KEYS`.
         notes: Receives what of a folder was not read.
@@ -121,11 +122,11 @@ def _of_all(files: list[Path]) -> tuple[Iterable[tuple[str, Any]], Callable[...,
 def _styled(path: Path) -> Iterable[tuple[str, Any]]:
     try:
         entries, parse = entries_of(path)
-        for where, entry in entries:
+        for index, (where, entry) in enumerate(entries):
             found = parse(entry, where)
             own = {"prompt": found} if isinstance(found, str) else found
-            styled = {"style": path.stem, **own} if isinstance(own, dict) else own
-            yield f"{path.name}: {where}", styled
+            place = {"style": path.stem, "style_index": index}
+            yield f"{path.name}: {where}", {**place, **own} if isinstance(own, dict) else own
     except UserError as error:
         raise UserError(f"{path.name}: {error}") from error.__cause__
 

@@ -1,7 +1,8 @@
 """The JSON Lines files of a run: each rank appends to its own, and the first rank merges them."""
 
 import json
-from collections.abc import Callable, Container, Iterable, Iterator
+from array import array
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -13,6 +14,8 @@ from lit_dola.runs.files import to_json, write_atomically
 Record = dict[str, Any]
 """A line as it is written."""
 
+_LARGEST = 2**63
+"""What no index reaches."""
 _TYPES: dict[str, dict[str, set[type]]] = {
     "metadata": {
         "file": {str, type(None)},
@@ -128,8 +131,8 @@ class RecordLog:
     ) -> int:
         """Merge all files into one, sorted, with one line per result; one process at a time.
 
-        Memory holds where each line is, not the lines. If the merged file is all that there is, and
-        nothing of it changes, it is not written again.
+        Memory holds where each line is, in 24 bytes, not the lines. If the merged file is all that
+        there is, and nothing of it changes, it is not written again.
 
         Args:
             keep: Returns the record as it is to be written; None drops it.
@@ -141,7 +144,7 @@ class RecordLog:
         files = self._files()
         ended = [part for part in self._parts() if part.suffixes[-2][1:] not in living]
         merged = len(files) - 1
-        found: dict[tuple[int, int], int | bytes] = {}
+        found, changed = _Places(), dict[int, bytes]()
         last, size = (-1, -2), 0
         is_merged = True
         for line in self._lines(files):
@@ -149,18 +152,23 @@ class RecordLog:
             is_same = kept is line.record
             if kept is not None:
                 place = _place(kept)
-                found[place] = line.offset * len(files) + line.file if is_same else to_json(kept)
+                if not is_same:
+                    changed[len(found)] = to_json(kept)
+                found.add(place, line.offset * len(files) + line.file)
                 is_merged &= place > last
                 last = place
             is_merged &= is_same and line.file == merged and line.offset == size
             size += len(line.content)
-        if not found:
+        count = len(found)
+        if not count:
             ended.append(self.path)
         elif not (is_merged and self.path.stat().st_size == size):
-            write_atomically(self.path, _copied(files, found))
+            order = found.in_order()
+            count = len(order)
+            write_atomically(self.path, _copied(files, order, found.where, changed))
         for part in ended:
             part.unlink(missing_ok=True)
-        return len(found)
+        return count
 
     def _lines(self, files: list[Path], start: int = 0) -> Iterator[_Line]:
         for place, path in enumerate(files):
@@ -184,9 +192,13 @@ class RecordLog:
 
     def _is_record(self, line: Any) -> bool:
         """Return whether a line is a record of this log."""
-        return isinstance(line, dict) and all(
-            type(line.get(key)) in allowed for key, allowed in self._types.items()
-        )
+        if not isinstance(line, dict):
+            return False
+        for key, allowed in self._types.items():
+            value = line.get(key)
+            if type(value) not in allowed or (type(value) is int and abs(value) >= _LARGEST):
+                return False
+        return True
 
     def _files(self) -> list[Path]:
         # The merged file comes last: lines that another run is merging now are found there.
@@ -211,8 +223,36 @@ def count_lines(path: Path, start: int = 0) -> tuple[int, int]:
     return lines, end
 
 
-def _copied(files: list[Path], found: dict[tuple[int, int], int | bytes]) -> Iterator[bytes]:
-    """Yield the lines that were found, in order."""
+class _Places:
+    """Which results lines are about, and where they lie, as numbers in a row."""
+
+    def __init__(self) -> None:
+        self.prompts, self.images, self.where = array("q"), array("q"), array("q")
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    def add(self, place: tuple[int, int], where: int) -> None:
+        """Add a line: the key that it sorts by, and its offset and file in one number."""
+        self.prompts.append(place[0])
+        self.images.append(place[1])
+        self.where.append(where)
+
+    def in_order(self) -> Sequence[int]:
+        """Return the lines by their keys, the last one of each key, as indices."""
+        import numpy as np  # only where something changes: ``status`` starts without it
+
+        prompts, images = np.asarray(self.prompts), np.asarray(self.images)
+        order = np.lexsort((np.arange(len(self)), images, prompts))
+        last = np.ones(len(order), dtype=bool)
+        last[:-1] = (np.diff(prompts[order]) != 0) | (np.diff(images[order]) != 0)
+        return array("q", order[last].tobytes())
+
+
+def _copied(
+    files: list[Path], order: Sequence[int], where: Sequence[int], changed: Mapping[int, bytes]
+) -> Iterator[bytes]:
+    """Yield lines in an order: as they lie in the files, or as they are to be now."""
     with ExitStack() as stack:
         opened: list[BinaryIO | None] = []
         for path in files:
@@ -220,12 +260,11 @@ def _copied(files: list[Path], found: dict[tuple[int, int], int | bytes]) -> Ite
                 opened.append(stack.enter_context(path.open("rb")))
             except FileNotFoundError:
                 opened.append(None)
-        for place in sorted(found):
-            where = found[place]
-            if isinstance(where, bytes):
-                yield where
+        for line in order:
+            if line in changed:
+                yield changed[line]
                 continue
-            offset, number = divmod(where, len(files))
+            offset, number = divmod(where[line], len(files))
             file = opened[number]
             assert file is not None
             file.seek(offset)

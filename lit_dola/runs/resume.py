@@ -119,10 +119,37 @@ class _Wanted(NamedTuple):
     files_of: FilesOf
 
 
+class _Keys:
+    """Keys of results, in a few bytes per prompt."""
+
+    _FEW = 1024
+
+    def __init__(self) -> None:
+        self._images: dict[int, int] = {}
+        """By prompt, a number whose bits are its images."""
+        self._others: set[ImageKey] = set()
+
+    def add(self, key: ImageKey) -> None:
+        """Add a key."""
+        if key.image_index < self._FEW:
+            images = self._images.get(key.prompt_index, 0)
+            self._images[key.prompt_index] = images | 1 << key.image_index
+        else:
+            self._others.add(key)
+
+    def __contains__(self, key: ImageKey) -> bool:
+        if key.image_index < self._FEW:
+            return bool(self._images.get(key.prompt_index, 0) >> key.image_index & 1)
+        return key in self._others
+
+    def __bool__(self) -> bool:
+        return bool(self._images or self._others)
+
+
 class _Found(NamedTuple):
     """What an earlier run left."""
 
-    done: set[ImageKey]
+    done: _Keys
     """Results that are complete."""
     settings: dict[str, Any]
     """Settings of one of them; empty if there is none."""
@@ -185,7 +212,7 @@ def _take(claim: Claim, wanted: _Wanted, on_mismatch: OnMismatch) -> _Found:
                 if on_mismatch != "overwrite":
                     raise
                 delete_results(claim.folder)
-                return _Found(set(), {})
+                return _Found(_Keys(), {})
     except BaseException:
         claim.release()
         raise
@@ -252,7 +279,7 @@ def _keep_complete(claim: Claim, wanted: _Wanted) -> _Found:
     for log, results in RESULTS.items():
         if log != kind.log and any(RecordLog(folder, log).read()):
             raise _Mismatch(f"it made {results}, not {kind.results}")
-    found = _Found(set(), {})
+    found = _Found(_Keys(), {})
     files, verified = RunFiles(folder), _verified(folder)
 
     def keep(line: Record) -> Record | None:

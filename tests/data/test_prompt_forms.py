@@ -176,9 +176,11 @@ def test_a_folder_of_lists_has_the_prompts_of_all(tmp_path):
     (tmp_path / "more.csv").write_text("prompt,style\na,b\n")
     prompts = read_prompts(tmp_path)
     assert [(p.prompt_index, p.text, p.metadata) for p in prompts] == [
-        (0, "anime 0", {"style": "anime"}), (1, "anime 1", {"style": "anime"}),
-        (2, "a", {"style": "b"}),
-        (3, "photo 0", {"style": "photo"}), (4, "photo 1", {"style": "photo"}),
+        (0, "anime 0", {"style": "anime", "style_index": 0}),
+        (1, "anime 1", {"style": "anime", "style_index": 1}),
+        (2, "a", {"style": "b", "style_index": 0}),
+        (3, "photo 0", {"style": "photo", "style_index": 0}),
+        (4, "photo 1", {"style": "photo", "style_index": 1}),
     ]  # fmt: skip
     (tmp_path / "photo.json").write_text("[3]")
     with pytest.raises(UserError, match=r"photo\.json: entry 0: found a number; expected a string"):

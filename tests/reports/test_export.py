@@ -2,13 +2,16 @@
 
 import json
 import re
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from lit_dola.data.requests import Prompt
 from lit_dola.errors import UserError
-from lit_dola.reports.export import write_export
+from lit_dola.reports.export import Export, check_export, write_export
 from lit_dola.runs.records import ImageRecord
 
 GENEVAL = [
@@ -30,7 +33,8 @@ def run(tmp_path):
                 pixels = rng.integers(256, size=(8, 8, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / "run" / file)
                 place = {"prompt_index": prompt_index, "image_index": image_index}
-                records.append({"file": file, "prompt": "a é", **place, "metadata": extra})
+                prompt = f"a é {prompt_index}"
+                records.append({"file": file, "prompt": prompt, **place, "metadata": extra})
         return tmp_path / "run", [ImageRecord.from_line(line) for line in records]
 
     return make
@@ -49,7 +53,7 @@ def test_geneval(run, tmp_path):
         subfolder = tmp_path / "out" / f"{prompt_index:0>5}"
         assert json.loads((subfolder / "metadata.jsonl").read_text()) == {
             **metadata,
-            "prompt": "a é",
+            "prompt": f"a é {prompt_index}",
         }
         names = sorted(path.name for path in (subfolder / "samples").iterdir())
         assert names == ["00000.png", "00001.png", "00002.png"]
@@ -84,23 +88,136 @@ def test_dpg_needs_ids_and_one_or_four_images(run, tmp_path):
 
 
 def names(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for end in ("png", "jpg")
+        for path in folder.rglob(f"*.{end}")
+    )
 
 
-@pytest.mark.parametrize("export", ["geneval", "dpg"])
+MANY = {"geneval": 4, "dpg": 4, "t2i-compbench": 4, "flat": 4}
+"""Images per prompt, where there may be several."""
+
+
+@pytest.mark.parametrize("export", get_args(Export))
 def test_an_export_holds_exactly_this_run(export, run, tmp_path):
     """After one of more prompts and images, nothing of it is left to be scored."""
-    ids = [{"id": f"p{number}"} for number in range(3)]
-    write_export(export, *run(4, ids), tmp_path / "out")
-    assert len(names(tmp_path / "out")) == (12 if export == "geneval" else 3)
+    entries = [
+        {"id": f"p{i}", "prompt_id": i + 1, "style": "anime", "style_index": i} for i in range(3)
+    ]
+    images = MANY.get(export, 1)
+    write_export(export, *run(images, entries), tmp_path / "out")
+    assert len(names(tmp_path / "out")) == (3 if export == "dpg" else 3 * images)
     (tmp_path / "out" / "results.jsonl").write_text("of the official program")
-    folder, records = run(1, ids[:2])
+    folder, records = run(1, entries[:2])
     write_export(export, folder, records, tmp_path / "out")
     write_export(export, folder, records, tmp_path / "fresh")
     assert names(tmp_path / "out") == names(tmp_path / "fresh")
-    if export == "geneval":
-        assert not (tmp_path / "out" / "00002").exists()
+    assert not (tmp_path / "out" / "00002").exists()
     assert (tmp_path / "out" / "results.jsonl").exists()
+
+
+def test_geneval2(run, tmp_path, monkeypatch):
+    """A JSON of prompt -> path, which its program opens from wherever it runs."""
+    folder, records = run(1, [{"atom_count": 3}, {}])
+    monkeypatch.chdir(tmp_path)
+    write_export("geneval2", folder, records, Path("out"))
+    monkeypatch.chdir("/")
+    paths = json.loads((tmp_path / "out/image_paths.json").read_text())
+    assert [*paths] == ["a é 0", "a é 1"]
+    for path, record in zip(paths.values(), records, strict=True):
+        np.testing.assert_array_equal(pixels(path), pixels(folder / record.file))
+
+
+def test_t2i_compbench(run, tmp_path):
+    """As BLIP_vqa.py takes names apart: prompts before "_", in the order of the numbers after."""
+    folder, records = run(2, [{}, {}])
+    write_export("t2i-compbench", folder, records, tmp_path / "out")
+    files = [path.name for path in (tmp_path / "out/samples").iterdir()]
+    files.sort(key=lambda name: int(name.split("_")[-1].split(".")[0]))
+    assert [name.split("_")[0] for name in files] == [record.prompt for record in records]
+    for name, record in zip(files, records, strict=True):
+        np.testing.assert_array_equal(
+            pixels(tmp_path / "out/samples" / name), pixels(folder / record.file)
+        )
+
+
+@pytest.mark.parametrize("key", ["prompt_id", "Prompt_ID"])
+@pytest.mark.parametrize("value", [7, "7"])
+def test_wise(key, value, run, tmp_path):
+    folder, records = run(1, [{key: value}, {key: 1000}])
+    write_export("wise", folder, records, tmp_path / "out")
+    for name, record in zip(("7.png", "1000.png"), records):
+        np.testing.assert_array_equal(pixels(tmp_path / "out" / name), pixels(folder / record.file))
+
+
+def test_hpsv2(run, tmp_path):
+    places = [("anime", 0), ("anime", 1), ("concept-art", 0)]
+    entries = [{"style": style, "style_index": index} for style, index in places]
+    write_export("hpsv2", *run(1, entries), tmp_path / "out")
+    for style, index in places:
+        with Image.open(tmp_path / f"out/{style}/{index:05}.jpg") as image:
+            assert (image.format, image.size) == ("JPEG", (8, 8))
+
+
+def test_flat(run, tmp_path):
+    folder, records = run(2, [{}, {}])
+    write_export("flat", folder, records, tmp_path / "out")
+    assert names(tmp_path / "out") == [
+        "00000_00.png",
+        "00000_01.png",
+        "00001_00.png",
+        "00001_01.png",
+    ]
+
+
+ONE = {"prompt_id": 1, "style": "photo", "style_index": 0}
+CANNOT = {
+    "geneval2, two images": (
+        "geneval2",
+        2,
+        [ONE],
+        "2 images of prompt 0; expected",
+    ),
+    "wise, two images": ("wise", 2, [ONE], "2 images of prompt 0; expected model.para"),
+    "hpsv2, two images": (
+        "hpsv2",
+        2,
+        [ONE],
+        "2 images of prompt 0; expected model.parallel_size 1",
+    ),
+    "no prompt_id": ("wise", 1, [{}], "prompt 0 has no prompt_id; expected data.prompt_json to be"),
+    "a path as a prompt_id": ("wise", 1, [{"prompt_id": "../1"}], "prompt 0 has no prompt_id"),
+    "a prompt_id twice": ("wise", 1, [ONE, ONE], "prompt_id 1 is there twice"),
+    "no style": ("hpsv2", 1, [{"style_index": 0}], "prompt 0 has no style or style_index"),
+    "a path as a style": ("hpsv2", 1, [{**ONE, "style": "../a"}], "prompt 0 has no style"),
+    "a style twice": ("hpsv2", 1, [ONE, ONE], "prompt 0 of photo is there twice"),
+}
+
+
+@pytest.mark.parametrize("case", CANNOT)
+def test_what_cannot_be_exported(case, run, tmp_path):
+    export, images, entries, message = CANNOT[case]
+    folder, records = run(images, entries)
+    with pytest.raises(UserError, match=re.escape(f"export {export}: {message}")):
+        write_export(export, folder, records, tmp_path / "out")
+    assert names(tmp_path / "out") == []
+    prompts = [Prompt(i, f"a {i}", entry) for i, entry in enumerate(entries)]
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_export(export, prompts, range(images))
+
+
+@pytest.mark.parametrize("text", ["a/b", "a_b", "a\nb", "é" * 130])
+def test_prompts_that_cannot_be_names_of_files(text, tmp_path):
+    with pytest.raises(
+        UserError, match=r"export t2i-compbench: prompt 0, .* cannot be the name of"
+    ):
+        check_export("t2i-compbench", [Prompt(0, text, {})], [0])
+
+
+def test_prompts_that_name_one_image():
+    with pytest.raises(UserError, match=r"export geneval2: 'a' is there twice, at 1; expected"):
+        check_export("geneval2", [Prompt(0, "a", {}), Prompt(1, "a", {})], [0])
 
 
 @pytest.mark.parametrize(
