@@ -1,9 +1,7 @@
 """The LightningDataModule of ``predict``: reads prompts, and plans the images to make of them."""
 
-import gc
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from logging import getLogger
 from typing import Literal
@@ -11,6 +9,7 @@ from typing import Literal
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lit_dola.data.base import RequestDataModule
+from lit_dola.data.entry_file import no_garbage_collection
 from lit_dola.data.plan import RunPlan
 from lit_dola.data.prompt_file import check_prompts, names_of_settings, own_settings, read_prompts
 from lit_dola.data.requests import (
@@ -56,18 +55,6 @@ def note_roles(encoder: PromptEncoder) -> None:
             encoder.roles,
             encoder.chosen_by,
         )
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Pause it while many objects are made and few are freed, which it would look for in vain."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 class PromptDataModule(RequestDataModule):
@@ -121,6 +108,8 @@ class PromptDataModule(RequestDataModule):
         self.negative_prompt = negative_prompt
         self.prompts = prompts
         self.images = range(parallel_size) if images is None else [*dict.fromkeys(images)]
+        if not self.images:
+            raise UserError("data.images: empty; expected indices of images, from 0, or null")
         self.roles = roles
         self.parallel_size = parallel_size
         self.seeds: Sequence[int] | None = None
@@ -145,7 +134,7 @@ class PromptDataModule(RequestDataModule):
             common = self._encode_negative(self.negative_prompt)
         except UserError as error:
             raise UserError(f"model.negative_prompt: {error}") from error
-        with _no_garbage_collection():
+        with no_garbage_collection():
             for prompt in self.read_prompts(skipped, notes):
                 try:
                     prompts.append(self._encode(prompt, common))
@@ -167,6 +156,7 @@ class PromptDataModule(RequestDataModule):
             ImageRequests(prompts, self.images, self.seeds),
             failures,
             batch_size=None if self.batch_size == "auto" else self.batch_size,
+            per_entry=len(self.images),
         )
 
     @cached_property

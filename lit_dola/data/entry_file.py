@@ -6,9 +6,11 @@ who read prompts, questions or items.
 
 import codecs
 import csv
+import gc
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -139,6 +141,18 @@ def find_key(entry: Mapping[str, Any], keys: Sequence[str]) -> str | None:
     for name in entry:
         spelt.setdefault(name.strip().lower(), name)
     return next((key if key in entry else spelt[key] for key in keys if key in spelt), None)
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Pause it while many objects are made and few are freed, which it would look for in vain."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _as_it_is(entry: Any, where: str) -> Any:

@@ -29,10 +29,13 @@ def rename_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _are_current(settings: Mapping[str, Any]) -> bool:
     """Return whether there is nothing to rename, as in nearly all of many records."""
-    if any(name in settings for name in SETTINGS):
+    if not SETTINGS.keys().isdisjoint(settings):
         return False
-    values = ((old, settings.get(name)) for name, old in VALUES.items())
-    return not any(isinstance(value, str) and value in old for old, value in values)
+    for name, old in VALUES.items():
+        value = settings.get(name)
+        if isinstance(value, str) and value in old:
+            return False
+    return True
 
 
 def notes(settings: Mapping[str, Any], group: str = "") -> list[str]:

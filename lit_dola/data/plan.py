@@ -33,6 +33,8 @@ class RunPlan:
     """Results that an earlier run has made."""
     batch_size: int | None = None
     """Results per batch; None until the model is loaded, if they depend on its memory."""
+    per_entry: int = 1
+    """Results per entry of the file, which are next to each other in ``requests``."""
     compile: bool | None = None
     """Whether the decoding step is compiled; None if the settings and the device decide."""
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from lit_dola.data.entry_file import refuse_constant
+from lit_dola.data.entry_file import no_garbage_collection, refuse_constant
 from lit_dola.errors import UserError
 from lit_dola.runs.files import to_json, write_atomically
 
@@ -147,18 +147,19 @@ class RecordLog:
         found, changed = _Places(), dict[int, bytes]()
         last, size = (-1, -2), 0
         is_merged = True
-        for line in self._lines(files):
-            kept = keep(line.record)
-            is_same = kept is line.record
-            if kept is not None:
-                place = _place(kept)
-                if not is_same:
-                    changed[len(found)] = to_json(kept)
-                found.add(place, line.offset * len(files) + line.file)
-                is_merged &= place > last
-                last = place
-            is_merged &= is_same and line.file == merged and line.offset == size
-            size += len(line.content)
+        with no_garbage_collection():
+            for line in self._lines(files):
+                kept = keep(line.record)
+                is_same = kept is line.record
+                if kept is not None:
+                    place = _place(kept)
+                    if not is_same:
+                        changed[len(found)] = to_json(kept)
+                    found.add(place, line.offset * len(files) + line.file)
+                    is_merged &= place > last
+                    last = place
+                is_merged &= is_same and line.file == merged and line.offset == size
+                size += len(line.content)
         count = len(found)
         if not count:
             ended.append(self.path)

@@ -80,13 +80,12 @@ def start_run(
         OSError: If the folder cannot be made or written to.
     """
     wanted = _Wanted(kind, settings, {}, {}, {}, files_of)
-    for request in plan.requests:
+    for request in plan.requests[:: plan.per_entry]:
         index = request.prompt.prompt_index
-        if index not in wanted.subjects:
-            wanted.subjects[index] = request.subject
-            wanted.metadata[index] = request.prompt.metadata
-            if own := request.own_settings:
-                wanted.own_settings[index] = own
+        wanted.subjects[index] = request.subject
+        wanted.metadata[index] = request.prompt.metadata
+        if own := request.own_settings:
+            wanted.own_settings[index] = own
     claim, found = claim_folder(wanted, output_dir, on_mismatch)
     folder = claim.folder
     try:
@@ -235,7 +234,7 @@ def differences(
     for record in records:
         found = [
             *_other_settings(record.settings, settings),
-            *_other_subject(kind, record, subjects),
+            *_other_subject(kind, record.key.prompt_index, record.subject, subjects),
         ]
         if found:
             return found
@@ -250,9 +249,8 @@ def _other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterat
 
 
 def _other_subject(
-    kind: Kind[Any], record: RunRecord, subjects: Mapping[int, str]
+    kind: Kind[Any], index: int, subject: str, subjects: Mapping[int, str]
 ) -> Iterator[str]:
-    index, subject = record.key.prompt_index, record.subject
     if subjects.get(index, subject) != subject:
         yield f"{kind.subject} {index} was {subject!r:.60}, is {subjects[index]!r:.60}"
 
@@ -284,8 +282,9 @@ def _keep_complete(claim: Claim, wanted: _Wanted) -> _Found:
 
     def keep(line: Record) -> Record | None:
         record = kind.from_line(line)
-        other = [*_other_subject(kind, record, wanted.subjects)]
-        own = wanted.own_settings.get(record.key.prompt_index, {})
+        key = record.key
+        other = [*_other_subject(kind, key.prompt_index, record.subject, wanted.subjects)]
+        own = wanted.own_settings.get(key.prompt_index)
         if own or record.settings != found.settings:  # those of the record before are fine
             now = {**wanted.settings, **own} if own else wanted.settings
             other = [*_other_settings(record.settings, now), *other]
@@ -300,8 +299,8 @@ def _keep_complete(claim: Claim, wanted: _Wanted) -> _Found:
             modified = files.modified(name)
             if modified is None or (modified > verified and not is_whole(folder / name)):
                 return None
-        found.done.add(record.key)
-        now = wanted.metadata.get(record.key.prompt_index, record.metadata)
+        found.done.add(key)
+        now = wanted.metadata.get(key.prompt_index, record.metadata)
         return line if now == record.metadata else record.with_metadata(now).to_line()
 
     living = claim.others()

@@ -246,3 +246,8 @@ def wrong_negative_prompt(scene):
 @case("negative_prompt is empty")
 def empty_negative_prompt(scene):
     return scene.predict("--model.negative_prompt="), 1
+
+
+@case("data.images: empty")
+def no_images(scene):
+    return scene.predict("--data.images=[]"), 1

@@ -36,6 +36,30 @@ class NotANumber:
         return float("nan")
 
 
+ENTRY = {"prompt_id": 1, "style": "anime", "style_index": 0}
+EXPORTS = {
+    "export geneval2: 'a'": ("geneval2", [["a", "a"]]),
+    "export t2i-compbench": ("t2i-compbench", [["a/b"]]),
+    "prompt 0 has no prompt_id": ("wise", [["a"]]),
+    "prompt_id 1 is there twice": ("wise", [[{"prompt": "a", **ENTRY}, {"prompt": "b", **ENTRY}]]),
+    "no style or style_index": ("hpsv2", [["a"]]),
+    "of anime is there twice": ("hpsv2", [[{"prompt": "a", **ENTRY}, {"prompt": "b", **ENTRY}]]),
+    "export wise: 2 images": ("wise", [[{"prompt": "a", **ENTRY}], 2]),
+}
+"""An export, the entries, and the number of images, by a part of the message."""
+
+
+def exported(export, entries, images=1):
+    def provoke(scene):
+        scene.write_prompts(entries)
+        flags = [f"--export={export}", "--scorer=null", f"--model.parallel_size={images}"]
+        return scene.evaluate(*flags), 1
+
+    return provoke
+
+
+for message, (export, given) in EXPORTS.items():
+    CASES[message] = exported(export, *given)
 for message, flags in EVALUATE.items():
     CASES[message] = lambda scene, flags=flags: (scene.evaluate(*flags), 1)
 
