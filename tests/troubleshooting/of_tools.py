@@ -70,7 +70,7 @@ def no_matplotlib(scene):
     return scene.evaluate(), 1
 
 
-@case("2 images of prompt")
+@case("2 images of prompt …")
 def two_images(scene):
     (scene.folder / "dpg").mkdir()
     (scene.folder / "dpg" / "a.txt").write_text("a cat")
@@ -179,7 +179,7 @@ CASES |= {
     "callback_on_step: found": python(generate={"prompts": "a", "callback_on_step": 3}),
     "images: found int": python(answer=(3, "What?")),
     "images: found …": python(answer=([None], "What?")),
-    "images: empty": python(answer=([], "What?")),
+    "`images: empty": python(answer=([], "What?")),
     "questions: empty": python(answer=(RED, [])),
     "images: 2 for 3 questions": python(answer=([RED, RED], ["What?"] * 3)),
     "questions: entry 0": python(answer=(RED, " ")),
