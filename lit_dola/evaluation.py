@@ -26,7 +26,7 @@ from lit_dola.reports.export import Export, check_export, write_export
 from lit_dola.reports.html import image_address
 from lit_dola.reports.report import overall_table, write_report
 from lit_dola.reports.scores import Report, Score
-from lit_dola.reports.task_scores import scores_of, tables_of
+from lit_dola.reports.task_scores import scores_of, skill_of, tables_of
 from lit_dola.runs.files import safe_name, to_json, write_atomically
 from lit_dola.runs.image_file import read_image
 from lit_dola.runs.ranks import RANKS
@@ -44,8 +44,9 @@ Task = Literal["predict", "answer", "rank"]
 Scorer = Callable[[Image.Image, dict[str, Any]], float]
 """Scores whether an image shows what its prompt asks for: 1 (or True), 0, or anything between.
 
-Its arguments are the image as it was written, and the metadata of its entry in the prompt file. In
-YAML: the ``class_path`` of a class whose objects can be called like this.
+Its arguments are the image as it was written, and the metadata of its entry in the prompt file,
+with the prompt under ``prompt``. In YAML: the ``class_path`` of a class whose objects can be called
+like this, such as those of :mod:`lit_dola.tasks.scorers`.
 """
 
 
@@ -128,6 +129,7 @@ class EvaluationTrainer(Trainer):
                 report = Report(
                     scores, reference, changes, grid or {}, about, writer.kind.results,
                     f"{writer.kind.subject}s", tables_of(records),
+                    getattr(scorer, "quantity", "Percent right"), getattr(scorer, "note", ""),
                 )  # fmt: skip
                 write_report(folder, report, _pages(runs, writer.kind, folder, reference))
                 print(overall_table(report))
@@ -234,7 +236,9 @@ def _scores(run: _Run, scorer: Scorer) -> list[Score]:
     for record in run.records:
         image = read_image(run.folder / record.file)
         try:
-            right = float(scorer(image, record.metadata))
+            right = float(scorer(image, {**record.metadata, "prompt": record.prompt}))
+        except UserError:
+            raise
         except Exception as error:  # the user's own code
             raise UserError(
                 f"scorer: {type(scorer).__name__} fails on {run.folder / record.file}, prompt"
@@ -246,8 +250,9 @@ def _scores(run: _Run, scorer: Scorer) -> list[Score]:
                 f"scorer: {type(scorer).__name__} returns {right} for {run.folder / record.file};"
                 " expected a finite number"
             )
-        skill = str(record.metadata.get("tag", "all"))
-        scores.append(Score(skill, record.prompt_index, record.image_index, right))
+        scores.append(
+            Score(skill_of(record.metadata), record.prompt_index, record.image_index, right)
+        )
         lines.append(to_json({"file": record.file, "score": right}))
     write_atomically(run.folder / "scores.jsonl", lines)
     return scores

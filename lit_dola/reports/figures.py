@@ -25,7 +25,11 @@ _DATES = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 
 
 def draw_rates(
-    path: Path, rates: Mapping[str, Estimate], gains: Mapping[str, Estimate], reference: str
+    path: Path,
+    rates: Mapping[str, Estimate],
+    gains: Mapping[str, Estimate],
+    reference: str,
+    quantity: str = "Percent right",
 ) -> None:
     """Draw the overall rate of each variant, and next to it the difference from the reference.
 
@@ -34,6 +38,7 @@ def draw_rates(
         rates: Overall rates by variant.
         gains: Differences by variant.
         reference: Variant that the others are compared with.
+        quantity: What a rate times 100 is.
     """
     from matplotlib.figure import Figure
 
@@ -43,7 +48,7 @@ def draw_rates(
     left, right = figure.subplots(1, 2)
     _dots(left, names, rates)
     left.set_yticks(range(len(names)), names)
-    left.set_xlabel("overall, percent right")
+    left.set_xlabel(f"overall, {quantity.replace('Percent', 'percent')}")
     left.set_xlim(left=0)
     _dots(right, names, gains)
     right.set_yticks(range(len(names)), [""] * len(names))

@@ -29,7 +29,7 @@ def write_report(folder: Path, report: Report, links: Mapping[str, str]) -> None
     overall = {name: skills[OVERALL] for name, skills in report.rates.items() if skills}
     gains = {name: skills[OVERALL] for name, skills in report.differences.items() if skills}
     figures = ["report.svg"]
-    draw_rates(folder / "report", overall, gains, report.reference)
+    draw_rates(folder / "report", overall, gains, report.reference, report.quantity)
     if draw_grid(folder / "grid", overall, report.variants, report.grid):
         figures.insert(0, "grid.svg")
     tables = [*_tables(report)]
@@ -51,7 +51,8 @@ def write_report(folder: Path, report: Report, links: Mapping[str, str]) -> None
 
 def overall_table(report: Report) -> str:
     """Return the rates of all skills together as aligned text: one line per variant."""
-    rows = [("variant", "percent right", f"more than {report.reference}", "p")]
+    quantity = report.quantity.replace("Percent", "percent")
+    rows = [("variant", quantity, f"more than {report.reference}", "p")]
     for name, skills in report.rates.items():
         gained = report.differences.get(name)
         rows.append(
@@ -74,7 +75,8 @@ def _heading(report: Report) -> str:
 
 
 def _note(report: Report) -> str:
-    return f"{report.methods}. A dash: fewer than {FEWEST} {report.subjects}."
+    note = f" {report.note}" if report.note else ""
+    return f"{report.methods}. A dash: fewer than {FEWEST} {report.subjects}.{note}"
 
 
 def _as_json(report: Report) -> dict[str, Any]:
@@ -87,6 +89,7 @@ def _as_json(report: Report) -> dict[str, Any]:
         "variants": report.variants,
         "reference": report.reference,
         "intervals": report.methods,
+        "quantity": report.quantity,
         "rates": _plain(report.rates),
         "differences": _plain(report.differences),
         "p": report.p_values,
@@ -103,12 +106,13 @@ def _plain(found: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
 
 def _tables(report: Report) -> Iterator[tuple[str, Rows]]:
     """Yield each table and its title."""
-    yield "Percent right", _table(report.rates, "{:.1f}", report.subjects)
+    yield report.quantity, _table(report.rates, "{:.1f}", report.subjects)
     if report.differences:
         one = report.results.removesuffix("s")
         rows = _table(report.differences, "{:+.1f}", report.subjects)
         last = ["p", "", *(show_p(report.p_values[name]) for name in report.differences)]
-        title = f"Percentage points more than {report.reference}, {one} by {one} on the same noise"
+        points = "Percentage points" if report.quantity == "Percent right" else "Points"
+        title = f"{points} more than {report.reference}, {one} by {one} on the same noise"
         yield title, [[*row, cell] for row, cell in zip(rows, last)]
     for table in report.tables:
         body = [

@@ -108,6 +108,10 @@ class Report:
     """What the results are about; intervals are over them."""
     tables: Sequence[Table] = ()
     """Further figures."""
+    quantity: str = "Percent right"
+    """What a score times 100 is."""
+    note: str = ""
+    """What else a reader must know."""
 
     @property
     def methods(self) -> str:

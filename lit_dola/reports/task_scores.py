@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_dola.data.entry_file import find_key
 from lit_dola.errors import UserError
 from lit_dola.reports.accuracy import POPE_COLUMNS, is_right, pope
 from lit_dola.reports.scores import Score, Table
@@ -12,6 +13,12 @@ from lit_dola.runs.ranks import RankRecord
 
 SKILL_KEYS = ("tag", "skill", "category")
 """Keys that may name an entry's skill; the first one found counts."""
+
+
+def skill_of(metadata: Mapping[str, Any]) -> str:
+    """Return the skill that an entry is about, or ``all``."""
+    key = find_key(metadata, SKILL_KEYS)
+    return "all" if key is None else str(metadata[key])
 
 
 def scores_of(records: Sequence[AnswerRecord | RankRecord], file: Path) -> list[Score]:
@@ -28,10 +35,7 @@ def scores_of(records: Sequence[AnswerRecord | RankRecord], file: Path) -> list[
     for record in records:
         right = _is_right(record)
         if right is not None:
-            skill = next(
-                (str(record.metadata[key]) for key in SKILL_KEYS if key in record.metadata), "all"
-            )
-            scores.append(Score(skill, *record.key, float(right)))
+            scores.append(Score(skill_of(record.metadata), *record.key, float(right)))
     if not scores:
         raise UserError(f"{file}: no entry has a label; expected the key label, which is right")
     return scores

@@ -36,6 +36,19 @@ class NotANumber:
         return float("nan")
 
 
+@case("scorer: /nowhere")
+def no_clip(scene):
+    scorer = "lit_dola.tasks.scorers.ClipScore"
+    return scene.evaluate(f"--scorer={scorer}", "--scorer.model=/nowhere"), 1
+
+
+@case("vqa_list is 'x'")
+def no_pairs(scene):
+    scene.write_prompts([{"prompt": "a", "vqa_list": "x"}])
+    scorer = "lit_dola.tasks.scorers.SoftTifa"
+    return scene.evaluate(f"--scorer={scorer}", f"--scorer.model={scene.checkpoint}"), 1
+
+
 ENTRY = {"prompt_id": 1, "style": "anime", "style_index": 0}
 EXPORTS = {
     "export geneval2: 'a'": ("geneval2", [["a", "a"]]),
