@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 from lit_dola.callbacks.open_run import cannot_write
-from lit_dola.callbacks.run_writer import find_writer
+from lit_dola.callbacks.run_writer import RunWriter, find_writer
 from lit_dola.data.base import RequestDataModule, shards_the_model
 from lit_dola.data.datamodule import PromptDataModule
 from lit_dola.data.plan import RunPlan
@@ -103,18 +103,7 @@ class EvaluationTrainer(Trainer):
         writer = find_writer(self)
         assert writer is not None
         folder = writer.output_dir
-        runs: dict[str, _Run] = {}
-        for name, changed in models.items():
-            if not shards_the_model(self):
-                changed.take_model(model)  # loaded once
-            model = changed
-            writer.output_dir, writer.title = folder / name, name
-            self.predict(model, datamodule=datamodule, return_predictions=False)
-            # In low precision all variants must be rounded alike, whatever memory is free by then.
-            datamodule.batch_size = datamodule.plan.batch_size or "auto"
-            writer.conclude(self)
-            if self.is_global_zero:  # not folder / name: on_mismatch may have chosen another
-                runs[name] = _read_run(writer.kind, writer.output_dir, datamodule.plan)
+        runs = self._run_variants(models, model, datamodule, writer)
         if not self.is_global_zero:
             return
         try:
@@ -138,6 +127,39 @@ class EvaluationTrainer(Trainer):
                 images.sheet.write(folder / "sheet.png", runs, scores)
         except OSError as error:
             raise UserError(cannot_write(folder, error)) from error
+
+    def _run_variants(
+        self,
+        models: Mapping[str, JanusModule],
+        loaded: JanusModule,
+        data: RequestDataModule,
+        writer: RunWriter,
+    ) -> "dict[str, _Run]":
+        """Run the task under each variant, each into its own folder.
+
+        Args:
+            models: The variants.
+            loaded: A module whose model the first one may use.
+            data: The entries.
+            writer: The writer; its folder has those of the variants.
+
+        Returns:
+            What each has made, on the first rank; nothing on the others.
+        """
+        folder = writer.output_dir
+        runs: dict[str, _Run] = {}
+        for name, model in models.items():
+            if not shards_the_model(self):
+                model.take_model(loaded)  # loaded once
+            loaded = model
+            writer.output_dir, writer.title = folder / name, name
+            self.predict(model, datamodule=data, return_predictions=False)
+            # In low precision all variants must be rounded alike, whatever memory is free by then.
+            data.batch_size = data.plan.batch_size or "auto"
+            writer.conclude(self)
+            if self.is_global_zero:  # not folder / name: on_mismatch may have chosen another
+                runs[name] = _read_run(writer.kind, writer.output_dir, data.plan)
+        return runs
 
 
 def _check(models: Mapping[str, JanusModule], folder: ModelFolder, reference: str) -> None:

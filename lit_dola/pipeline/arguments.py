@@ -33,17 +33,21 @@ _OF_DIFFUSERS = {
 }
 """Arguments that users of diffusers may try, and what to say about them."""
 _MOST_SEED = 2**32 - 1
-_GROUP = re.compile(r"(?:--)?\b(?:model|data)\.(?=[a-z_]+)")
-"""How the command line writes a setting: with its group before it."""
 
 
 @contextmanager
-def in_python() -> Iterator[None]:
-    """Name settings in errors as Python does: ``layer``, not ``model.layer``."""
+def in_python(settings: Iterable[str]) -> Iterator[None]:
+    """Name settings in errors as Python does: ``layer``, not ``model.layer``.
+
+    Args:
+        settings: Names of the settings; what else looks like one may be a file, as ``model.png``.
+    """
+    names = "|".join(map(re.escape, settings))
     try:
         yield
     except UserError as error:
-        raise UserError(_GROUP.sub("", str(error))) from error
+        as_in_python = re.sub(rf"(?:--)?\bmodel\.(?=(?:{names})\b)", "", str(error))
+        raise UserError(as_in_python) from error
 
 
 def refuse_strangers(names: Iterable[str], elsewhere: Iterable[str], method: str) -> None:

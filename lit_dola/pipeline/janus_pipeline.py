@@ -46,6 +46,7 @@ class JanusPipeline(LoadedJanus):
         janus: The model, on its device.
         checkpoint: The checkpoint that it was loaded from.
         roles: Role names in the prompt's conversation.
+        quantize: How its weights are quantized, if they are.
 
     Example:
         >>> pipeline = JanusPipeline.from_pretrained("checkpoints/shapes-janus")

@@ -155,7 +155,7 @@ class LoadedJanus:
         self, model: JanusModule, data: RequestDataModule, progress: bool
     ) -> tuple[list[Any], dict[str, Any]]:
         """Run a task; returns the results of its steps, and every setting that shaped them."""
-        with quiet_lightning(), in_python():
+        with quiet_lightning(), in_python(model.hparams):
             trainer = self._trainer(progress)
             results = trainer.predict(model, datamodule=data)
         settings = {

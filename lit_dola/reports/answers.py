@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 from lit_dola.data.requests import ImageKey
 from lit_dola.reports.accuracy import is_right
-from lit_dola.reports.gallery import page_file
-from lit_dola.reports.html import image_address, write_page
+from lit_dola.reports.html import image_address, page_file, write_page
 from lit_dola.runs.answers import ANSWERS, AnswerRecord
 from lit_dola.runs.records import common_settings
 

@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from lit_dola.reports.html import digest_of, template_digest, write_page
+from lit_dola.reports.html import digest_of, page_file, template_digest, write_page
 from lit_dola.runs.ranks import BEST, best_files
 from lit_dola.runs.record_log import RecordLog
 from lit_dola.runs.records import IMAGES, ONLY_WITH_DOLA, ImageRecord, common_settings
@@ -88,11 +88,6 @@ def write_gallery(folder: Path, num_failures: int = 0) -> None:
     for old in folder.glob("index-*.html"):
         if old.name not in files:
             old.unlink()
-
-
-def page_file(number: int) -> str:
-    """Return the file name of a page of the gallery, counted from 1."""
-    return "index.html" if number == 1 else f"index-{number}.html"
 
 
 def _is_newer(index: Path, made_of: str, sources: Iterable[Path]) -> bool:

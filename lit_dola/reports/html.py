@@ -50,6 +50,11 @@ def digest_of(page: Path) -> str | None:
     return found[1].decode() if found else None
 
 
+def page_file(number: int) -> str:
+    """Return the file name of one of several pages, counted from 1."""
+    return "index.html" if number == 1 else f"index-{number}.html"
+
+
 def image_address(image: Path, page_folder: Path, copy: str | None = None) -> str:
     """Return the URL of an image relative to a page.
 

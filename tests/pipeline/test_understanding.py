@@ -110,6 +110,7 @@ def test_both_paths_share_the_language_model(pipeline, pictures):
         ([], "a", "^images: empty; expected at least one$"),
         (3, "a", "^images: found int; expected a path, an image of Pillow, or a list$"),
         ([None], "a", "^images: found NoneType; expected a path or an image of Pillow$"),
+        ("model.png", "a", "^questions: entry 0: model.png: found nothing; expected an image"),
         ("nowhere.png", "a", "^questions: entry 0: nowhere.png: found nothing; expected an image"),
         (["a.png"] * 2, ["a"] * 3, "^images: 2 for 3 questions; expected as many, or one$"),
         (Image.new("RGB", (9, 9)), " ", "^questions: entry 0: question is empty; expected a text$"),
