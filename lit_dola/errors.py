@@ -21,6 +21,11 @@ class RankError(UserError):
     """An error local to one rank; every rank that hits one reports it."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error of another package says, or else its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def require(package: str, setting: str, extra: str) -> None:
     """Check that an optional package is installed.
 

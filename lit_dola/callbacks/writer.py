@@ -25,7 +25,7 @@ from lit_dola.reports.made import image_record
 from lit_dola.runs.claim import alone_in
 from lit_dola.runs.files import make_folder
 from lit_dola.runs.folder import image_path, prompt_folders
-from lit_dola.runs.image_file import Format, tokens_file, write_image
+from lit_dola.runs.image_file import Format, format_settings, tokens_file, write_image
 from lit_dola.runs.records import IMAGES, ImageRecord
 from lit_dola.runs.resume import OnMismatch
 from lit_dola.tasks.base import JanusModule
@@ -85,8 +85,7 @@ class ImageWriter(RunWriter):
 
     def settings(self) -> dict[str, Any]:
         """Return the format and, unless the format is lossless, the quality."""
-        quality = None if self.format == "png" else self.quality
-        return {"format": self.format, "quality": quality}
+        return format_settings(self.format, self.quality)
 
     def check(self, module: JanusModule, plan: RunPlan) -> None:
         """Check that the images to inspect exist.

@@ -32,8 +32,8 @@ def describe(
     data.setup("predict")
     plan, results = data.plan, writer.kind.results
     done = _done(writer)
-    there = sum(done.get(request.key) == request.subject for request in plan.requests)
-    others = sum(request.key in done for request in plan.requests) - there
+    same = [done[it.key] == it.subject for it in plan.requests if it.key in done]
+    there, others = same.count(True), same.count(False)
     to_make = len(plan.requests) - there
     skipped = f", {amount(len(plan.failures), 'entries')} skipped" if plan.failures else ""
     yield (

@@ -69,9 +69,9 @@ def _config_path(name: str) -> str:
     """Return the path of a configuration: a file, or one that comes with the package."""
     if Path(name).is_file() or name.lstrip().startswith("{"):  # or JSON itself
         return name
-    found = shipped_configs().get(name) or shipped(name)
+    known = shipped_configs()
+    found = known.get(name) or shipped(name)
     if found is None:
-        known = shipped_configs()
         raise UserError(
             f"config: {printable(name)}: not found; expected a file, or one of"
             f" {', '.join(known)}{suggestion(name, known)}"
@@ -87,12 +87,13 @@ def locate_inputs(settings: Any, folders: Sequence[Path]) -> None:
         folders: The folders of its configurations.
     """
     for group, name, value in _inputs(settings):
-        others = [folder for folder in folders if (folder / value).exists()]
-        if not Path(value).expanduser().exists():
-            if others:
-                settings[group][name] = str(others[0] / value)
-            elif name != _MAY_BE_ELSEWHERE and (found := shipped(value)):
-                settings[group][name] = str(found)
+        if Path(value).expanduser().exists():
+            continue
+        beside = next((folder for folder in folders if (folder / value).exists()), None)
+        if beside is not None:
+            settings[group][name] = str(beside / value)
+        elif name != _MAY_BE_ELSEWHERE and (found := shipped(value)):
+            settings[group][name] = str(found)
 
 
 def refuse_missing_inputs(settings: Any, folders: Sequence[Path]) -> None:

@@ -177,16 +177,16 @@ class PromptDataModule(RequestDataModule):
     def _encode_negative(self, text: str | None) -> NegativePrompt | None:
         if text is None:
             return None
+        if not text.strip():
+            raise UserError("negative_prompt is empty; expected a text")
         return NegativePrompt(text, self._encode_text("negative_prompt", text))
 
     def _encode_text(self, name: str, text: str) -> list[int]:
         """Return the token ids of a text.
 
         Raises:
-            UserError: If they do not fit into the model's context, or there is no text.
+            UserError: If they do not fit into the model's context.
         """
-        if not text.strip():
-            raise UserError(f"{name} is empty; expected a text")
         input_ids = self.encoder.encode(text)
         context, image = self._context
         if len(input_ids) > context - image:
@@ -198,8 +198,10 @@ class PromptDataModule(RequestDataModule):
 
     def _unused(self, prompts: list[EncodedPrompt]) -> Iterator[str]:
         """Say once that settings of entries are not used."""
+        if self.use_entry_settings:
+            return
         names = {name for encoded in prompts for name in names_of_settings(encoded.prompt.metadata)}
-        if names and not self.use_entry_settings:
+        if names:
             yield (
                 f"{self.prompt_json}: entries have {' and '.join(sorted(names))}, kept as metadata"
                 " only; data.use_entry_settings true uses them"
@@ -219,12 +221,14 @@ class PromptDataModule(RequestDataModule):
         """
         if self.prompts is None:
             return read_prompts(self.prompt_json, skipped, self.prompt_key, notes)
-        given = [self.prompts] if isinstance(self.prompts, str) else self.prompts
-        if isinstance(self.prompts, str) and _BRACKETS.fullmatch(self.prompts.strip()):
-            raise UserError(
-                f"{self.prompt_json}: {self.prompts!r:.60}; expected one text, a list of texts, or"
-                " texts by index; a text in brackets only in a list"
-            )
+        given = self.prompts
+        if isinstance(given, str):
+            if _BRACKETS.fullmatch(given.strip()):
+                raise UserError(
+                    f"{self.prompt_json}: {given!r:.60}; expected one text, a list of texts, or"
+                    " texts by index; a text in brackets only in a list"
+                )
+            given = [given]
         try:
             if not isinstance(given, dict):
                 return check_prompts(given)

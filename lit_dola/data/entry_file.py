@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from lit_dola.data.requests import Failure
-from lit_dola.errors import UserError, require
+from lit_dola.errors import UserError, first_line, require
 
 Entry = TypeVar("Entry")
 Places = Iterable[tuple[str, Any]]
@@ -137,6 +137,8 @@ def read_text(path: Path) -> str:
 
 def find_key(entry: Mapping[str, Any], keys: Sequence[str]) -> str | None:
     """Return the first of some keys that an entry has, as it spells it; case does not matter."""
+    if keys[0] in entry:  # as in nearly all of many entries
+        return keys[0]
     spelt: dict[str, str] = {}
     for name in entry:
         spelt.setdefault(name.strip().lower(), name)
@@ -219,8 +221,7 @@ def _rows_of_parquet(path: Path) -> Places:
     try:
         rows = parquet.read_table(path).to_pylist()
     except (OSError, ArrowException) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"not readable as Parquet: {reason}") from error
+        raise UserError(f"not readable as Parquet: {first_line(error)}") from error
     return [(f"row {index}", _as_json(row)) for index, row in enumerate(rows)]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lit_dola.errors import UserError
+from lit_dola.errors import UserError, first_line
 
 Colour = tuple[int, int, int]
 
@@ -84,8 +84,9 @@ def _opened(picture: Picture) -> Iterator[Image.Image]:
             " exhaust the memory; expected a smaller image"
         ) from error
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads to
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{path}: a broken image: {reason}; expected a whole one") from error
+        raise UserError(
+            f"{path}: a broken image: {first_line(error)}; expected a whole one"
+        ) from error
 
 
 def _to_rgb(image: Image.Image, background: Colour) -> Image.Image:

@@ -144,7 +144,8 @@ _MOST_SEED = 2**32 - 1
 
 def names_of_settings(metadata: Mapping[str, Any]) -> list[str]:
     """Return which settings an entry has."""
-    return [name for name in _OWN if find_key(metadata, (name,))]
+    spelt = {name.strip().lower() for name in metadata}
+    return [name for name in _OWN if name in spelt]
 
 
 def own_settings(metadata: Mapping[str, Any]) -> OwnSettings:

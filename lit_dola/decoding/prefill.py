@@ -49,23 +49,9 @@ def prefill(
         place[copies] = len(states)
         branches = torch.arange(len(prompts[0]))
         rows = torch.tensor(copies) * len(branches) + branches[:, None]
-        states.append(_run_each(decoder, prompts[copies[0]], cache, rows.to(device), embeddings))
+        states.append(_run(decoder, prompts[copies[0]], cache, rows.to(device), embeddings))
     together = torch.stack(states, dim=1)  # (layers, prompts, branches, 1, hidden)
     return together[:, place.to(device)].flatten(1, 2)
-
-
-def _run_each(
-    decoder: Decoder,
-    branches: Branches,
-    cache: KVCache,
-    rows: Tensor,
-    embeddings: Tensor | None,
-) -> Tensor:
-    """Run the branches of one prompt: together, or one by one if their lengths differ."""
-    if len({*map(len, branches)}) == 1:
-        return _run(decoder, branches, cache, rows, embeddings)
-    each = [_run(decoder, (ids,), cache, own[None], embeddings) for ids, own in zip(branches, rows)]
-    return torch.cat(each, dim=1)
 
 
 def _run(
@@ -75,7 +61,14 @@ def _run(
     rows: Tensor,
     embeddings: Tensor | None,
 ) -> Tensor:
-    """Run the branches of one prompt; returns the states of the last token of each."""
+    """Run the branches of one prompt; returns the states of the last token of each.
+
+    They run together, or one by one if their lengths differ.
+    """
+    if len({*map(len, branches)}) > 1:
+        each = zip(branches, rows)
+        states = [_run(decoder, (ids,), cache, own[None], embeddings) for ids, own in each]
+        return torch.cat(states, dim=1)
     length = len(branches[0])
     bucket = round_up(length, PREFILL_BUCKET)
     padded = [[*ids, *[0] * (bucket - length)] for ids in branches]

@@ -147,13 +147,11 @@ def find_checkpoint(model_path: str) -> Path:
     Raises:
         UserError: If there is no such folder and the hub cannot provide it.
     """
-    folder = given_path("model.model_path", model_path)
+    given_path("model.model_path", model_path)  # refuses an empty one
     if printable(model_path) != model_path:  # what reads weights and tokenizers cannot open it
         raise UserError(f"model.model_path: {printable(model_path)} is not UTF-8; expected UTF-8")
-    if folder.is_dir():
-        return folder
-    if (ours := shipped(model_path)) and ours.is_dir():
-        return ours
+    if found := _local_folder(model_path):
+        return found
     repo_id = VARIANTS[model_path].original if model_path in VARIANTS else model_path
     if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
         raise UserError(
@@ -172,6 +170,15 @@ def find_checkpoint(model_path: str) -> Path:
         ) from error
 
 
+def _local_folder(model_path: str) -> Path | None:
+    """Return a folder that is there, or comes with the package; None if there is none."""
+    folder = Path(model_path).expanduser()
+    if folder.is_dir():
+        return folder
+    ours = shipped(model_path)
+    return ours if ours and ours.is_dir() else None
+
+
 def generation_config(model_path: str) -> tuple[Path, dict[str, Any]]:
     """Return a checkpoint's ``generation_config.json``: its path, and its content or ``{}``.
 
@@ -181,8 +188,8 @@ def generation_config(model_path: str) -> tuple[Path, dict[str, Any]]:
     Raises:
         UserError: If there is one that is not a JSON object.
     """
-    folder = Path(model_path).expanduser()
-    path = (folder if folder.is_dir() else shipped(model_path) or folder) / GENERATION_CONFIG
+    folder = _local_folder(model_path) or Path(model_path).expanduser()
+    path = folder / GENERATION_CONFIG
     published = {name for variant in VARIANTS.values() for name in variant} | {*VARIANTS}
     if model_path.count("/") == 1 and model_path not in published and not path.parent.exists():
         try:

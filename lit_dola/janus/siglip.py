@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from lit_dola.errors import UserError
+from lit_dola.errors import UserError, first_line
 from lit_dola.janus.checkpoint import ModelFolder, find_checkpoint
 from lit_dola.janus.files import read_json
 
@@ -39,7 +39,9 @@ class SiglipCheckpoint(ModelFolder):
         try:
             config = AutoConfig.from_pretrained(folder)
         except Exception as error:  # whatever transformers makes of a value it did not expect
-            raise UserError(f"{path}: not readable as a SigLIP config: {_first(error)}") from error
+            raise UserError(
+                f"{path}: not readable as a SigLIP config: {first_line(error)}"
+            ) from error
         return cls(model_path, folder, config)
 
     @property
@@ -69,7 +71,7 @@ class Siglip(nn.Module):
             self.model = AutoModel.from_pretrained(folder, dtype=dtype).to(device)
             self.processor = AutoProcessor.from_pretrained(folder)
         except Exception as error:  # whatever a broken file leads to
-            raise UserError(f"{folder}: no SigLIP can be loaded: {_first(error)}") from error
+            raise UserError(f"{folder}: no SigLIP can be loaded: {first_line(error)}") from error
         if getattr(self.model.vision_model, "head", None) is None:
             raise UserError(f"{folder}: its vision tower has no pooling head; expected one")
         self.text_length = int(checkpoint.config.text_config.max_position_embeddings)
@@ -146,7 +148,3 @@ class Siglip(nn.Module):
 def _normalized(embeddings: Tensor) -> Tensor:
     normalized: Tensor = embeddings / embeddings.norm(dim=-1, keepdim=True)
     return normalized
-
-
-def _first(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -17,7 +17,7 @@ from lit_dola.reports.gallery import write_gallery
 from lit_dola.reports.inspection_plot import inspection_figure, write_inspection
 from lit_dola.runs.files import make_folder
 from lit_dola.runs.folder import image_path
-from lit_dola.runs.image_file import Format, write_image
+from lit_dola.runs.image_file import Format, format_settings, write_image
 from lit_dola.runs.record_log import RESULTS, RecordLog
 from lit_dola.runs.records import IMAGES, ImageRecord
 
@@ -150,7 +150,6 @@ class Generation:
 def _named(record: ImageRecord, format: Format, quality: int) -> ImageRecord:
     """Return the record with the file that the image is written to."""
     stem = image_path(record.prompt_index, record.prompt, record.image_index)
-    made_with = {"format": format, "quality": None if format == "png" else quality}
-    settings = {**record.settings, **made_with}
+    settings = {**record.settings, **format_settings(format, quality)}
     settings["versions"] = settings.pop("versions")  # last, as in predict's records
     return replace(record, file=f"{stem.as_posix()}.{format}", settings=settings)

@@ -28,6 +28,11 @@ _ENDS = {".jpg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82", ".npz": b"PK\x05\x06"}
 """How a complete file of a format ends; an ``.npz`` has a few more bytes behind it."""
 
 
+def format_settings(format: Format, quality: int) -> dict[str, Any]:
+    """Return what a record says about the file of an image; a lossless one has no quality."""
+    return {"format": format, "quality": None if format == "png" else quality}
+
+
 def is_whole(path: Path) -> bool:
     """Return whether a file of a run is there and not cut off, reading only its ends."""
     try:

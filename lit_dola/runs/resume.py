@@ -169,7 +169,7 @@ def claim_folder(
         OSError: If the folder cannot be made.
     """
     subject = f"{wanted.kind.subject}s"
-    entries = [sorted(wanted.subjects.items()), *filter(None, [[*wanted.own_settings.items()]])]
+    entries = [sorted(wanted.subjects.items()), sorted(wanted.own_settings.items())]
     digest = sha256(json.dumps(entries).encode()).hexdigest()[:16]
     folder = output_dir
     for number in count(2):

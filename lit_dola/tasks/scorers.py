@@ -10,7 +10,6 @@ Each is a class whose objects take an image and the metadata of its entry, with 
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from itertools import count
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -21,13 +20,13 @@ from torch import Tensor
 from lit_dola.data.questions import question_encoder
 from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.likelihood import TextScorer
-from lit_dola.errors import UserError, require
+from lit_dola.errors import UserError, first_line, require
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import load_understanding
 from lit_dola.janus.pixels import PixelProcessor
 from lit_dola.janus.question import SYSTEM_PROMPT
 from lit_dola.janus.siglip import Siglip, SiglipCheckpoint
-from lit_dola.tasks.judges import first_tokens
+from lit_dola.tasks.judges import JanusJudge, first_tokens
 
 Model = TypeVar("Model")
 QUESTION = "Does this image show {prompt}?"
@@ -224,38 +223,34 @@ class SoftTifa(ModelScorer):
         self.question = question
 
     @cached_property
-    def parts(self) -> tuple[Any, Any, PixelProcessor, TextScorer]:
-        """The model, its tokenizer, what prepares pictures, and what reads its distribution."""
+    def judge(self) -> JanusJudge:
+        """The model, and what it needs to be asked."""
         checkpoint = Checkpoint.open(self.model_path)
         encoder = question_encoder(checkpoint, "auto", SYSTEM_PROMPT, note=False)
         janus = load_understanding(
             checkpoint, pad_token_id=encoder.pad_token_id, device=self.device
         )
         pixels = PixelProcessor.of_checkpoint(checkpoint, "deepseek")
-        return janus, encoder, pixels, TextScorer(janus, janus.text_head, Scoring(), layer=None)
+        scorer = TextScorer(janus, janus.text_head, Scoring(), layer=None)
+        return JanusJudge(janus, scorer, encoder, pixels, self.question)
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image, metadata: Mapping[str, Any]) -> float:
         """See :class:`ModelScorer`."""
-        janus, _, pixels, _ = self.parts
-        embeddings = janus.embed_picture(pixels(image))
+        embeddings = self.judge.janus.embed_picture(self.judge.pixels(image))
         asked = questions_of(metadata, self.question)
         found = torch.stack([self._log_probability(*pair, embeddings) for pair in asked])
         return float(found.mean().exp() if self.mean == "geometric" else found.exp().mean())
 
     def _log_probability(self, question: str, answer: str, embeddings: Tensor) -> Tensor:
         """Return the log-probability that the answer begins with the right token."""
-        _, encoder, _, scorer = self.parts
-        rows = count(-1, -1)
-        image = encoder.image_token_id
-        ids = encoder.encode_question(question)
-        prompt = [next(rows) if token == image else token for token in ids]
+        judge = self.judge
         log_probs: Tensor
-        (log_probs,) = scorer.next_log_probs((prompt,), embeddings)
+        (log_probs,) = judge.scorer.next_log_probs((judge.prompt(question),), embeddings)
         words = {answer.strip(), _SAME.get(answer.strip().lower(), answer.strip())}
         spelt = [form for word in words for form in (word, word.lower(), word.capitalize())]
         both = [text for form in dict.fromkeys(spelt) for text in (form, f" {form}")]
-        return log_probs[first_tokens(encoder.encode_text, both)].logsumexp(dim=0)
+        return log_probs[first_tokens(judge.encoder.encode_text, both)].logsumexp(dim=0)
 
 
 def questions_of(metadata: Mapping[str, Any], question: str) -> list[tuple[str, str]]:
@@ -288,5 +283,4 @@ def _loaded(name: str, load: Callable[[], Model]) -> Model:
     try:
         return load()
     except Exception as error:  # whatever other packages make of a model that is not there
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"scorer: {name}: cannot be loaded: {reason}") from error
+        raise UserError(f"scorer: {name}: cannot be loaded: {first_line(error)}") from error

@@ -127,7 +127,7 @@ def test_soft_tifa_is_the_mean_probability_of_the_right_answers(
 ):
     """Against the plain float64 model, run question by question."""
     scorer = SoftTifa(str(tiny_checkpoint), mean)
-    _, encoder, pixels, _ = scorer.parts
+    encoder, pixels = scorer.judge.encoder, scorer.judge.pixels
     pairs = [["How many birds are there?", "two"], ["Is it red?", "Yes"]]
     accepted = [["two", "Two", "2"], ["Yes", "yes"]]
     spaces = set(encoder.encode_text(" "))
