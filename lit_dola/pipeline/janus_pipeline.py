@@ -1,6 +1,5 @@
 """Janus with DoLa-static from Python: load once, then generate any number of times."""
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -23,14 +22,15 @@ from lit_dola.pipeline.arguments import (
     refuse_strangers,
     seeds_of_images,
 )
+from lit_dola.pipeline.calls import GivenCalls, ImageCall, generations_of
 from lit_dola.pipeline.given import GivenItems, GivenPrompts, GivenQuestions
 from lit_dola.pipeline.loaded import LoadedJanus
 from lit_dola.reports.generation import Generation
-from lit_dola.reports.made import answer_record, image_record, rank_record
+from lit_dola.reports.made import answer_record, rank_record
 from lit_dola.runs.answers import AnswerRecord
 from lit_dola.runs.ranks import RankRecord
 from lit_dola.tasks.answer import Answers, LitAnswer
-from lit_dola.tasks.generate import GeneratedImages, LitDoLa
+from lit_dola.tasks.generate import LitDoLa
 from lit_dola.tasks.preview import ImageStep
 from lit_dola.tasks.rank import LitRank, Rankings
 from lit_dola.tasks.signature import takes_settings_of
@@ -106,9 +106,48 @@ class JanusPipeline(LoadedJanus):
             size = model.parallel_size
             model.inspect = {ImageKey(*divmod(place, size)) for place in range(len(given) * size)}
         data = GivenPrompts(given, model, self.checkpoint, self.encoder, seeds)
-        return _in_order(*self._run(model, data, progress))
+        parts, made_with = self._run(model, data, progress)
+        (made,) = generations_of(parts, made_with, [0] * len(data.plan.requests))
+        return made
 
     __call__ = generate
+
+    @takes_settings_of(LitDoLa, leave_out={*_OF_LOADING, "seed", "parallel_size", "inspect"})
+    def generate_each(
+        self,
+        calls: Sequence[ImageCall],
+        *,
+        callback_on_step: Callable[[ImageStep], None] | None = None,
+        progress: bool = True,
+        **settings: Any,
+    ) -> list[Generation]:
+        """Run several calls in the same batches: they share all settings but prompt and seed.
+
+        Args:
+            calls: Prompt, number of images and seed of each call.
+            callback_on_step: As in :meth:`generate`.
+            progress: Whether to show progress, in a terminal or a notebook.
+            settings: Those of :class:`lit_dola.LitDoLa`.
+
+        Returns:
+            What :meth:`generate` returns for each of the calls; in float32 exactly that, in lower
+            precision the company of other images rounds differently.
+
+        Raises:
+            UserError: As :meth:`generate`; one bad call ends all.
+
+        Example:
+            >>> calls = [ImageCall("a red circle", 2, seed=1), ImageCall("a blue square")]
+            >>> circles, square = pipeline.generate_each(calls, alpha=0.02)
+        """
+        refuse_strangers(settings, _OF_LOADING, "generate_each")
+        check_callback(callback_on_step)
+        model = LitDoLa.checked({**self.recommended, **settings, **self._fixed})
+        model.janus = self.janus
+        model.on_image_step = callback_on_step
+        data = GivenCalls(calls, model, self.checkpoint, self.encoder)
+        parts, made_with = self._run(model, data, progress)
+        return generations_of(parts, made_with, data.call_of)
 
     @takes_settings_of(LitAnswer, leave_out=_OF_LOADING)
     def answer(
@@ -219,7 +258,7 @@ class JanusPipeline(LoadedJanus):
         return [to_pillow(pixels[0]) for pixels in decoded if pixels is not None]
 
 
-Part = TypeVar("Part", GeneratedImages, Answers, Rankings)
+Part = TypeVar("Part", Answers, Rankings)
 
 
 def _sound(part: Part) -> Part:
@@ -231,20 +270,3 @@ def _sound(part: Part) -> Part:
     if part.failures:
         raise UserError(part.failures[0].reason)
     return part
-
-
-def _in_order(parts: list[GeneratedImages], settings: dict[str, Any]) -> Generation:
-    """Order images by prompt and index, whatever batches they were made in."""
-    found = {}
-    for part in map(_sound, parts):
-        for place, request in enumerate(part.requests):
-            record = image_record(part, place, settings)
-            image = to_pillow(part.pixels[place])
-            image.info["prompt"] = record.prompt
-            image.info["parameters"] = json.dumps(record.provenance(), ensure_ascii=False)
-            inspection = part.inspections.get(place)
-            found[request.key] = image, part.tokens[place], record, inspection
-    images, tokens, records, inspections = zip(*(found[key] for key in sorted(found)))
-    return Generation(
-        [*images], torch.stack(tokens), [*records], [it for it in inspections if it is not None]
-    )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from torch import Tensor
@@ -17,7 +17,7 @@ from lit_dola.reports.gallery import write_gallery
 from lit_dola.reports.inspection_plot import inspection_figure, write_inspection
 from lit_dola.runs.files import make_folder
 from lit_dola.runs.folder import image_path
-from lit_dola.runs.image_file import Format, format_settings, write_image
+from lit_dola.runs.image_file import Format, encode_image, format_settings, write_image
 from lit_dola.runs.record_log import RESULTS, RecordLog
 from lit_dola.runs.records import IMAGES, ImageRecord
 
@@ -95,6 +95,17 @@ class Generation:
         more = f" and {len(prompts) - 1} more" if len(prompts) > 1 else ""
         return f"<{len(self)} images of {size}: {first!r:.60}{more}; {', '.join(told)}>"
 
+    def encode(self, index: int = 0, *, format: Format = "png", quality: int = 95) -> bytes:
+        """Return the file that ``predict`` writes for an image, with its record in it.
+
+        Args:
+            index: Which of the images.
+            format: jpg, png or webp.
+            quality: Quality of jpg and webp, 1 to 100.
+        """
+        record = _named(self.records[index], format, quality)
+        return encode_image(self.images[index], record.provenance(), format, quality)
+
     def save(
         self,
         folder: str | os.PathLike[str],
@@ -150,6 +161,9 @@ class Generation:
 def _named(record: ImageRecord, format: Format, quality: int) -> ImageRecord:
     """Return the record with the file that the image is written to."""
     stem = image_path(record.prompt_index, record.prompt, record.image_index)
-    settings = {**record.settings, **format_settings(format, quality)}
-    settings["versions"] = settings.pop("versions")  # last, as in predict's records
+    settings: dict[str, Any] = {}
+    for name, value in record.settings.items():
+        settings[name] = value
+        if name == "precision":  # behind it, as in predict's records
+            settings |= format_settings(format, quality)
     return replace(record, file=f"{stem.as_posix()}.{format}", settings=settings)

@@ -15,6 +15,7 @@ from PIL import Image
 import lit_dola
 from lit_dola import JanusPipeline, LitDoLa
 from lit_dola.errors import UserError
+from lit_dola.pipeline import ImageCall
 from tests.support import forked
 from tests.support.commands import CPU, files
 
@@ -116,11 +117,65 @@ def test_what_is_saved_is_what_predict_writes(pipeline, tiny_checkpoint, tmp_pat
     page = made.save(tmp_path / "b/run", format=format, **more)
     assert page == tmp_path / "b/run/index.html"
     assert files(tmp_path / "b/run") == files(tmp_path / "a/run")
+    written = [path.read_bytes() for path in sorted((tmp_path / "a/run").glob(f"*/*.{format}"))]
+    assert [
+        made.encode(place, format=format, quality=more.get("quality", 95)) for place in range(4)
+    ] == written
     with pytest.raises(UserError, match=r"folder: .*run holds results of a run; expected another"):
         made.save(tmp_path / "b/run")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"folder: cannot write to .*file"):
         made.save(tmp_path / "file")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images_per_batch", ["auto", 3])
+def test_records_in_low_precision_are_those_of_predict(tiny_checkpoint, tmp_path, images_per_batch):
+    """They also have what batches were made with, in the same place."""
+    done = forked.run(
+        tmp_path,
+        [
+            "predict", *CPU, f"--model.model_path={tiny_checkpoint}", "--model.parallel_size=2",
+            f"--data.prompts={json.dumps(PROMPTS)}", "--trainer.precision=bf16-true",
+            f"--model.images_per_batch={images_per_batch}", "--writer.output_dir=a/run",
+        ],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    in_bfloat16 = JanusPipeline.from_pretrained(tiny_checkpoint, dtype=torch.bfloat16)
+    made = in_bfloat16(PROMPTS, parallel_size=2, images_per_batch=images_per_batch, progress=False)
+    made.save(tmp_path / "b/run")
+    assert files(tmp_path / "b/run") == files(tmp_path / "a/run")
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"dola": False}, {"negative_prompt": "a dog", "alpha": 0}]
+)
+@pytest.mark.parametrize("images_per_batch", [1, 4, 16])
+def test_calls_in_company_are_the_calls_alone(pipeline, settings, images_per_batch):
+    calls = [
+        ImageCall(PROMPTS[0], 2, seed=3), ImageCall(PROMPTS[1]), ImageCall(PROMPTS[0], 2, seed=3),
+        ImageCall("a " + PROMPTS[1], 3, seed=8),
+    ]  # fmt: skip
+    together = pipeline.generate_each(
+        calls, images_per_batch=images_per_batch, progress=False, **settings
+    )
+    assert len(together) == len(calls)
+    for call, made in zip(calls, together):
+        alone = pipeline(
+            call.prompt, parallel_size=call.images, seed=call.seed, progress=False, **settings
+        )
+        assert torch.equal(made.tokens, alone.tokens)
+        assert made.records == alone.records
+        assert [made.encode(place) for place in range(call.images)] == [
+            alone.encode(place) for place in range(call.images)
+        ]
+
+
+def test_a_bad_call_is_named(pipeline):
+    with pytest.raises(UserError, match=r"^prompts: entry 1: prompt is empty"):
+        pipeline.generate_each([ImageCall("a"), ImageCall(" ")], progress=False)
+    with pytest.raises(UserError, match=r"^alpha: 2; expected"):
+        pipeline.generate_each([ImageCall("a")], alpha=2)
 
 
 def test_a_result_knows_how_it_was_made(pipeline):
