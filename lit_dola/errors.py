@@ -1,5 +1,6 @@
-"""Errors meant for users rather than for programmers."""
+"""Errors and messages meant for users rather than for programmers."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -19,6 +20,22 @@ class UserError(Exception):
 
 class RankError(UserError):
     """An error local to one rank; every rank that hits one reports it."""
+
+
+def log_to_stderr() -> None:
+    """Print the package's own messages; the level stands before those that are not information."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter())
+    logging.getLogger("lit_dola").handlers = [handler]
+    logging.getLogger("lit_dola").setLevel(logging.INFO)
+
+
+class _Formatter(logging.Formatter):
+    """Puts the level before a message, unless it merely informs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno == logging.INFO else f"{record.levelname}: {text}"
 
 
 def first_line(error: Exception) -> str:

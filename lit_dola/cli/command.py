@@ -42,7 +42,8 @@ from lit_dola.cli.plain import ABOUT, PLAIN_TASKS, TRAINER_TASKS, add_plain_task
 from lit_dola.cli.shipped import config_folders, locate_inputs, refuse_missing_inputs
 from lit_dola.cli.tasks import EXIT_SKIPPED, TASKS, TaskTrainer, TrainerTask, evaluated_task
 from lit_dola.data.base import RequestDataModule
-from lit_dola.errors import UserError, printable, refuse_null
+from lit_dola.data.datamodule import PromptDataModule
+from lit_dola.errors import UserError, printable, refuse_null, require
 from lit_dola.evaluation import EvaluationTrainer
 from lit_dola.tasks.base import JanusModule
 from lit_dola.tasks.generate import LitDoLa
@@ -125,7 +126,7 @@ class DoLaCLI(LightningCLI):
             parser.link_arguments("model.seed", "seed_everything", compute_fn=_seed)
         else:
             parser.set_defaults(seed_everything=0)
-        if _task_of(parser).can_run_dry:
+        if _task_of(parser).makes_run:
             parser.add_argument(
                 "--dry_run",
                 type=bool,
@@ -182,7 +183,8 @@ class DoLaCLI(LightningCLI):
             raise SystemExit(0)
         for group, owner in _task_of(self._parser(name)).groups.items():
             refuse_null(owner, settings[group].as_dict(), f"{group}.")
-        refuse_missing_inputs(settings, self.config_folders)
+        groups = ("model", "data") if _task_of(self._parser(name)).reads_data else ("model",)
+        refuse_missing_inputs(settings, self.config_folders, groups)
         strategy = str(settings.trainer.strategy)
         if re.search("spawn|fork|notebook", strategy):
             raise UserError(
@@ -251,6 +253,13 @@ class DoLaCLI(LightningCLI):
     def rank(self, model: LightningModule, datamodule: LightningDataModule) -> None:
         """Rank, as :meth:`predict` makes images."""
         self.predict(model, datamodule)
+
+    def serve(self, model: LightningModule, datamodule: LightningDataModule, **how: Any) -> None:
+        """Serve images, see :meth:`lit_dola.cli.tasks.TaskTrainer.serve`."""
+        require("litserve", "serve", extra="serve")
+        cast(TaskTrainer, self.trainer).serve(
+            cast(LitDoLa, model), cast(PromptDataModule, datamodule), **how
+        )
 
     def evaluate(self, model: LightningModule, datamodule: LightningDataModule, **how: Any) -> None:
         """Evaluate, see :meth:`lit_dola.evaluation.EvaluationTrainer.evaluate`."""

@@ -13,7 +13,7 @@ from lit_dola.cli.parser import ENV_PREFIX
 from lit_dola.cli.plain import PLAIN_TASKS, TRAINER_TASKS, run_plain_task
 from lit_dola.cli.shipped import find_configs
 from lit_dola.data.old_names import rename_environment
-from lit_dola.errors import RankError, UserError
+from lit_dola.errors import RankError, UserError, log_to_stderr
 
 _log = logging.getLogger(__name__)
 
@@ -30,10 +30,7 @@ def main(args: list[str] | None = None) -> None:
     given = sys.argv[1:] if args is None else [*args]
     if os.getcwd() not in sys.path:  # a setting may name a class in a file there
         sys.path.insert(0, os.getcwd())
-    own_messages = logging.StreamHandler()
-    own_messages.setFormatter(_Formatter())
-    logging.getLogger("lit_dola").handlers = [own_messages]
-    logging.getLogger("lit_dola").setLevel(logging.INFO)
+    log_to_stderr()
     set_parsing_settings(add_print_completion_argument=True)
     on_first_rank(_log.warning, rename_environment(os.environ, ENV_PREFIX))
     try:
@@ -52,14 +49,6 @@ def main(args: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
-
-
-class _Formatter(logging.Formatter):
-    """Puts the level before a message, unless it merely informs."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        return text if record.levelno == logging.INFO else f"{record.levelname}: {text}"
 
 
 def _needs_no_model(args: list[str]) -> bool:

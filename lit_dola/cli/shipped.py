@@ -6,7 +6,7 @@ folder, then among the files of the project that come with the package, such as 
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +96,15 @@ def locate_inputs(settings: Any, folders: Sequence[Path]) -> None:
             settings[group][name] = str(found)
 
 
-def refuse_missing_inputs(settings: Any, folders: Sequence[Path]) -> None:
+def refuse_missing_inputs(
+    settings: Any, folders: Sequence[Path], groups: Container[str] = _INPUTS
+) -> None:
     """Say where a file was looked for, if that was in several places.
 
     Args:
         settings: As :func:`locate_inputs`.
         folders: As :func:`locate_inputs`.
+        groups: Groups of settings whose files are read.
 
     Raises:
         UserError: If a file is in none of them.
@@ -109,6 +112,8 @@ def refuse_missing_inputs(settings: Any, folders: Sequence[Path]) -> None:
     others = [folder for folder in folders if folder.resolve() != Path.cwd()]
     for group, name, value in _inputs(settings):
         path = Path(value).expanduser()
+        if group not in groups:
+            continue
         if not others or name == _MAY_BE_ELSEWHERE or path.is_absolute() or path.exists():
             continue
         looked = ", ".join(printable(str(folder)) for folder in others)

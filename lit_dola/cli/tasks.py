@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import yaml
+from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
+from lit_dola.apps.limits import Limits
 from lit_dola.callbacks.answer_writer import AnswerWriter
 from lit_dola.callbacks.image_logger import ImageLogger
 from lit_dola.callbacks.progress import RunProgress
@@ -16,9 +18,11 @@ from lit_dola.cli.parser import ENV_PREFIX
 from lit_dola.data.datamodule import PromptDataModule
 from lit_dola.data.items import ItemDataModule
 from lit_dola.data.questions import QuestionDataModule
+from lit_dola.errors import given_path
 from lit_dola.evaluation import EvaluationTrainer
 from lit_dola.tasks.answer import LitAnswer
 from lit_dola.tasks.generate import LitDoLa
+from lit_dola.tasks.numbers import Port
 from lit_dola.tasks.rank import LitRank
 
 EXIT_SKIPPED = 3
@@ -52,6 +56,51 @@ class TaskTrainer(EvaluationTrainer):
         """
         self.predict(model, datamodule=datamodule, return_predictions=False)
 
+    def serve(
+        self,
+        model: LitDoLa,
+        datamodule: PromptDataModule,
+        host: Literal["127.0.0.1", "0.0.0.0", "::"] = "127.0.0.1",
+        port: Port = 8000,
+        max_images: PositiveInt = 8,
+        max_prompt_length: PositiveInt = 2000,
+        max_queue: PositiveInt = 64,
+        max_wait: NonNegativeFloat = 0.05,
+        stop_timeout: PositiveInt = 300,
+        output_dir: str = "outputs/served",
+    ) -> None:
+        """Serve images to programs: ``POST /v1/images/generations``, as OpenAI has it.
+
+        Clients send the token in the environment variable ``LIT_DOLA_API_KEY``, if it is set.
+
+        Args:
+            model: The model, and the settings that a request does not name.
+            datamodule: Not used.
+            host: Address to listen at: 127.0.0.1 is this machine alone, 0.0.0.0 and :: are all.
+            port: Port to listen at.
+            max_images: Images per request, at most.
+            max_prompt_length: Characters of a prompt, at most.
+            max_queue: Requests that wait or run, at most; the next one is told to try again later.
+            max_wait: Seconds that a request waits for others, to share a batch with them.
+            stop_timeout: Seconds for the last replies, after SIGINT or SIGTERM.
+            output_dir: Where images go if a request has the ``response_format`` url.
+
+        Raises:
+            UserError: If it cannot listen, the model cannot be loaded, or a worker dies.
+        """
+        from lit_dola.apps.server import serve
+
+        serve(
+            model,
+            self,
+            Limits(max_images, max_prompt_length, max_queue),
+            host=host,
+            port=port,
+            max_wait=max_wait,
+            stop_timeout=stop_timeout,
+            output_dir=given_path("output_dir", output_dir),
+        )
+
 
 class TrainerTask(NamedTuple):
     """A task that needs a model, data and a trainer: a method of :class:`TaskTrainer`."""
@@ -66,8 +115,10 @@ class TrainerTask(NamedTuple):
     """Arguments of the method that the command line does not offer."""
     examples: str
     """Command lines, for the help."""
-    can_run_dry: bool = True
-    """Whether it has ``--dry_run``."""
+    makes_run: bool = True
+    """Whether it makes one run of what its data are, so that it has ``--dry_run``."""
+    reads_data: bool = True
+    """Whether it reads the files that the data module names."""
 
     @property
     def groups(self) -> dict[str, type]:
@@ -120,6 +171,14 @@ python main.py evaluate --config configs/evaluate.yaml
 python main.py evaluate --config configs/pope.yaml
 """.strip()
     ),
+    "serve": _IMAGES._replace(
+        makes_run=False,
+        reads_data=False,
+        examples="""
+python main.py serve --config configs/demo.yaml --port 8000
+LIT_DOLA_API_KEY=secret python main.py serve --config configs/dola.yaml --host 0.0.0.0
+""".strip(),
+    ),
 }
 """The subcommands that need a model."""
 
@@ -141,7 +200,7 @@ def evaluated_task(args: Sequence[str], environment: Mapping[str, str]) -> Train
     for option, value in _options(args):
         if option == "--task":
             name = value
-    return TASKS.get(name, _IMAGES)._replace(can_run_dry=False)
+    return TASKS.get(name, _IMAGES)._replace(makes_run=False)
 
 
 def _options(args: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
+IMAGES_ON_CPU = 16
+"""Images per batch on a CPU."""
+MOST_IMAGES = 64
+"""Images per batch on a GPU, at most."""
+
 
 class KVCache:
     """Keys and values of every layer, each ``(rows, key_value_heads, slots, head_dim)``.
@@ -54,14 +59,14 @@ def images_that_fit(config: LlamaConfig, slots: int, weight: Tensor) -> int:
         weight: A weight of the model, on its device and in the dtype of the cache.
     """
     if weight.device.type != "cuda":
-        return 16
+        return IMAGES_ON_CPU
     free, _ = torch.cuda.mem_get_info(weight.device)
     free += torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
     heads = config.num_hidden_layers * config.num_key_value_heads
     image = 2 * 2 * slots * heads * _head_dim(config) * weight.element_size()
     # Leave a tenth and 2 GiB for logits, CUDA graphs and the VQ decoder.
     fitting = int((0.9 * free - 2 * 2**30) // image)
-    return max(1, min(fitting, 64))
+    return max(1, min(fitting, MOST_IMAGES))
 
 
 def _head_dim(config: LlamaConfig) -> int:

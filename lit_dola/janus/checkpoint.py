@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from math import isqrt
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -120,6 +121,12 @@ class Checkpoint(ModelFolder):
     def num_image_tokens(self) -> int:
         """Tokens per image."""
         return int(self.config.vision_config.num_image_tokens)
+
+    @property
+    def image_side(self) -> int:
+        """Pixels of each side of an image: every stage of the VQ decoder but one doubles them."""
+        stages = len(self.config.vq_config.channel_multiplier)
+        return int(isqrt(self.num_image_tokens) * 2 ** (stages - 1))
 
     @property
     def context_length(self) -> int:

@@ -35,7 +35,7 @@ from lit_dola.tasks.preview import ImageStep
 from lit_dola.tasks.rank import LitRank, Rankings
 from lit_dola.tasks.signature import takes_settings_of
 
-_OF_LOADING = {"model_path", "roles", "backend", "quantize"}
+OF_LOADING = {"model_path", "roles", "backend", "quantize"}
 JanusScorer = Literal["likelihood", "yes_no"]
 
 
@@ -53,7 +53,7 @@ class JanusPipeline(LoadedJanus):
         >>> pipeline.generate("a red circle", parallel_size=2).images[0].save("circle.png")
     """
 
-    @takes_settings_of(LitDoLa, leave_out=_OF_LOADING)
+    @takes_settings_of(LitDoLa, leave_out=OF_LOADING)
     def generate(
         self,
         prompts: str | Sequence[str],
@@ -89,7 +89,7 @@ class JanusPipeline(LoadedJanus):
         Raises:
             UserError: If a setting or prompt is invalid, or the model's logits are not finite.
         """
-        refuse_strangers(settings, _OF_LOADING, "generate")
+        refuse_strangers(settings, OF_LOADING, "generate")
         check_callback(callback_on_step)
         given, seeds = check_texts("prompts", prompts), None
         if isinstance(seed, Sequence):
@@ -112,7 +112,7 @@ class JanusPipeline(LoadedJanus):
 
     __call__ = generate
 
-    @takes_settings_of(LitDoLa, leave_out={*_OF_LOADING, "seed", "parallel_size", "inspect"})
+    @takes_settings_of(LitDoLa, leave_out={*OF_LOADING, "seed", "parallel_size", "inspect"})
     def generate_each(
         self,
         calls: Sequence[ImageCall],
@@ -140,7 +140,7 @@ class JanusPipeline(LoadedJanus):
             >>> calls = [ImageCall("a red circle", 2, seed=1), ImageCall("a blue square")]
             >>> circles, square = pipeline.generate_each(calls, alpha=0.02)
         """
-        refuse_strangers(settings, _OF_LOADING, "generate_each")
+        refuse_strangers(settings, OF_LOADING, "generate_each")
         check_callback(callback_on_step)
         model = LitDoLa.checked({**self.recommended, **settings, **self._fixed})
         model.janus = self.janus
@@ -149,7 +149,7 @@ class JanusPipeline(LoadedJanus):
         parts, made_with = self._run(model, data, progress)
         return generations_of(parts, made_with, data.call_of)
 
-    @takes_settings_of(LitAnswer, leave_out=_OF_LOADING)
+    @takes_settings_of(LitAnswer, leave_out=OF_LOADING)
     def answer(
         self,
         images: PictureLike | Sequence[PictureLike | Sequence[PictureLike]],
@@ -178,7 +178,7 @@ class JanusPipeline(LoadedJanus):
         Example:
             >>> pipeline.answer("photo.jpg", "What is in the image?", max_new_tokens=64)[0].answer
         """
-        refuse_strangers(settings, _OF_LOADING, "answer")
+        refuse_strangers(settings, OF_LOADING, "answer")
         pairs = pair(check_pictures(images), check_texts("questions", questions))
         model = LitAnswer.checked({**settings, **self._fixed})
         model.janus = self.understanding
@@ -188,7 +188,7 @@ class JanusPipeline(LoadedJanus):
         records = [answer_record(answer, made_with, name_of) for answer in found]
         return sorted(records, key=lambda record: record.key)
 
-    @takes_settings_of(LitRank, leave_out=_OF_LOADING)
+    @takes_settings_of(LitRank, leave_out=OF_LOADING)
     def rank(
         self,
         images: PictureLike | Sequence[PictureLike],
@@ -222,7 +222,7 @@ class JanusPipeline(LoadedJanus):
             >>> (ranking,) = pipeline.rank(made.images, "a red circle")
             >>> best = made.images[ranking.order[0]]
         """
-        refuse_strangers(settings, _OF_LOADING, "rank")
+        refuse_strangers(settings, OF_LOADING, "rank")
         if scorer not in get_args(JanusScorer):
             raise UserError(f"scorer: {scorer!r}; expected 'likelihood' or 'yes_no'")
         pictures = [picture for entry in check_pictures(images) for picture in entry]

@@ -24,7 +24,8 @@ from lit_dola.runs.records import versions
 from lit_dola.tasks.base import JanusModule
 from lit_dola.tasks.recommended import recommended_settings
 
-_PRECISIONS = {torch.float32: "32-true", torch.bfloat16: "bf16-true", torch.float16: "16-true"}
+PRECISIONS = {torch.float32: "32-true", torch.bfloat16: "bf16-true", torch.float16: "16-true"}
+"""Dtypes of weights, and what Lightning calls a trainer with them."""
 
 
 class LoadedJanus:
@@ -77,8 +78,8 @@ class LoadedJanus:
         """
         device = check_device(device)
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        if dtype not in _PRECISIONS:
-            raise UserError(f"dtype: {dtype}; expected one of {', '.join(map(str, _PRECISIONS))}")
+        if dtype not in PRECISIONS:
+            raise UserError(f"dtype: {dtype}; expected one of {', '.join(map(str, PRECISIONS))}")
         checkpoint = Checkpoint.open(os.fspath(model_path))
         encoder = encoder_of(checkpoint, roles)
         janus = load_janus(
@@ -167,7 +168,7 @@ class LoadedJanus:
 
     def _trainer(self, progress: bool) -> Trainer:
         on_cpu = self.device.type == "cpu"
-        precision: Any = _PRECISIONS[self._weight.dtype]
+        precision: Any = PRECISIONS[self._weight.dtype]
         return Trainer(
             accelerator="cpu" if on_cpu else "gpu",
             devices=1 if on_cpu else [self.device.index or 0],

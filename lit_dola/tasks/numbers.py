@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     PositiveFinite = float
     Seed = int
     Window = int
+    Port = int
     Number = float
 else:
     Number = restricted_number_type(
@@ -21,3 +22,4 @@ else:
     Fraction = restricted_number_type("Fraction", float, [(">", 0), ("<=", 1)])
     Seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
     Window = restricted_number_type("Window", int, [(">=", 2), ("<=", 1024)])
+    Port = restricted_number_type("Port", int, [(">=", 1024), ("<", 65536)])

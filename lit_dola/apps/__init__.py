@@ -1,0 +1,1 @@
+"""Programs that keep a model loaded and make images for many callers."""

@@ -1,0 +1,211 @@
+"""The endpoints of a server: places in a queue, replies of workers, figures for Prometheus."""
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+from litserve.specs.base import LitSpec
+from litserve.utils import ResponseBufferItem
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from starlette.exceptions import HTTPException as AnyHTTPException
+
+from lit_dola.apps.openai import ApiError, Served, error_body, job_of, reply
+from lit_dola.apps.worker import Outcome, Payload, Shared
+
+TOKEN = "LIT_DOLA_API_KEY"
+"""Variable of the environment with the token that clients must send."""
+PATH = "/v1/images/generations"
+_LOOK = 0.5
+"""Seconds between two looks whether a client has gone away, or a worker has died."""
+_DIED = "a process with the model has died; the server ends"
+_CLIENT_GONE = 499
+"""nginx's status for a client that did not wait."""
+
+_log = logging.getLogger(__name__)
+
+
+class Metrics:
+    """Figures of a server, as Prometheus reads them."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "lit_dola_requests", "Requests by HTTP status", ["status"], registry=registry
+        )
+        self.images = Counter("lit_dola_images", "Images made", registry=registry)
+        self.waiting = Gauge(
+            "lit_dola_requests_in_flight", "Requests that wait or run", registry=registry
+        )
+        self.seconds = Histogram(
+            "lit_dola_request_seconds",
+            "Time of requests that got images",
+            buckets=(0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600),
+            registry=registry,
+        )
+        self.at_once = Histogram(
+            "lit_dola_images_at_once",
+            "Images made together, those of other requests among them",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=registry,
+        )
+
+
+class ImagesSpec(LitSpec):  # type: ignore[misc]
+    """OpenAI's images endpoint.
+
+    Args:
+        served: The model, and what may be asked of it.
+        shared: What the processes share.
+        output_dir: Where images go that are to be files.
+    """
+
+    def __init__(self, served: Served, shared: Shared, output_dir: Path) -> None:
+        super().__init__()
+        self.api_path = PATH
+        self.served = served
+        self.shared = shared
+        self.output_dir = output_dir
+        self.free = [*range(served.limits.max_queue)]
+        """Places in the queue."""
+        self.metrics: Metrics | None = Metrics()
+        self.add_endpoint(PATH, self.create, ["POST"])
+        self.add_endpoint("/v1/models", self.models, ["GET"])
+        self.add_endpoint("/metrics", self.show_metrics, ["GET"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what only the server needs: its locks cannot go to a worker."""
+        return {**super().__getstate__(), "metrics": None, "_endpoints": []}
+
+    def decode_request(self, request: Any, context_kwargs: Any = None) -> Any:
+        """Return the request as it is: the endpoint has read it."""
+        return request
+
+    def encode_response(self, output: Any, context_kwargs: Any = None) -> Any:
+        """Return the outcome as it is: the endpoint makes the reply."""
+        return output
+
+    async def models(self) -> Response:
+        """List the model."""
+        model = {"id": self.served.name, "object": "model", "created": 0, "owned_by": "lit-dola"}
+        return JSONResponse({"object": "list", "data": [model]})
+
+    async def show_metrics(self) -> Response:
+        """Return the figures in the text format of Prometheus."""
+        assert self.metrics is not None
+        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def create(self, request: Request) -> Response:
+        """Make the images that a request asks for."""
+        assert self.metrics is not None
+        began = time.monotonic()
+        try:
+            status, body, told = await self._create(request)
+        except ApiError as error:
+            status, body, told = error.status, error.body, str(error)
+        took = time.monotonic() - began
+        self.metrics.requests.labels(status).inc()
+        if status == 200:
+            self.metrics.seconds.observe(took)
+        _log.info("%d in %.1f s: %s", status, took, told)
+        headers = {"Retry-After": "5"} if status == 429 else None
+        return JSONResponse(body, status, headers)
+
+    async def _create(self, request: Request) -> tuple[int, Any, str]:
+        """Return the status, the body of the reply, and what the log says."""
+        job = job_of(await _body(request), self.served)
+        if not self.free:
+            most = self.served.limits.max_queue
+            raise ApiError(429, f"{most} requests wait already; try again later", code="queue_full")
+        slot = self.free.pop()
+        assert self.metrics is not None
+        with self.metrics.waiting.track_inprogress():
+            try:
+                outcome = await self._outcome(job, slot, request)
+            finally:
+                self.shared.gone[slot] = False
+                self.free.append(slot)
+        told = f"{job.call.images} x {job.call.prompt!r:.60}, seed {job.call.seed}"
+        if outcome is None:
+            return _CLIENT_GONE, None, f"the client has gone away: {told}"
+        if outcome.error:
+            if outcome.is_clients:
+                raise ApiError(400, outcome.error, "prompt", "invalid_value")
+            raise ApiError(500, outcome.error, code="server_error")
+        self.metrics.images.inc(len(outcome.images))
+        self.metrics.at_once.observe(outcome.at_once)
+        return 200, reply(job, outcome.images, self.served.size), told
+
+    async def _outcome(self, job: Any, slot: int, request: Request) -> Outcome | None:
+        """Wait for a worker; returns None if the client did not."""
+        uid, item = str(uuid.uuid4()), ResponseBufferItem(asyncio.Event())
+        self.response_buffer[uid] = item
+        folder = self.output_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{uid[:8]}"
+        payload = Payload(job, slot, folder)
+        self.request_queue.put((self.response_queue_id, uid, time.monotonic(), payload))
+        try:
+            while True:
+                try:
+                    await asyncio.wait_for(item.event.wait(), _LOOK)
+                    break
+                except TimeoutError:
+                    self.shared.gone[slot] = await request.is_disconnected()
+                    if self.shared.has_dead_workers():
+                        raise ApiError(503, _DIED, code="worker_died") from None
+        finally:
+            del self.response_buffer[uid]
+        outcome, _ = item.response
+        return None if self.shared.gone[slot] and not outcome.images else outcome
+
+
+async def _body(request: Request) -> Any:
+    try:
+        return json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"body: not JSON: {error}; expected a JSON object") from error
+
+
+def authorize(request: Request) -> None:
+    """Check the token of a request; anybody may ask whether the server is well.
+
+    Raises:
+        HTTPException: If it is not the one in the environment.
+    """
+    token = os.environ.get(TOKEN)
+    if not token or request.url.path == "/health":
+        return
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not secrets.compare_digest(given.encode(), token.encode()):
+        raise HTTPException(401, "Authorization: expected Bearer and the server's token")
+
+
+def answer_errors_as_openai(app: FastAPI) -> None:
+    """Let every error of a server be JSON as OpenAI's."""
+
+    async def as_json(request: Request, error: Exception) -> Response:
+        status, said = 500, "internal error, see the log"
+        if isinstance(error, AnyHTTPException):
+            status, said = error.status_code, str(error.detail)
+            if status in (404, 405):
+                said = f"{request.method} {request.url.path}: {said}; expected POST {PATH}"
+        code = {401: "invalid_api_key"}.get(status)
+        return JSONResponse(error_body(status, said, code=code), status)
+
+    app.add_exception_handler(AnyHTTPException, as_json)
+    app.add_exception_handler(Exception, as_json)

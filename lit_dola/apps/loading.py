@@ -1,0 +1,54 @@
+"""From the settings of the command line to a model that stays loaded."""
+
+from collections.abc import Container
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from lit_dola.errors import UserError
+from lit_dola.janus.checkpoint import Checkpoint
+from lit_dola.pipeline.janus_pipeline import OF_LOADING
+from lit_dola.pipeline.loaded import PRECISIONS
+from lit_dola.tasks.generate import LitDoLa
+
+_OF_A_CALL = {"parallel_size", "seed", "inspect"}
+
+
+def how_to_load(model: LitDoLa, trainer: Trainer) -> dict[str, Any]:
+    """Return the arguments of ``JanusPipeline.from_pretrained``, besides the device.
+
+    Raises:
+        UserError: If the trainer's precision is none that weights can have.
+    """
+    dtypes = {precision: dtype for dtype, precision in PRECISIONS.items()}
+    dtype: torch.dtype | None = dtypes.get(trainer.precision)
+    if dtype is None:
+        raise UserError(
+            f"trainer.precision: {trainer.precision}; expected {', '.join(dtypes)}: the weights are"
+            " loaded in the precision"
+        )
+    return {name: model.hparams[name] for name in OF_LOADING} | {"dtype": dtype}
+
+
+def shared_settings(model: LitDoLa, leave_out: Container[str] = ()) -> dict[str, Any]:
+    """Return the settings of a model that calls of its pipeline start from.
+
+    Args:
+        model: The model.
+        leave_out: Further settings that each call has itself.
+    """
+    names = [*model.hparams]
+    own = {*OF_LOADING, *_OF_A_CALL}
+    return {it: model.hparams[it] for it in names if it not in own and it not in leave_out}
+
+
+def checked_checkpoint(model: LitDoLa) -> Checkpoint:
+    """Return the checkpoint of a model, whose settings fit it.
+
+    Raises:
+        UserError: If it is not found, or they do not fit.
+    """
+    checkpoint = Checkpoint.open(model.model_path)
+    model.check(checkpoint)
+    return checkpoint

@@ -1,0 +1,179 @@
+"""A server with OpenAI's images endpoint: ``main.py serve``."""
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from lightning.pytorch import Trainer
+from litserve import LitServer
+
+from lit_dola.apps.endpoint import PATH, TOKEN, ImagesSpec, answer_errors_as_openai, authorize
+from lit_dola.apps.limits import Limits
+from lit_dola.apps.loading import checked_checkpoint, how_to_load, shared_settings
+from lit_dola.apps.openai import Served
+from lit_dola.apps.worker import ImagesAPI, Shared, SharedBatches, load_pipeline
+from lit_dola.decoding.cache import IMAGES_ON_CPU, MOST_IMAGES
+from lit_dola.errors import UserError
+from lit_dola.tasks.generate import LitDoLa
+
+_log = logging.getLogger(__name__)
+_MOST_BYTES = 2**20
+"""Of a request."""
+
+
+class ImageServer(LitServer):  # type: ignore[misc]
+    """LitServe's server, which says when it is ready, and lets its workers outlive the last reply.
+
+    Args:
+        api: What runs in the workers.
+        served: The model, and what may be asked of it.
+        address: Where it listens, for messages.
+        devices: Devices, a worker on each, as LitServe takes them.
+    """
+
+    def __init__(self, api: ImagesAPI, served: Served, address: str, **devices: Any) -> None:
+        self.served = served
+        self.address = address
+        self.shared = api.shared
+        self.ends = False
+        super().__init__(
+            api,
+            timeout=False,
+            max_payload_size=_MOST_BYTES,
+            disable_openapi_url=True,
+            **devices,
+        )
+        answer_errors_as_openai(self.app)
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Say that the server is ready; after the last reply, let the workers end."""
+        async with super().lifespan(app):
+            _log.info("%s: ready; POST %s%s", self.served.name, self.address, PATH)
+            yield
+        self.shared.drained[0] = True
+
+    def _perform_graceful_shutdown(self, *args: Any, **how: Any) -> None:
+        if self.ends:  # the thread that watches the workers sees them end
+            return
+        self.ends = True
+        logging.getLogger("litserve").setLevel(logging.CRITICAL)  # it names what we have ended
+        super()._perform_graceful_shutdown(*args, **how)
+
+
+def serve(
+    model: LitDoLa,
+    trainer: Trainer,
+    limits: Limits,
+    *,
+    host: str,
+    port: int,
+    max_wait: float,
+    stop_timeout: int,
+    output_dir: Path,
+) -> None:
+    """Serve until a signal arrives; every request that was accepted gets its reply.
+
+    Args:
+        model: The model, and the settings that a request does not name.
+        trainer: Devices and precision.
+        limits: How much a request may ask for.
+        host: Address to listen at.
+        port: Port to listen at.
+        max_wait: Seconds that a request waits for others, to share a batch with them.
+        stop_timeout: Seconds for the last replies, after a signal.
+        output_dir: Where images go that are to be files.
+
+    Raises:
+        UserError: If the server cannot listen, the model cannot be loaded, or a worker dies.
+    """
+    logging.getLogger().addHandler(logging.NullHandler())  # or LitServe adds one that prints
+    load, devices = how_to_load(model, trainer), _devices(trainer)
+    served = Served(checked_checkpoint(model), limits, shared_settings(model))
+    check_port(host, port)
+    if host != "127.0.0.1" and not os.environ.get(TOKEN):
+        _log.warning("%s: everybody who reaches it may use it; %s sets a token", host, TOKEN)
+    shared = Shared.of(limits.max_queue, trainer.num_devices)
+    api = ImagesAPI(
+        partial(load_pipeline, **load),
+        dict(served.settings),
+        shared,
+        spec=ImagesSpec(served, shared, output_dir),
+        loop=SharedBatches(_images_at_once(model, devices["accelerator"]), max_wait),
+    )
+    api.authorize = authorize
+    server = ImageServer(api, served, f"http://{host}:{port}", **devices)
+    server.uvicorn_graceful_timeout = stop_timeout
+    _log.info("%s: loading, %d times %s", served.name, trainer.num_devices, devices["accelerator"])
+    try:
+        with _signals_end_it():
+            server.run(
+                host, port, num_api_servers=1, log_level="warning", generate_client_file=False
+            )
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        what = "a process with the model has died" if any(shared.pids) else "the model did not load"
+        raise UserError(f"serve: {what}; the reason stands above") from error
+    _log.info("stopped; every request has its reply")
+
+
+def _devices(trainer: Trainer) -> dict[str, Any]:
+    """Return the devices of a trainer as LitServe takes them.
+
+    Raises:
+        UserError: If they are on several machines.
+    """
+    if trainer.num_nodes > 1:
+        raise UserError(
+            f"trainer.num_nodes: {trainer.num_nodes}; expected 1: a server runs on one machine"
+        )
+    kind = trainer.strategy.root_device.type
+    if kind == "cpu":
+        return {"accelerator": "cpu", "devices": 1, "workers_per_device": trainer.num_devices}
+    return {"accelerator": kind, "devices": [*trainer.device_ids], "workers_per_device": 1}
+
+
+def _images_at_once(model: LitDoLa, accelerator: str) -> int:
+    """Return how many images of different requests are made together."""
+    if model.images_per_batch != "auto":
+        return int(model.images_per_batch)
+    return IMAGES_ON_CPU if accelerator == "cpu" else MOST_IMAGES
+
+
+def check_port(host: str, port: int) -> None:
+    """Check that a port can be listened at.
+
+    Raises:
+        UserError: If it cannot.
+    """
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise UserError(
+            f"port: {port}: {error.strerror or error}; expected a free one, as --port {port + 1}"
+        ) from error
+
+
+@contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """Let SIGTERM end this process as Ctrl+C does, but not those that are forked from it."""
+    own = os.getpid()
+
+    def end(signum: int, _frame: Any) -> None:
+        if os.getpid() == own:
+            raise KeyboardInterrupt
+
+    before = {signum: signal.signal(signum, end) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

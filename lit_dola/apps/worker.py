@@ -1,0 +1,263 @@
+"""The process with the model, which makes the images of waiting requests in shared batches."""
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from ctypes import Array, c_bool, c_int
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import RawArray
+from pathlib import Path
+from queue import Empty
+from typing import Any, NamedTuple
+
+import torch
+from litserve import LitAPI
+from litserve.loops.base import LitLoop
+from litserve.utils import LitAPIStatus, LoopResponseType
+
+from lit_dola.apps.openai import ImageJob, MadeImage
+from lit_dola.errors import UserError, log_to_stderr
+from lit_dola.pipeline import JanusPipeline
+from lit_dola.reports.generation import Generation
+from lit_dola.runs.records import IMAGES
+from lit_dola.tasks.preview import ImageStep
+
+_log = logging.getLogger(__name__)
+_PAUSE = 1.0
+"""Seconds after which a worker without work looks whether the server has ended."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the processes of a server share besides their queues."""
+
+    gone: "Array[Any]"
+    """Per request that the server holds: whether its client has gone away."""
+    pids: "Array[Any]"
+    """Process of each worker, once its model is loaded."""
+    drained: "Array[Any]"
+    """One flag: whether every reply has been sent, and nothing is to come."""
+
+    @classmethod
+    def of(cls, requests: int, workers: int) -> "Shared":
+        """Return it for a number of requests and of workers."""
+        return cls(RawArray(c_bool, requests), RawArray(c_int, workers), RawArray(c_bool, 1))
+
+    def has_dead_workers(self) -> bool:
+        """Return whether a worker has died after its model was loaded."""
+        return not all(map(_is_alive, filter(None, self.pids)))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+class Payload(NamedTuple):
+    """A request on its way to a worker."""
+
+    job: ImageJob
+    slot: int
+    """Its place in :attr:`Shared.gone`."""
+    folder: Path
+    """Where its images go, if they are to be files."""
+
+
+class Outcome(NamedTuple):
+    """What a worker says about a request."""
+
+    images: list[MadeImage]
+    at_once: int = 0
+    """Images that were made together, those of other requests among them."""
+    error: str | None = None
+    """Why there are no images."""
+    is_clients: bool = False
+    """Whether the request is to blame for that."""
+
+
+_GONE = Outcome([], error="the client has gone away")
+_OF_A_PROMPT = "prompts: entry 0: "
+"""How the pipeline begins a message about a prompt."""
+
+
+class ImagesAPI(LitAPI):  # type: ignore[misc]
+    """Loads the model, and makes the images of requests.
+
+    Args:
+        load: Loads the model on a device.
+        settings: Settings of the model that requests start from.
+        shared: What the processes share.
+        options: As LitServe's ``LitAPI`` takes them.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[str], JanusPipeline],
+        settings: dict[str, Any],
+        shared: Shared,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.load = load
+        self.settings = settings
+        self.shared = shared
+
+    def setup(self, device: str) -> None:
+        """Load the model; called once, in the worker."""
+        log_to_stderr()
+        # Ctrl+C in a terminal, and systemd, tell every process to end at once. Replies come first.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._end_if_drained)
+        try:
+            self.pipeline = self.load(device)
+        except UserError as error:
+            _log.error("%s", " ".join(str(error).split()))
+            raise
+        self.shared.pids[int(os.environ["LITSERVE_WORKER_ID"])] = os.getpid()
+
+    def health(self) -> bool:
+        """Return whether the workers are alive; called in the server."""
+        return not self.shared.has_dead_workers()
+
+    def _end_if_drained(self, signum: int, frame: Any) -> None:
+        if self.shared.drained[0]:
+            sys.exit()
+
+    def predict(self, payloads: Sequence[Payload], **_: Any) -> list[Outcome]:
+        """Make the images of requests that share their settings."""
+        wanted = [payload for payload in payloads if not self._is_gone(payload)]
+        try:
+            made = iter(self._make(wanted) if wanted else [])
+        except _NobodyWaits:
+            made = iter(())
+            wanted = []
+        except UserError as error:
+            if len(payloads) > 1:  # find out which request it is about
+                return [self.predict([payload])[0] for payload in payloads]
+            message = " ".join(str(error).split())
+            if not message.startswith(_OF_A_PROMPT):
+                _log.error("%s", message)
+                return [Outcome([], error=message)]
+            message = f"prompt: {message.removeprefix(_OF_A_PROMPT)}"
+            return [Outcome([], error=message, is_clients=True)]
+        return [next(made) if payload in wanted else _GONE for payload in payloads]
+
+    def _make(self, payloads: list[Payload]) -> list[Outcome]:
+        """Make images, and stop between two steps if all clients have gone away."""
+
+        def stop_if_nobody_waits(step: ImageStep) -> None:
+            if all(map(self._is_gone, payloads)):
+                raise _NobodyWaits
+
+        jobs = [payload.job for payload in payloads]
+        made = self.pipeline.generate_each(
+            [job.call for job in jobs],
+            callback_on_step=stop_if_nobody_waits,
+            progress=False,
+            **{**self.settings, **jobs[0].settings},
+        )
+        at_once = sum(job.call.images for job in jobs)
+        return [Outcome(_files(*each), at_once) for each in zip(payloads, made)]
+
+    def _is_gone(self, payload: Payload) -> bool:
+        return bool(self.shared.gone[payload.slot])
+
+
+class _NobodyWaits(Exception):
+    """Every client of a batch has gone away."""
+
+
+def _files(payload: Payload, made: Generation) -> list[MadeImage]:
+    """Return the files of images, or write them if the client wants to know where they are."""
+    job = payload.job
+    how: Any = {"format": job.file_format, "quality": job.quality}
+    if job.response_format == "b64_json":
+        return [
+            MadeImage(made.encode(place, **how), None, record.provenance())
+            for place, record in enumerate(made.records)
+        ]
+    made.save(payload.folder, gallery=False, **how)
+    return [
+        MadeImage(None, (payload.folder / record.file).resolve(), record.provenance())
+        for record in IMAGES.read(payload.folder)
+    ]
+
+
+class SharedBatches(LitLoop):  # type: ignore[misc]
+    """Takes what waits, groups it by settings, and makes each group in shared batches.
+
+    Unlike LitServe's own batches, one bad request fails alone, and an idle worker sleeps.
+
+    Args:
+        max_images: Images per group, unless a single request has more.
+        company: Seconds that a request waits for others to share its batch.
+    """
+
+    def __init__(self, max_images: int, company: float) -> None:
+        super().__init__()
+        self.max_images = max_images
+        self.company = company
+
+    def run(
+        self,
+        lit_api: ImagesAPI,
+        device: str,
+        worker_id: int,
+        request_queue: Any,
+        transport: Any,
+        workers_setup_status: Any,
+        callback_runner: Any,
+    ) -> None:
+        """Serve what waits now; LitServe calls this again and again."""
+        try:
+            waiting = self._collect(request_queue)
+        except (EOFError, ConnectionError):  # the server is no more
+            sys.exit()
+        if not waiting and lit_api.shared.drained[0]:
+            sys.exit()
+        for group in by_settings(waiting).values():
+            payloads = [payload for _, _, _, payload in group]
+            try:
+                outcomes = lit_api.predict(payloads)
+            except Exception:
+                _log.exception("a batch failed")
+                outcomes = [Outcome([], error="internal error, see the log") for _ in group]
+            for (consumer, uid, _, _), outcome in zip(group, outcomes):
+                self.put_response(
+                    transport, consumer, uid, outcome, LitAPIStatus.OK, LoopResponseType.REGULAR
+                )
+
+    def _collect(self, queue: Any) -> list[Any]:
+        """Wait for a request, then a moment for others, up to the images of a batch."""
+        found: list[Any] = []
+        images, until = 0, time.monotonic() + _PAUSE
+        while images < self.max_images and (rest := until - time.monotonic()) > 0:
+            try:
+                found.append(queue.get(timeout=rest))
+            except Empty:
+                break
+            if len(found) == 1:
+                until = time.monotonic() + self.company
+            images += found[-1][-1].job.call.images
+        return found
+
+
+def by_settings(waiting: list[Any]) -> dict[str, list[Any]]:
+    """Group requests by the settings that they change, in the order in which they came."""
+    groups: dict[str, list[Any]] = {}
+    for request in waiting:
+        key = json.dumps(request[-1].job.settings, sort_keys=True)
+        groups.setdefault(key, []).append(request)
+    return groups
+
+
+def load_pipeline(device: str, *, model_path: str, dtype: torch.dtype, **how: Any) -> JanusPipeline:
+    """Load the model on a device, as LitServe names it."""
+    return JanusPipeline.from_pretrained(model_path, device=device, dtype=dtype, **how)

@@ -1,0 +1,329 @@
+"""The server, through OpenAI's own client."""
+
+import base64
+import json
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
+
+import pytest
+from PIL import Image
+
+from tests.apps.serving import TOKEN, serving
+from tests.support import forked
+from tests.support.commands import CPU, files, succeed
+
+openai = pytest.importorskip("openai")
+pytest.importorskip("litserve")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    with serving(
+        folder, "--max_images", "4", "--max_wait", "0.3", "--max_prompt_length", "8000"
+    ) as running:
+        running.folder = folder
+        yield running
+
+
+def contents(reply):
+    return [base64.b64decode(image.b64_json) for image in reply.data]
+
+
+def predict(folder, prompt, *settings):
+    """Return what ``predict`` writes for a prompt."""
+    command = ["predict", "--config", "demo", *CPU, f"--data.prompts={prompt}", *settings]
+    succeed(forked.run(folder, [*command, "--writer.output_dir=alone"]))
+    written = files(folder / "alone")
+    return [written[name] for name in sorted(written) if name.endswith((".png", ".jpg", ".webp"))]
+
+
+def test_images_are_those_of_predict(server, tmp_path):
+    made = server.client().images.generate(
+        prompt="a red circle above a blue square", n=3, extra_body={"seed": 5, "alpha": 0.2}
+    )
+    expected = predict(
+        tmp_path, "a red circle above a blue square", "--model.seed=5", "--model.alpha=0.2",
+        "--model.parallel_size=3",
+    )  # fmt: skip
+    assert contents(made) == expected
+    record = made.data[0].model_extra["record"]
+    assert (record["alpha"], record["seed"], record["prompt"]) == (
+        0.2, 5, "a red circle above a blue square",
+    )  # fmt: skip
+    assert made.size == "48x48"
+    assert Image.open(BytesIO(contents(made)[0])).size == (48, 48)
+
+
+@pytest.mark.parametrize(
+    ("format", "file_format"), [("png", "png"), ("jpeg", "jpg"), ("webp", "webp")]
+)
+def test_a_url_is_a_file_of_a_run(server, tmp_path, format, file_format):
+    made = server.client().images.generate(
+        prompt="a green triangle", n=2, response_format="url", output_format=format,
+        output_compression=80, extra_body={"seed": 1, "dola": False},
+    )  # fmt: skip
+    paths = [Path(url2pathname(urlparse(image.url).path)) for image in made.data]
+    assert [path.read_bytes() for path in paths] == predict(
+        tmp_path, "a green triangle", "--model.seed=1", "--model.dola=false",
+        "--model.parallel_size=2", f"--writer.format={file_format}", "--writer.quality=80",
+    )  # fmt: skip
+    run = paths[0].parents[1]
+    assert run.parent == server.folder / "outputs/served"
+    assert len((run / "metadata.jsonl").read_text().splitlines()) == 2
+
+
+def test_clients_at_once_share_batches_and_get_what_they_would_alone(server):
+    asked = [
+        {"prompt": f"a {colour} {shape}", "n": n, "extra_body": {"seed": seed, "alpha": alpha}}
+        for seed, (colour, shape, n, alpha) in enumerate(
+            [
+                ("red", "circle", 1, 0.1), ("blue", "square", 2, 0.1), ("red", "circle", 1, 0.3),
+                ("green", "triangle", 1, 0.1), ("yellow", "circle", 3, 0.3),
+                ("red", "square", 1, 0), ("blue", "triangle", 1, 0.1), ("red", "circle", 2, 0.1),
+            ]
+        )
+    ]  # fmt: skip
+
+    def ask(settings):
+        return contents(server.client().images.generate(**settings))
+
+    with ThreadPoolExecutor(8) as clients:
+        together = [*clients.map(ask, asked)]
+    shared = _batches(server)
+    alone = [*map(ask, asked)]
+    assert together == alone
+    assert shared["+Inf"] > shared["4.0"]  # more images at once than one request may ask for
+
+
+def _batches(server):
+    lines = server.get("/metrics").splitlines()
+    found = [line for line in lines if line.startswith("lit_dola_images_at_once_bucket")]
+    return {line.split('"')[1]: float(line.split()[-1]) for line in found}
+
+
+def test_without_a_seed_each_request_draws_another_image(server):
+    one, other = (server.client().images.generate(prompt="a red circle") for _ in range(2))
+    seeds = [made.data[0].model_extra["record"]["seed"] for made in (one, other)]
+    assert seeds[0] != seeds[1]
+    again = server.client().images.generate(prompt="a red circle", extra_body={"seed": seeds[0]})
+    assert contents(again) == contents(one)
+
+
+BAD = [
+    ({"n": 0}, "n", "n: 0; expected an integer, 1 to 4"),
+    ({"n": 5}, "n", "n: 5; expected an integer, 1 to 4"),
+    ({"n": 1.0}, "n", "n: 1.0; expected an integer"),
+    ({"n": True}, "n", "n: True; expected an integer"),
+    ({"prompt": ""}, "prompt", "prompt: prompt is empty"),
+    ({"prompt": None}, "prompt", "prompt: None; expected a string"),
+    ({"prompt": ["a"]}, "prompt", "prompt: ['a']; expected a string"),
+    ({"prompt": "a" * 8001}, "prompt", "prompt: 8,001 characters; expected at most 8,000"),
+    ({"prompt": "red circle " * 500}, "prompt", "prompt has "),
+    ({"prompt": "\ud800"}, "prompt", "half a surrogate pair"),
+    ({"seed": -1}, "seed", "seed: -1; expected an integer, 0 <= seed"),
+    ({"seed": 2**32}, "seed", "expected an integer, 0 <= seed"),
+    ({"alpha": 2}, "alpha", "alpha: 2; expected a number, 0 <= alpha <= 1"),
+    ({"alpha": None}, "alpha", "alpha: null"),
+    ({"alpha": float("nan")}, "alpha", "alpha: nan"),
+    ({"dola": "perhaps"}, "dola", "dola: 'perhaps'; expected True or False"),
+    ({"layer": 99}, "layer", "layer: 99 is not a middle layer of"),
+    ({"apc": {}}, "apc", "apc: {}"),
+    ({"size": "1024x1024"}, "size", "size: '1024x1024'; expected 'auto' or '48x48'"),
+    ({"response_format": "png"}, "response_format", "expected 'b64_json' or 'url'"),
+    ({"output_format": []}, "output_format", "expected 'png' or 'jpeg' or 'webp'"),
+    ({"output_compression": 101}, "output_compression", "an integer, 0 to 100"),
+    ({"quality": "hd"}, "quality", "quality: 'hd'; expected 'auto'"),
+    ({"stream": True}, "stream", "stream: True"),
+    ({"alhpa": 0.2}, "alhpa", "alhpa: not a field; did you mean alpha?"),
+    ({"model_path": "/etc"}, "model_path", "model_path: not a field"),
+    ({"parallel_size": 9}, "parallel_size", "parallel_size: not a field"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "param", "message"), BAD, ids=[str(bad[0])[:40] for bad in BAD])
+def test_bad_input(server, fields, param, message):
+    with pytest.raises(openai.BadRequestError) as caught:
+        post(server, json.dumps({"prompt": "a red circle", **fields}))
+    error = caught.value.body
+    assert error["param"] == param
+    assert message in error["message"]
+    assert error["type"] == "invalid_request_error"
+    assert "\n" not in error["message"]
+
+
+def post(server, body, **options):
+    """Send a body as it is."""
+    return server.client(**options).post(
+        "/images/generations",
+        cast_to=object,
+        content=body.encode(),
+        options={"headers": {"Content-Type": "application/json"}},
+    )
+
+
+@pytest.mark.parametrize(
+    "body", ["", "{", "[]", "3", "null", '"a"', "[" * 100_000, "{" + '"a":{' * 50_000]
+)
+def test_a_body_that_is_no_object(server, body):
+    with pytest.raises(openai.BadRequestError, match=r"body: .*expected a JSON object"):
+        post(server, body)
+
+
+def test_a_body_that_is_too_large(server):
+    with pytest.raises(openai.APIStatusError) as caught:
+        post(server, json.dumps({"prompt": "a" * 2_000_000}))
+    assert caught.value.status_code == 413
+    assert caught.value.body["type"] == "invalid_request_error"
+
+
+def test_the_model_has_a_name(server):
+    assert [model.id for model in server.client().models.list()] == ["shapes-janus"]
+    made = server.client().images.generate(prompt="a red circle", model="shapes-janus", size="auto")
+    assert len(made.data) == 1
+    with pytest.raises(openai.NotFoundError, match="model: 'dall-e-3'; expected 'shapes-janus'"):
+        server.client().images.generate(prompt="a red circle", model="dall-e-3")
+
+
+def test_a_wrong_token_or_path(server):
+    for key in ("wrong", TOKEN + "x", TOKEN[:-1]):
+        with pytest.raises(openai.AuthenticationError) as caught:
+            server.client(api_key=key).images.generate(prompt="a red circle")
+        assert caught.value.body["code"] == "invalid_api_key"
+    for client, options in ((server.client(), {}), (server.client(api_key="wrong"), {})):
+        with pytest.raises(openai.NotFoundError, match="expected POST /v1/images/generations"):
+            client.post("/images/edits", cast_to=object, body=options)
+
+
+def test_a_client_that_goes_away_is_not_waited_for(server):
+    """Its request waits behind those of others, and is not made."""
+    before = _requests(server).get("499", 0)
+    with ThreadPoolExecutor(6) as clients:
+        asked = [
+            {"prompt": "a red circle", "n": 2, "extra_body": {"seed": 1, "alpha": place / 10}}
+            for place in range(6)
+        ]
+        others = clients.map(lambda each: server.client().images.generate(**each), asked)
+        wait_for(server, 6)
+        with pytest.raises(openai.APITimeoutError):
+            server.client(timeout=0.1).images.generate(prompt="a", extra_body={"alpha": 0.9})
+        assert [len(made.data) for made in others] == [2] * 6
+    wait_for(server, 0)
+    assert _requests(server)["499"] == before + 1
+    assert "the client has gone away: 1 x 'a'" in server.said()
+
+
+def _requests(server):
+    lines = server.get("/metrics").splitlines()
+    found = [line for line in lines if line.startswith("lit_dola_requests_total{")]
+    return {line.split('"')[1]: float(line.split()[-1]) for line in found}
+
+
+def flood(server, clients, **more):
+    """Ask in as many threads; returns them, and where their replies or errors will be."""
+    replies = [None] * clients
+
+    def ask(place):
+        try:
+            made = server.client().images.generate(
+                prompt="a red circle", n=2, extra_body={"seed": place, **more}
+            )
+            replies[place] = contents(made)
+        except openai.OpenAIError as error:
+            replies[place] = error
+
+    threads = [threading.Thread(target=ask, args=(place,)) for place in range(clients)]
+    for thread in threads:
+        thread.start()
+    return threads, replies
+
+
+def wait_for(server, requests):
+    for _ in range(200):
+        if f"lit_dola_requests_in_flight {requests}.0" in server.get("/metrics"):
+            return
+        time.sleep(0.02)
+    raise AssertionError(server.get("/metrics"))
+
+
+def test_a_full_queue_says_so(tmp_path):
+    with serving(tmp_path, "--max_queue", "3", "--max_wait", "0") as server:
+        threads, replies = flood(server, 12)
+        for thread in threads:
+            thread.join()
+        full = [reply for reply in replies if isinstance(reply, openai.RateLimitError)]
+        made = [reply for reply in replies if isinstance(reply, list)]
+        assert len(full) + len(made) == 12
+        assert len(made) >= 3
+        assert full[0].body["code"] == "queue_full"
+        assert full[0].response.headers["Retry-After"] == "5"
+        patient = server.client(max_retries=8).images.generate(prompt="a red circle")
+        assert len(patient.data) == 1
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("to", ["one process", "all processes"])
+def test_no_reply_is_lost_when_it_stops(tmp_path, signum, to):
+    """Kubernetes tells one process to stop; a terminal and systemd tell all of them."""
+    with serving(tmp_path, "--max_wait", "0", "--model.images_per_batch", "2") as server:
+        threads, replies = flood(server, 8)
+        wait_for(server, 8)
+        if to == "one process":
+            server.process.send_signal(signum)
+        else:
+            os.killpg(server.process.pid, signum)
+        code = server.process.wait(timeout=120)
+        for thread in threads:
+            thread.join()
+    assert [type(reply) for reply in replies] == [list] * 8, server.said()
+    assert code == 0
+    said = server.said()
+    assert "stopped; every request has its reply" in said
+    assert "Traceback" not in said
+    with pytest.raises(openai.APIConnectionError):
+        server.client().images.generate(prompt="a red circle")
+
+
+def test_a_worker_that_dies_ends_the_server_with_a_reply_to_all(tmp_path):
+    with serving(tmp_path, "--max_wait", "0", "--model.images_per_batch", "2") as server:
+        threads, replies = flood(server, 6)
+        wait_for(server, 6)
+        os.kill(worker_of(server), signal.SIGKILL)
+        for thread in threads:
+            thread.join()
+        code = server.process.wait(timeout=120)
+    errors = [reply for reply in replies if not isinstance(reply, list)]
+    assert errors
+    assert {error.status_code for error in errors} == {503}
+    assert {error.body["code"] for error in errors} == {"worker_died"}
+    assert code == 1
+    said = server.said()
+    assert "error: serve: a process with the model has died" in said
+    assert "Traceback" not in said
+
+
+def worker_of(server):
+    """Return the process that multiprocessing has spawned for the model."""
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text()
+    for child in children.split():
+        if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
+            return int(child)
+    raise AssertionError(children)
+
+
+def test_health_needs_no_token_and_figures_do(server):
+    import urllib.error
+    import urllib.request
+
+    assert urllib.request.urlopen(f"{server.address}/health").read() == b"ok"
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(f"{server.address}/metrics")
+    assert caught.value.code == 401
