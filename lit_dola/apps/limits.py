@@ -53,7 +53,8 @@ class Limits:
         try:
             prompt_maker()(0, prompt)
         except UserError as error:
-            raise UserError(f"{name}: {error}") from error
+            said = str(error)
+            raise UserError(said if said.startswith(name) else f"{name}: {said}") from error
         if len(prompt) > self.max_prompt_length:
             raise UserError(
                 f"{name}: {len(prompt):,} characters; expected at most {self.max_prompt_length:,}"

@@ -2,10 +2,8 @@
 
 import logging
 import os
-import signal
-import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,14 @@ from litserve import LitServer
 
 from lit_dola.apps.endpoint import PATH, TOKEN, ImagesSpec, answer_errors_as_openai, authorize
 from lit_dola.apps.limits import Limits
-from lit_dola.apps.loading import checked_checkpoint, how_to_load, shared_settings
 from lit_dola.apps.openai import Served
+from lit_dola.apps.starting import (
+    check_port,
+    checked_checkpoint,
+    how_to_load,
+    shared_settings,
+    signals_end_it,
+)
 from lit_dola.apps.worker import ImagesAPI, Shared, SharedBatches, load_pipeline
 from lit_dola.decoding.cache import IMAGES_ON_CPU, MOST_IMAGES
 from lit_dola.errors import UserError
@@ -113,7 +117,7 @@ def serve(
     server.uvicorn_graceful_timeout = stop_timeout
     _log.info("%s: loading, %d times %s", served.name, trainer.num_devices, devices["accelerator"])
     try:
-        with _signals_end_it():
+        with signals_end_it():
             server.run(
                 host, port, num_api_servers=1, log_level="warning", generate_client_file=False
             )
@@ -144,36 +148,3 @@ def _images_at_once(model: LitDoLa, accelerator: str) -> int:
     if model.images_per_batch != "auto":
         return int(model.images_per_batch)
     return IMAGES_ON_CPU if accelerator == "cpu" else MOST_IMAGES
-
-
-def check_port(host: str, port: int) -> None:
-    """Check that a port can be listened at.
-
-    Raises:
-        UserError: If it cannot.
-    """
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError as error:
-        raise UserError(
-            f"port: {port}: {error.strerror or error}; expected a free one, as --port {port + 1}"
-        ) from error
-
-
-@contextmanager
-def _signals_end_it() -> Iterator[None]:
-    """Let SIGTERM end this process as Ctrl+C does, but not those that are forked from it."""
-    own = os.getpid()
-
-    def end(signum: int, _frame: Any) -> None:
-        if os.getpid() == own:
-            raise KeyboardInterrupt
-
-    before = {signum: signal.signal(signum, end) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

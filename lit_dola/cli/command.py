@@ -254,6 +254,13 @@ class DoLaCLI(LightningCLI):
         """Rank, as :meth:`predict` makes images."""
         self.predict(model, datamodule)
 
+    def play(self, model: LightningModule, datamodule: LightningDataModule, **how: Any) -> None:
+        """Show the playground, see :meth:`lit_dola.cli.tasks.TaskTrainer.play`."""
+        require("gradio", "play", extra="play")
+        cast(TaskTrainer, self.trainer).play(
+            cast(LitDoLa, model), cast(PromptDataModule, datamodule), **how
+        )
+
     def serve(self, model: LightningModule, datamodule: LightningDataModule, **how: Any) -> None:
         """Serve images, see :meth:`lit_dola.cli.tasks.TaskTrainer.serve`."""
         require("litserve", "serve", extra="serve")

@@ -27,6 +27,7 @@ TRAINER_TASKS = {
     "answer": "Answer questions about pictures.",
     "rank": "Rank labels for pictures, or the images of a run for their prompts.",
     "evaluate": "Run a task under several variants, and score or export the results.",
+    "play": "Show a page to try DoLa on.",
     "serve": "Serve images to programs, as OpenAI's images endpoint does.",
 }
 """What the tasks that need a model do, see :data:`lit_dola.cli.tasks.TASKS`."""

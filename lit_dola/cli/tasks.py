@@ -13,6 +13,7 @@ from lit_dola.callbacks.answer_writer import AnswerWriter
 from lit_dola.callbacks.image_logger import ImageLogger
 from lit_dola.callbacks.progress import RunProgress
 from lit_dola.callbacks.rank_writer import RankWriter
+from lit_dola.callbacks.run_writer import find_writer
 from lit_dola.callbacks.writer import ImageWriter
 from lit_dola.cli.parser import ENV_PREFIX
 from lit_dola.data.datamodule import PromptDataModule
@@ -101,6 +102,49 @@ class TaskTrainer(EvaluationTrainer):
             output_dir=given_path("output_dir", output_dir),
         )
 
+    def play(
+        self,
+        model: LitDoLa,
+        datamodule: PromptDataModule,
+        host: str = "127.0.0.1",
+        port: Port = 7860,
+        max_images: PositiveInt = 8,
+        max_prompt_length: PositiveInt = 2000,
+        max_queue: PositiveInt = 16,
+        output_dir: str = "outputs/play",
+    ) -> None:
+        """Show a page to try DoLa on: the same noise with DoLa and without it, side by side.
+
+        Files have the format and the quality of ``writer``.
+
+        Args:
+            model: The model, and the settings that the page starts with.
+            datamodule: Not used.
+            host: Address to listen at: 127.0.0.1 is this machine alone, 0.0.0.0 all.
+            port: Port to listen at.
+            max_images: Images per drawing, at most.
+            max_prompt_length: Characters of a prompt, at most.
+            max_queue: Drawings that wait or run, at most; the next one is told to try again.
+            output_dir: Where histories are saved.
+
+        Raises:
+            UserError: If it cannot listen, or the model cannot be loaded.
+        """
+        from lit_dola.apps.playground import play
+
+        writer = find_writer(self)
+        assert isinstance(writer, ImageWriter)
+        play(
+            model,
+            self,
+            Limits(max_images, max_prompt_length, max_queue),
+            host=host,
+            port=port,
+            output_dir=given_path("output_dir", output_dir),
+            format=writer.format,
+            quality=writer.quality,
+        )
+
 
 class TrainerTask(NamedTuple):
     """A task that needs a model, data and a trainer: a method of :class:`TaskTrainer`."""
@@ -170,6 +214,14 @@ python main.py rank --config configs/demo-rank.yaml    # the images of the demo,
 python main.py evaluate --config configs/evaluate.yaml
 python main.py evaluate --config configs/pope.yaml
 """.strip()
+    ),
+    "play": _IMAGES._replace(
+        makes_run=False,
+        reads_data=False,
+        examples="""
+python main.py play --config configs/demo.yaml
+python main.py play --config configs/dola.yaml --host 0.0.0.0 --port 7860
+""".strip(),
     ),
     "serve": _IMAGES._replace(
         makes_run=False,

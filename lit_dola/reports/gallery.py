@@ -5,18 +5,16 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from hashlib import sha256
-from inspect import signature
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from lit_dola.reports.again import flags
 from lit_dola.reports.html import digest_of, page_file, template_digest, write_page
 from lit_dola.runs.ranks import BEST, best_files
 from lit_dola.runs.record_log import RecordLog
 from lit_dola.runs.records import IMAGES, ONLY_WITH_DOLA, ImageRecord, common_settings
-from lit_dola.tasks.generate import LitDoLa
 
 IMAGES_PER_PAGE = 10_000
 """After this many images the next prompt starts a new page."""
@@ -72,7 +70,7 @@ def write_gallery(folder: Path, num_failures: int = 0) -> None:
         "num_failures": num_failures,
         "passes": _mean_passes(pages),
         "ranked": bool(best),
-        "flags": _flags(),
+        "flags": flags(),
     }
     shared = sha256(json.dumps([common, sorted(best)]).encode())
     for page, file in zip(pages, files):
@@ -167,11 +165,3 @@ def _columns(images: int) -> int:
     """Return how many columns divide images evenly, so that no row is nearly empty."""
     rows = math.ceil(images / _MOST_COLUMNS)
     return math.ceil(images / rows)
-
-
-@cache
-def _flags() -> dict[str, str]:
-    """Return the flag of each setting that a record may have and a run may be given."""
-    own = {name: f"--model.{name}" for name in signature(LitDoLa).parameters}
-    others = {"precision": "trainer", "format": "writer", "quality": "writer"}
-    return {**own, **{name: f"--{group}.{name}" for name, group in others.items()}}

@@ -21,6 +21,8 @@ Grids = dict[str, Any]
 """Arrays by name."""
 _SHOWN = ("alpha", "strength", "layer", "cfg_weight", "temperature", "top_k", "top_p", "min_p")
 """Settings in the figure's title; those that are null are left out."""
+_COLOUR = 0.6
+"""Share of a figure's colour over an image."""
 _PALE = 0.35
 """Contrast that is left to tokens which the baseline would draw, too."""
 
@@ -102,6 +104,45 @@ def inspection_figure(inspection: Inspection, image: Image.Image, record: ImageR
             beside = axes[1, 1:] if axis is axes[1, 2] else axis
             figure.colorbar(shown, ax=beside, shrink=0.8)
     return figure
+
+
+MAPS = {
+    "changed": "changed tokens, in colour",
+    "divergence": "divergence of the layers, nats",
+    "head_size": "tokens that may be drawn",
+    "entropy_before": "entropy of the baseline, nats",
+    "entropy_after": "entropy with DoLa, nats",
+}
+"""What can be shown over an image, and what it is."""
+
+
+def inspection_map(
+    inspection: Inspection, image: Image.Image, name: str
+) -> tuple[Image.Image, str]:
+    """Show one figure of an inspection over its image.
+
+    Args:
+        inspection: Figures for every step.
+        image: The image.
+        name: One of :data:`MAPS`.
+
+    Returns:
+        The image in grey under the figure's colours, and a line that explains them.
+    """
+    from matplotlib import colormaps
+
+    grids = inspection_grids(inspection)
+    if name == "changed":
+        changed = grids["token"] != grids["baseline_token"]
+        return _highlight(image, changed), f"{MAPS[name]}: {100 * changed.mean():.0f} %"
+    values = np.asarray(grids[name], dtype=float)
+    shown = np.log(values) if name == "head_size" else values  # spans orders of magnitude
+    spread = float(shown.max() - shown.min()) or 1.0
+    colours = colormaps["viridis"]((shown - shown.min()) / spread, bytes=True)[..., :3]
+    over = Image.fromarray(colours).resize(image.size, Image.Resampling.NEAREST)
+    told = f"{MAPS[name]}: {values.min():.3g} (dark) to {values.max():.3g} (bright)"
+    mixed = Image.blend(image.convert("L").convert("RGB"), over, _COLOUR)
+    return mixed, f"{told}, mean {values.mean():.3g}"
 
 
 def _title(record: ImageRecord) -> str:

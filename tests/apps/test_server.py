@@ -123,7 +123,7 @@ BAD = [
     ({"n": 5}, "n", "n: 5; expected an integer, 1 to 4"),
     ({"n": 1.0}, "n", "n: 1.0; expected an integer"),
     ({"n": True}, "n", "n: True; expected an integer"),
-    ({"prompt": ""}, "prompt", "prompt: prompt is empty"),
+    ({"prompt": ""}, "prompt", "prompt is empty; expected"),
     ({"prompt": None}, "prompt", "prompt: None; expected a string"),
     ({"prompt": ["a"]}, "prompt", "prompt: ['a']; expected a string"),
     ({"prompt": "a" * 8001}, "prompt", "prompt: 8,001 characters; expected at most 8,000"),

@@ -1,6 +1,10 @@
-"""From the settings of the command line to a model that stays loaded."""
+"""What every application does when it starts: settings, model, port, signals."""
 
-from collections.abc import Container
+import os
+import signal
+import socket
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,3 +56,40 @@ def checked_checkpoint(model: LitDoLa) -> Checkpoint:
     checkpoint = Checkpoint.open(model.model_path)
     model.check(checkpoint)
     return checkpoint
+
+
+def check_port(host: str, port: int) -> None:
+    """Check that a port can be listened at.
+
+    Raises:
+        UserError: If it cannot.
+    """
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise UserError(
+            f"port: {port}: {error.strerror or error}; expected a free one, as --port {port + 1}"
+        ) from error
+
+
+@contextmanager
+def signals_end_it() -> Iterator[None]:
+    """Let SIGTERM end this process as Ctrl+C does, but not those that are forked from it.
+
+    Raises:
+        KeyboardInterrupt: When a signal arrives.
+    """
+    own = os.getpid()
+
+    def end(signum: int, _frame: Any) -> None:
+        if os.getpid() == own:
+            raise KeyboardInterrupt
+
+    before = {signum: signal.signal(signum, end) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,370 @@
+"""A page to try DoLa on: ``main.py play``."""
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.staticfiles import StaticFiles
+from lightning.pytorch import Trainer
+from PIL.Image import Resampling
+
+from lit_dola.apps.limits import Limits
+from lit_dola.apps.starting import (
+    check_port,
+    checked_checkpoint,
+    how_to_load,
+    shared_settings,
+    signals_end_it,
+)
+from lit_dola.apps.studio import Drawing, Studio, Wish
+from lit_dola.errors import UserError, require
+from lit_dola.janus.checkpoint import Checkpoint
+from lit_dola.pipeline import JanusPipeline
+from lit_dola.reports.inspection_plot import MAPS
+from lit_dola.runs.image_file import Format
+from lit_dola.tasks.generate import LitDoLa
+
+_log = logging.getLogger(__name__)
+_SAVED = "/saved"
+"""Address of saved histories."""
+_ONLY_OURS = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self';"
+    " form-action 'self'; base-uri 'self'"
+)
+"""Keeps the browser from fetching anything from elsewhere, whatever Gradio's page asks for."""
+_MOST_KEPT = 50
+"""Drawings of a history."""
+_MAP_SIDE = 384
+"""Width of a map at least, pixels."""
+_CSS = """
+.gallery img { image-rendering: pixelated; width: 100%; height: auto; }
+"""
+_COPY = """
+(text) => {
+  const area = document.createElement("textarea");
+  area.value = text;
+  document.body.append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+}
+"""
+"""Also works where a page may not use the clipboard: on another machine, without HTTPS."""
+
+
+class Control(NamedTuple):
+    """A slider for a setting of the model."""
+
+    label: str
+    info: str
+    least: float
+    most: float
+    step: float
+
+
+CONTROLS = {
+    "strength": Control("Strength", "how much of the middle layer is subtracted", 0, 1, 0.05),
+    "alpha": Control("Alpha", "threshold of the head set; 0: every token may come", 0, 1, 0.005),
+    "layer": Control("Middle layer", "the premature layer, as an index of hidden_states", 1, 2, 1),
+    "cfg_weight": Control("Guidance", "scale of classifier-free guidance", 1, 15, 0.5),
+    "temperature": Control("Temperature", "0 is greedy", 0, 2, 0.05),
+}
+
+
+def play(
+    model: LitDoLa,
+    trainer: Trainer,
+    limits: Limits,
+    *,
+    host: str,
+    port: int,
+    output_dir: Path,
+    format: Format,
+    quality: int,
+) -> None:
+    """Show the playground until a signal arrives.
+
+    Args:
+        model: The model, and the settings that the page starts with.
+        trainer: Device and precision.
+        limits: How much a caller may ask for.
+        host: Address to listen at.
+        port: Port to listen at.
+        output_dir: Where histories are saved.
+        format: Format of image files.
+        quality: Quality of jpg and webp, 1 to 100.
+
+    Raises:
+        UserError: If it cannot listen, or the model cannot be loaded.
+    """
+    require("matplotlib", "play", extra="play")
+    if trainer.world_size > 1:
+        raise UserError(f"trainer.devices: {trainer.world_size}; expected 1: one model plays")
+    checkpoint = checked_checkpoint(model)
+    check_port(host, port)
+    name = Path(checkpoint.name).name
+    device = trainer.strategy.root_device
+    _log.info("%s: loading on %s", name, device)
+    pipeline = JanusPipeline.from_pretrained(device=device, **how_to_load(model, trainer))
+    settings = shared_settings(model, leave_out={"dola"})
+    studio = Studio(pipeline, settings, limits, output_dir, format, quality)
+    try:
+        app = make_app(studio, model, checkpoint)
+        config = uvicorn.Config(app, host, port, log_level="warning", timeout_graceful_shutdown=3)
+        _log.info("%s: ready; open http://%s:%d", name, host, port)
+        with suppress(KeyboardInterrupt), signals_end_it():
+            uvicorn.Server(config).run()
+    finally:
+        studio.close()
+    _log.info("stopped")
+
+
+def make_app(studio: Studio, model: LitDoLa, checkpoint: Checkpoint) -> FastAPI:
+    """Return the playground as an application: its page, and saved histories."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    app = FastAPI(openapi_url=None)
+
+    @app.middleware("http")
+    async def keep_to_ourselves(
+        request: Request, answer: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        response = await answer(request)
+        response.headers["Content-Security-Policy"] = _ONLY_OURS
+        return response
+
+    studio.output_dir.mkdir(parents=True, exist_ok=True)
+    app.mount(_SAVED, StaticFiles(directory=studio.output_dir, html=True))
+    page = Page(studio, model, checkpoint).build()
+    page.queue(default_concurrency_limit=None, api_open=False)  # the studio has its own line
+    font = ["system-ui", "sans-serif"]
+    mounted: FastAPI = gr.mount_gradio_app(
+        app,
+        page,
+        path="",
+        footer_links=[],
+        allowed_paths=[str(studio.drawn)],
+        ssr_mode=False,
+        css=_CSS,
+        theme=gr.themes.Default(font=font, font_mono=["ui-monospace", "monospace"]),
+    )
+    return mounted
+
+
+class Page:
+    """The page.
+
+    Args:
+        studio: What draws.
+        model: The settings that the page starts with.
+        checkpoint: The model's.
+    """
+
+    def __init__(self, studio: Studio, model: LitDoLa, checkpoint: Checkpoint) -> None:
+        self.studio = studio
+        self.model = model
+        self.checkpoint = checkpoint
+        self.name = Path(checkpoint.name).name
+
+    def build(self) -> Any:
+        """Return the page, a ``gradio.Blocks``."""
+        with gr.Blocks(
+            title=f"DoLa on {self.name}", analytics_enabled=False, delete_cache=(3600, 86400)
+        ) as page:
+            gr.Markdown(f"# DoLa on {self.name}\nThe same noise, without DoLa and with it.")
+            self._history, self._shown = gr.State([]), gr.State(None)
+            self._selected = gr.State(0)
+            with gr.Row():
+                with gr.Column(scale=1, min_width=260):
+                    asked = self._controls()
+                with gr.Column(scale=3, min_width=320):
+                    self._results()
+            self._connect(asked)
+        return page
+
+    def _controls(self) -> list[Any]:
+        """Return the components that a drawing depends on."""
+        limits = self.studio.limits
+        prompt = gr.Textbox(
+            label="Prompt", lines=2, max_length=limits.max_prompt_length, elem_id="prompt",
+            placeholder="a red circle above a blue square",
+        )  # fmt: skip
+        with gr.Row():
+            self._draw = gr.Button("Draw", variant="primary", elem_id="draw", min_width=80)
+            self._stop = gr.Button("Stop", elem_id="stop", min_width=80)
+        sliders = [self._slider(name, control) for name, control in CONTROLS.items()]
+        seed = gr.Number(
+            self.model.hparams["seed"], label="Seed", precision=0, minimum=0, maximum=2**32 - 1,
+            elem_id="seed",
+        )  # fmt: skip
+        images = min(self.model.parallel_size, limits.max_images, 4)
+        number = gr.Slider(
+            1, limits.max_images, images, step=1, label="Images", elem_id="images",
+            visible=limits.max_images > 1,
+        )  # fmt: skip
+        return [prompt, seed, number, *sliders]
+
+    def _slider(self, name: str, control: Control) -> gr.Slider:
+        value = self.model.hparams[name]
+        most = control.most
+        if name == "layer":
+            with_dola = LitDoLa.checked({**self.model.hparams, "dola": True})
+            value = with_dola.middle_layer(self.checkpoint)
+            most = self.checkpoint.num_layers - 1
+        return gr.Slider(
+            min(control.least, value), max(most, value), value, step=control.step,
+            label=control.label, info=control.info, elem_id=name,
+        )  # fmt: skip
+
+    def _results(self) -> None:
+        self._status = gr.Markdown("", elem_id="status")
+        with gr.Row():
+            self._without = _gallery("Without DoLa", "without")
+            self._with_dola = _gallery("With DoLa", "with-dola")
+        with gr.Accordion("Where DoLa changed an image: click one", open=True):
+            choices = [(label, name) for name, label in MAPS.items()]
+            self._measure = gr.Radio(choices, value="changed", label="Map", elem_id="measure")
+            self._map = gr.Image(
+                label="Map", format="png", interactive=False, elem_id="map",
+                buttons=["download", "fullscreen"], height=384,
+            )  # fmt: skip
+            self._told = gr.Markdown("", elem_id="told")
+        with gr.Row():
+            self._copy_command = gr.Button("Copy as command", elem_id="copy-command")
+            self._copy_config = gr.Button("Copy as config", elem_id="copy-config")
+        with gr.Accordion("What makes these images again", open=False):
+            self._command = gr.Code(
+                language="shell", label="Command", elem_id="command", wrap_lines=True
+            )
+            self._config = gr.Code(language="yaml", label="Config", elem_id="config")
+        with gr.Accordion("History", open=True):
+            self._past = gr.Radio([], label="Drawings of this visit", elem_id="past")
+            self._save = gr.Button("Save as run folders", elem_id="save")
+            self._saved = gr.Markdown("", elem_id="saved")
+
+    def _connect(self, asked: list[Any]) -> None:
+        images = [self._without, self._with_dola]
+        drawing = [*images, self._shown, self._command, self._config]
+        about_map = [self._map, self._told]
+        started = gr.on(
+            [self._draw.click, asked[0].submit], self.draw, [self._history, *asked],
+            [*drawing, *about_map, self._status, self._history, self._past],
+            api_visibility="private", show_progress_on=self._status,
+            trigger_mode="once",
+        )  # fmt: skip
+        self._stop.click(
+            None, None, self._status, cancels=[started], api_visibility="private",
+            js='() => "Stopped."',
+        )  # fmt: skip
+        quick: dict[str, Any] = {"api_visibility": "private"}
+        shows = [self._shown, self._selected, self._measure]
+        self._with_dola.select(_place, None, self._selected, **quick).then(
+            self.show_map, shows, about_map, **quick
+        )
+        self._measure.change(self.show_map, shows, about_map, **quick)
+        recalled = [*drawing, *about_map]
+        self._past.input(self.recall, [self._history, self._past], recalled, **quick)
+        self._save.click(self.save, self._history, self._saved, **quick)
+        copies = (self._copy_command, self._command), (self._copy_config, self._config)
+        for button, text in copies:
+            button.click(None, text, None, js=_COPY, api_visibility="private")
+
+    def draw(
+        self, history: list[Drawing], prompt: str, seed: float, images: float, *values: float
+    ) -> Iterator[Any]:
+        """Draw, showing images as their tokens come."""
+        settings: dict[str, Any] = dict(zip(CONTROLS, values))
+        settings["layer"] = _integer(settings["layer"])
+        number = history[-1].number + 1 if history else 0
+        wish = Wish(prompt, _integer(images), _integer(seed), settings)
+        try:
+            for now in self.studio.draw(wish, number):
+                if isinstance(now, int):
+                    yield {self._status: f"Waiting: {now} before this one."}
+                elif isinstance(now, Drawing):
+                    yield self._all_of([*history, now][-_MOST_KEPT:], now)
+                else:
+                    yield {
+                        **dict(zip((self._without, self._with_dola), now)),
+                        **self._no_map(),
+                        self._shown: None,
+                        self._status: "Drawing …",
+                    }
+        except UserError as error:
+            raise _shown_error(error) from error
+
+    def _all_of(self, history: list[Drawing], drawing: Drawing) -> dict[Any, Any]:
+        """Return what the page shows when a drawing is finished."""
+        titles = [(each.title, each.number) for each in history]
+        return {
+            **self._of(drawing),
+            self._history: history,
+            self._past: gr.Radio(titles, value=drawing.number),
+            self._status: "",
+        }
+
+    def _of(self, drawing: Drawing) -> dict[Any, Any]:
+        """Return what the page shows of a drawing: its images are files as predict writes them."""
+        return {
+            self._without: [str(file) for file in drawing.without.files],
+            self._with_dola: [str(file) for file in drawing.with_dola.files],
+            self._shown: drawing,
+            self._command: drawing.command,
+            self._config: drawing.config,
+            **self._no_map(),
+        }
+
+    def _no_map(self) -> dict[Any, Any]:
+        return {self._map: None, self._told: ""}
+
+    def show_map(self, drawing: Drawing | None, image: int, measure: str) -> tuple[Any, str]:
+        """Show a map over the image that was clicked."""
+        if drawing is None:
+            return None, ""
+        shown, told = drawing.map(min(image, drawing.wish.images - 1), measure)
+        larger = max(_MAP_SIDE // shown.width, 1)
+        return shown.resize((larger * shown.width, larger * shown.height), Resampling.NEAREST), told
+
+    def recall(self, history: list[Drawing], number: int) -> dict[Any, Any]:
+        """Show an earlier drawing."""
+        return self._of(next(each for each in history if each.number == number))
+
+    def save(self, history: list[Drawing]) -> str:
+        """Save the history."""
+        try:
+            pages = self.studio.save(history)
+        except UserError as error:
+            raise _shown_error(error) from error
+        root = self.studio.output_dir
+        links = [
+            f"- [{page.parents[1].name}]({_SAVED}/{page.relative_to(root).as_posix()})"
+            for page in pages
+        ]
+        return "\n".join([f"Saved in `{pages[0].parents[2]}`; compare:", *links])
+
+
+def _gallery(label: str, name: str) -> gr.Gallery:
+    return gr.Gallery(
+        label=label, columns=2, object_fit="contain", format="png", height="auto",
+        allow_preview=False, interactive=False, elem_id=name, elem_classes="gallery",
+        buttons=["download"],
+    )  # fmt: skip
+
+
+def _place(chosen: gr.SelectData) -> int:
+    """Return which image was clicked."""
+    return int(chosen.index)
+
+
+def _integer(value: Any) -> Any:
+    """Return a number of the page as an integer; what is none is left to be refused."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _shown_error(error: UserError) -> gr.Error:
+    return gr.Error(str(error).removeprefix("model."), duration=None, print_exception=False)

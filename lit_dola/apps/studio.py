@@ -1,0 +1,269 @@
+"""What the playground does, without its page: draw, show maps, keep a history, save it."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from queue import Empty, Queue
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from PIL import Image
+
+from lit_dola.apps.limits import Limits
+from lit_dola.apps.line import Line, Place
+from lit_dola.errors import UserError
+from lit_dola.pipeline import JanusPipeline
+from lit_dola.reports.again import command_for, config_for
+from lit_dola.reports.compare import compare
+from lit_dola.reports.generation import Generation
+from lit_dola.reports.inspection_plot import inspection_map
+from lit_dola.runs.files import safe_name
+from lit_dola.runs.image_file import Format
+from lit_dola.runs.records import IMAGES, ONLY_WITH_DOLA
+from lit_dola.tasks.preview import GREY, ImageStep
+
+_PREVIEWS = 12
+"""Previews of an image while it is drawn."""
+_LOOK = 0.1
+"""Seconds between two looks whether there is a preview."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be drawn."""
+
+    prompt: str
+    images: int
+    seed: int
+    settings: dict[str, Any]
+    """Settings of the model that are not as configured."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Images of one call, as files of a run."""
+
+    made: Generation
+    folder: Path
+
+    @property
+    def files(self) -> list[Path]:
+        """The images, in order."""
+        return [self.folder / record.file for record in IMAGES.read(self.folder)]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The same prompt and noise without DoLa and with it."""
+
+    number: int
+    wish: Wish
+    without: Run
+    with_dola: Run
+
+    @property
+    def title(self) -> str:
+        """What a history calls it."""
+        told = ", ".join(f"{name} {value:g}" for name, value in self.wish.settings.items())
+        return f"{self.number}: {self.wish.prompt:.60} (seed {self.wish.seed}, {told})"
+
+    @property
+    def command(self) -> str:
+        """The commands that make the images with DoLa again, and those without it."""
+        runs = (self.with_dola, "outputs/again"), (self.without, "outputs/again-without-dola")
+        return "\n".join(command_for([*IMAGES.read(run.folder)], to) for run, to in runs)
+
+    @property
+    def config(self) -> str:
+        """The configuration that makes the images with DoLa again."""
+        return config_for([*IMAGES.read(self.with_dola.folder)])
+
+    def map(self, image: int, name: str) -> tuple[Image.Image, str]:
+        """Show where DoLa changed an image, see :func:`inspection_map`."""
+        made = self.with_dola.made
+        return inspection_map(made.inspections[image], made.images[image], name)
+
+
+Progress = tuple[list[Image.Image], list[Image.Image]]
+"""Images so far, without DoLa and with it."""
+
+
+class Studio:
+    """One model, drawing for one caller at a time.
+
+    Args:
+        pipeline: The model.
+        settings: Settings of the model that are as configured.
+        limits: How much a caller may ask for.
+        output_dir: Where histories are saved.
+        format: Format of image files.
+        quality: Quality of jpg and webp, 1 to 100.
+    """
+
+    def __init__(
+        self,
+        pipeline: JanusPipeline,
+        settings: dict[str, Any],
+        limits: Limits,
+        output_dir: Path,
+        format: Format = "png",
+        quality: int = 95,
+    ) -> None:
+        self.pipeline = pipeline
+        self.settings = settings
+        self.limits = limits
+        self.output_dir = output_dir
+        self.how: dict[str, Any] = {"format": format, "quality": quality}
+        self._drawn = TemporaryDirectory(prefix="lit-dola-play-")
+        self._numbers = count()
+        self._line = Line(limits.max_queue)
+        self._model = ThreadPoolExecutor(1)  # one call at a time, whoever asks
+
+    @property
+    def drawn(self) -> Path:
+        """Where the files of all drawings are until the process ends."""
+        return Path(self._drawn.name)
+
+    def draw(self, wish: Wish, number: int) -> Iterator[int | Progress | Drawing]:
+        """Draw without DoLa, then with it; closing the iterator stops the drawing.
+
+        Args:
+            wish: What to draw.
+            number: The drawing's number in its history.
+
+        Yields:
+            How many drawings come first, then the images so far, and at last the drawing.
+
+        Raises:
+            UserError: If a setting is invalid or too large, or too many drawings wait.
+        """
+        place = self._line.join()
+        try:
+            while before := self._line.before(place):
+                yield before
+                time.sleep(_LOOK)
+            yield from self._draw(wish, number, place)
+        finally:
+            self._line.leave(place)
+
+    def _draw(self, wish: Wish, number: int, place: Place) -> Iterator[Progress | Drawing]:
+        """Draw, once it is this drawing's turn."""
+        prompt = self.limits.check_prompt("prompt", wish.prompt)
+        images = self.limits.check_images("images", wish.images)
+        shared = {**self.settings, **wish.settings, "seed": wish.seed, "parallel_size": images}
+        runs: list[Run] = []
+        shown: list[list[Image.Image]] = [[], []]
+        for column, dola in enumerate((False, True)):
+            call = partial(
+                self.pipeline.generate, prompt, dola=dola, inspect=dola, progress=False, **shared
+            )
+            for now in self._steps(call, images, place):
+                if isinstance(now, Generation):
+                    runs.append(self._keep(now))
+                    now = now.images
+                shown[column] = now
+                yield shown[0], shown[1]
+        yield Drawing(number, wish, *runs)
+
+    def _steps(
+        self, call: Callable[..., Generation], images: int, place: Place
+    ) -> Iterator[list[Image.Image] | Generation]:
+        """Run a call in the model's thread; yield its previews, and last what it returns."""
+        previews: Queue[list[Image.Image]] = Queue()
+        so_far: list[Image.Image] = [Image.new("RGB", (16, 16), GREY)] * images
+
+        def report(step: ImageStep) -> None:
+            if place.ended.is_set():
+                raise _Stopped
+            if step.index % max(step.count // _PREVIEWS, 1) == 0 and step.index < step.count:
+                for request, image in zip(step.requests, step.preview()):
+                    so_far[request.image_index] = image
+                previews.put([*so_far])
+
+        running = self._model.submit(call, callback_on_step=report)
+        while not running.done() or not previews.empty():
+            self._line.before(place)
+            try:
+                yield previews.get(timeout=_LOOK)
+            except Empty:
+                continue
+        yield running.result()
+
+    def _keep(self, made: Generation) -> Run:
+        """Write the images, as predict would."""
+        folder = self.drawn / f"{next(self._numbers):06}"
+        # Plots of inspections take longer than an image; they are made when a history is saved.
+        replace(made, inspections=[]).save(folder, gallery=False, **self.how)
+        return Run(made, folder)
+
+    def save(self, history: Sequence[Drawing]) -> list[Path]:
+        """Write a history as folders of runs, and a page per prompt that compares its runs.
+
+        Args:
+            history: The drawings; those of one prompt, seed and number of images are compared.
+
+        Returns:
+            The pages.
+
+        Raises:
+            UserError: If there is nothing to save, or it cannot be written.
+        """
+        if not history:
+            raise UserError("history: empty; expected at least one drawing")
+        try:
+            folder = self._new_folder()
+            groups: dict[Any, list[Drawing]] = {}
+            for drawing in history:
+                wish = drawing.wish
+                groups.setdefault((wish.prompt, wish.seed, wish.images), []).append(drawing)
+            return [
+                self._save_group(folder / f"{place:02}_{safe_name(group[0].wish.prompt)}", group)
+                for place, group in enumerate(groups.values())
+            ]
+        except OSError as error:
+            where = error.filename or self.output_dir
+            raise UserError(f"output_dir: cannot write to {where}: {error.strerror}") from error
+
+    def _new_folder(self) -> Path:
+        """Return a folder for a history that does not exist yet."""
+        for number in count():
+            folder = self.output_dir / f"history-{number:03}"
+            with suppress(FileExistsError):
+                folder.mkdir(parents=True)
+                return folder
+        raise AssertionError
+
+    def _save_group(self, folder: Path, drawings: Sequence[Drawing]) -> Path:
+        """Write the runs of one prompt, each different one once, and a page that compares them."""
+        runs: list[str] = []
+        seen: list[Any] = []
+        for drawing in drawings:
+            for run, name in ((drawing.without, "without"), (drawing.with_dola, "with")):
+                if (settings := _effective(run)) not in seen:
+                    seen.append(settings)
+                    runs.append(str(folder / f"{drawing.number}-{name}"))
+                    run.made.save(runs[-1], **self.how)
+        compare(runs, str(folder / "compare"))
+        return folder / "compare" / "index.html"
+
+    def close(self) -> None:
+        """Delete the files of drawings that were not saved."""
+        self._model.shutdown(cancel_futures=True)
+        shutil.rmtree(self._drawn.name, ignore_errors=True)
+
+
+def _effective(run: Run) -> dict[str, Any]:
+    """Return the settings that shaped a run."""
+    settings = run.made.records[0].settings
+    unused = () if settings["dola"] else ONLY_WITH_DOLA
+    return {name: value for name, value in settings.items() if name not in unused}
+
+
+class _Stopped(Exception):
+    """Nobody waits for the drawing."""

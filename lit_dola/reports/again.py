@@ -1,0 +1,71 @@
+"""The command, and the configuration, that make images again."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from functools import cache
+from inspect import signature
+from typing import Any
+
+import yaml
+
+from lit_dola.runs.records import ImageRecord
+from lit_dola.tasks.generate import LitDoLa
+
+_FOLDER = "outputs/again"
+
+
+@cache
+def flags() -> dict[str, str]:
+    """Return the flag of each setting that a record may have and a run may be given."""
+    own = {name: f"--model.{name}" for name in signature(LitDoLa).parameters}
+    others = {"precision": "trainer", "format": "writer", "quality": "writer"}
+    return {**own, **{name: f"--{group}.{name}" for name, group in others.items()}}
+
+
+def command_for(records: Sequence[ImageRecord], folder: str = _FOLDER) -> str:
+    """Return the command that makes images again, for a shell.
+
+    Args:
+        records: Records of images of one prompt, with the same settings.
+        folder: Where it makes them.
+
+    Example:
+        >>> made = pipeline("a red circle", parallel_size=2)
+        >>> command_for(made.records)
+        'lit-dola predict --model.model_path checkpoints/shapes-janus --model.dola true ...'
+    """
+    parts = ["lit-dola predict"]
+    for group, settings in _settings(records, folder).items():
+        parts += [f"--{group}.{name} {_quoted(value)}" for name, value in settings.items()]
+    return " ".join(parts)
+
+
+def config_for(records: Sequence[ImageRecord], folder: str = _FOLDER) -> str:
+    """Return the configuration that makes images again, in YAML; arguments as above."""
+    written = yaml.safe_dump(
+        _settings(records, folder), sort_keys=False, allow_unicode=True, width=100
+    )
+    return f"# lit-dola predict --config again.yaml\n{written}"
+
+
+def _settings(records: Sequence[ImageRecord], folder: str) -> dict[str, dict[str, Any]]:
+    """Return every setting that shaped images and that a run may be given, by group."""
+    first = records[0]
+    found: dict[str, dict[str, Any]] = {"trainer": {}, "model": {}, "data": {}, "writer": {}}
+    for name, value in first.settings.items():
+        # What cannot be given is what is there without it: the checkpoint's own template.
+        is_default = (name, value) in (("roles", "template"), ("quality", None))
+        if name in flags() and not is_default:
+            group, _, setting = flags()[name].removeprefix("--").partition(".")
+            found[group][setting] = value
+    found["data"] = {
+        "prompts": {first.prompt_index: first.prompt},
+        "images": [record.image_index for record in records],
+    }
+    found["writer"]["output_dir"] = folder
+    return {group: settings for group, settings in found.items() if settings}
+
+
+def _quoted(value: Any) -> str:
+    return shlex.quote(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -1,0 +1,51 @@
+"""Callers who share one model."""
+
+import pytest
+
+from lit_dola.apps import line
+from lit_dola.apps.line import Line
+from lit_dola.errors import UserError
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(line.time, "monotonic", lambda: now[0])
+    # dataclasses have taken the function itself
+    monkeypatch.setattr(line, "Place", lambda: _place(now[0]))
+    return now
+
+
+_Place = line.Place
+
+
+def _place(seen):
+    return _Place(seen=seen)
+
+
+def test_first_come_first_served(clock):
+    callers = Line(3)
+    first, second, third = (callers.join() for _ in range(3))
+    assert [*map(callers.before, (first, second, third))] == [0, 1, 2]
+    with pytest.raises(UserError, match=r"^max_queue: 3 drawings wait or run already; try again"):
+        callers.join()
+    callers.leave(second)
+    assert [*map(callers.before, (first, third))] == [0, 1]
+    callers.leave(first)
+    assert callers.before(third) == 0
+    assert first.ended.is_set()
+    assert not third.ended.is_set()
+    callers.leave(first)  # twice is once
+
+
+def test_who_does_not_ask_again_is_forgotten(clock):
+    callers = Line(2)
+    lost, patient = callers.join(), callers.join()
+    for clock[0] in (5.0, 10.0, 14.0):
+        assert callers.before(patient) == 1
+    clock[0] = 16.0
+    assert callers.before(patient) == 0
+    assert lost.ended.is_set()
+    with pytest.raises(UserError, match="did not answer for too long"):
+        callers.before(lost)
+    assert callers.before(callers.join()) == 1

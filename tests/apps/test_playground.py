@@ -1,0 +1,318 @@
+"""The playground in Chromium: draw, move a slider, look at maps, make the same images again."""
+
+import http.client
+import json
+import shlex
+import subprocess
+import sys
+import threading
+import urllib.request
+from contextlib import suppress
+
+import pytest
+import yaml
+
+pytest.importorskip("gradio")
+pytest.importorskip("selenium")
+
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from tests.apps.serving import free_port, serving
+from tests.support.browser import chromium, eventually, look, requests
+from tests.support.commands import MAIN, files, records
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def playground(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("playground")
+    with serving(
+        folder, "--max_images", "4", "--max_prompt_length", "200", "--model.parallel_size", "2",
+        "--output_dir", "saved", task="play", ready="/",
+    ) as running:  # fmt: skip
+        running.folder = folder
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with chromium(tmp_path_factory.mktemp("downloads")) as page:
+        yield page
+
+
+@pytest.fixture
+def page(playground, browser):
+    look(browser, 1280, height=1600)
+    browser.get(playground.address)
+    eventually(browser, has_prompt)
+    return browser
+
+
+def has_prompt(page):
+    return page.find_elements(By.CSS_SELECTOR, "#prompt textarea")
+
+
+def at(page, selector):
+    return page.find_element(By.CSS_SELECTOR, selector)
+
+
+def fill(page, selector, text):
+    field = at(page, selector)
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys(text, Keys.TAB)
+
+
+def images(page, name):
+    return page.execute_script(
+        "return [...document.querySelectorAll(arguments[0])].map((image) => image.src)",
+        f"#{name} img",
+    )
+
+
+def history(page):
+    return [label.text for label in page.find_elements(By.CSS_SELECTOR, "#past label")]
+
+
+def draw(page, prompt, **settings):
+    """Draw, and return the addresses of the images without DoLa and with it."""
+    fill(page, "#prompt textarea", prompt)
+    for name, value in settings.items():
+        fill(page, f"#{name} input[type=number]", str(value))
+    before = len(history(page))
+    at(page, "#draw").click()
+    eventually(page, lambda page: len(history(page)) == before + 1)
+    eventually(page, lambda page: "/000" in images(page, "with-dola")[0] or True)
+    return images(page, "without"), images(page, "with-dola")
+
+
+def contents(addresses):
+    return [urllib.request.urlopen(address).read() for address in addresses]
+
+
+def copied(page, button):
+    """Press a button that copies, and return what the clipboard has."""
+    if not at(page, f"#{button}").is_displayed():
+        page.find_element(By.XPATH, "//button[contains(., 'Make these images again')]").click()
+        eventually(page, lambda page: at(page, f"#{button}").is_displayed())
+    page.execute_script("window.copied = null; document.addEventListener('copy', () => {"
+                        "window.copied = document.getSelection().toString(); });")  # fmt: skip
+    at(page, f"#{button}").click()
+    return eventually(page, lambda page: page.execute_script("return window.copied"))
+
+
+def made_by(folder, command):
+    """Run a command line, and return the content of the images that it makes."""
+    words = shlex.split(command)
+    assert words[0] == "lit-dola"
+    done = subprocess.run(
+        [sys.executable, MAIN, *words[1:], "--trainer.accelerator", "cpu"],
+        cwd=folder, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    to = folder / words[words.index("--writer.output_dir") + 1]
+    return images_in(to)
+
+
+def images_in(run):
+    return [content for name, content in sorted(files(run).items()) if name.endswith(".png")]
+
+
+def test_a_slider_changes_the_images_with_dola_and_the_command_makes_them_again(page, tmp_path):
+    without, with_dola = draw(page, "a red circle above a blue square", seed=3, strength=0.2)
+    other_without, other = draw(page, "a red circle above a blue square", seed=3, strength=1)
+    assert len(without) == len(with_dola) == len(other) == 2
+    assert contents(other) != contents(with_dola)
+    pixels = [_pixels(each) for each in (without, other_without)]
+    assert pixels[0] == pixels[1]  # DoLa's settings do not touch them
+    again, again_without = copied(page, "copy-command").splitlines()
+    assert made_by(tmp_path, again) == contents(other)
+    assert made_by(tmp_path, again_without) == contents(other_without)
+    config = copied(page, "copy-config")
+    (tmp_path / "again.yaml").write_text(config, encoding="utf-8")
+    assert yaml.safe_load(config)["model"]["strength"] == 1
+    made = made_by(tmp_path, "lit-dola predict --config again.yaml --writer.output_dir b")
+    assert made == contents(other)
+
+
+def _pixels(addresses):
+    from io import BytesIO
+
+    from PIL import Image
+
+    return [Image.open(BytesIO(content)).tobytes() for content in contents(addresses)]
+
+
+def test_images_appear_as_their_tokens_come(page):
+    page.execute_script(
+        """
+        window.seen = new Set();
+        const look = () => document.querySelectorAll("#without img, #with-dola img").forEach(
+          (image) => window.seen.add(image.src));
+        new MutationObserver(look).observe(
+          document.body, {subtree: true, childList: true, attributes: true});
+        """
+    )
+    drawn = draw(page, "a yellow triangle", images=1)
+    seen = page.execute_script("return [...window.seen]")
+    assert len(seen) > 6  # of each image, several previews
+    greys = [_grey(address) for address in seen if address not in drawn[0] + drawn[1]]
+    rows = greys[: greys.index(0)]
+    assert len(rows) > 3
+    assert rows == sorted(rows, reverse=True)  # row by row, from above
+
+
+def _grey(address):
+    """Return the share of an image where nothing is drawn yet."""
+    (pixels,) = _pixels([address])
+    return sum(pixels[place : place + 3] == b"\x80\x80\x80" for place in range(0, len(pixels), 3))
+
+
+def test_a_click_shows_where_dola_changed_an_image(page):
+    draw(page, "a green square left of a red circle", strength=1, alpha=0.1)
+    page.find_elements(By.CSS_SELECTOR, "#with-dola img")[1].click()
+    eventually(page, lambda page: "changed tokens" in at(page, "#told").text)
+    shown = {*images(page, "map")}
+    for label in page.find_elements(By.CSS_SELECTOR, "#measure label")[1:]:
+        name = label.text.split(",")[0]
+        label.click()
+        told_of(page, name)
+        eventually(page, lambda page: {*images(page, "map")} - shown)  # noqa: B023
+        shown |= {*images(page, "map")}
+    assert len(shown) == 5
+    assert "(dark)" in at(page, "#told").text
+
+
+def told_of(page, name):
+    eventually(page, lambda page: at(page, "#told").text.startswith(name))
+
+
+def test_a_history_is_saved_as_runs_and_opens_in_compare(page, playground):
+    shown = [draw(page, "a blue circle", seed=1, strength=each) for each in (0.1, 0.9)]
+    draw(page, "a blue square", seed=1)
+    page.find_elements(By.CSS_SELECTOR, "#past label")[0].click()
+    eventually(page, lambda page: images(page, "with-dola") == shown[0][1])
+    at(page, "#save").click()
+    links = eventually(page, lambda page: page.find_elements(By.CSS_SELECTOR, "#saved a"))
+    assert [link.text for link in links] == ["00_a_blue_circle", "01_a_blue_square"]
+    saved = sorted((playground.folder / "saved").glob("history-*"))[-1]
+    first = saved / "00_a_blue_circle"
+    assert sorted(path.name for path in first.iterdir()) == [
+        "0-with", "0-without", "1-with", "compare",
+    ]  # fmt: skip
+    assert images_in(first / "0-with")[::2] != []
+    plain = [content for name, content in sorted(files(first / "1-with").items())
+             if name.endswith(".png") and "inspect" not in name]  # fmt: skip
+    assert plain == contents(shown[1][1])
+    assert [record["strength"] for record in records(first / "1-with")] == [0.9] * 2
+    link = links[0].get_attribute("href")
+    page.get(link)
+    runs = eventually(page, lambda page: page.find_elements(By.CSS_SELECTOR, "img"))
+    assert runs
+    assert page.execute_script("return document.images[0].naturalWidth") > 0
+
+
+def test_an_error_is_one_line_on_the_page(page):
+    fill(page, "#prompt textarea", "   ")
+    at(page, "#draw").click()
+    eventually(page, lambda page: "prompt is empty; expected a text" in at(page, "body").text)
+    assert len(draw(page, "a red circle")[1]) == 2
+
+
+def test_stop_ends_a_drawing_and_the_next_one_runs(page):
+    fill(page, "#prompt textarea", "a red circle")
+    at(page, "#draw").click()
+    eventually(page, lambda page: images(page, "without"))
+    at(page, "#stop").click()
+    eventually(page, lambda page: "Stopped." in at(page, "#status").text)
+    assert history(page) == []
+    assert len(draw(page, "a red square")[1]) == 2
+
+
+def test_nothing_is_fetched_from_elsewhere(page, playground):
+    requests(page)
+    page.refresh()
+    eventually(page, has_prompt)
+    draw(page, "a red circle")
+    asked = [url for url in requests(page) if not url.startswith(("data:", "blob:"))]
+    assert asked
+    assert {url for url in asked if not url.startswith(playground.address)} == set()
+    with urllib.request.urlopen(playground.address) as reply:
+        assert "default-src 'self'" in reply.headers["Content-Security-Policy"]
+
+
+def test_a_full_line_says_so_and_a_place_in_it_too(tmp_path, browser):
+    with serving(
+        tmp_path, "--max_queue", "3", "--max_images", "64", task="play", ready="/"
+    ) as running:
+        look(browser, 1280, height=1600)
+        browser.get(running.address)
+        eventually(browser, has_prompt)
+        fill(browser, "#prompt textarea", "a red circle")
+        fill(browser, "#images input[type=number]", "64")
+        browser.get_log("performance")
+        at(browser, "#draw").click()
+        (asked,) = eventually(browser, joins)
+        ask_as(running, asked, "second")
+        eventually(browser, lambda page: at(page, "#status").text == "Drawing …")
+        browser.get(running.address)  # the first one has gone away
+        eventually(browser, has_prompt)
+        fill(browser, "#prompt textarea", "a red circle")
+        at(browser, "#draw").click()
+        eventually(browser, lambda page: at(page, "#status").text == "Waiting: 1 before this one.")
+        ask_as(running, asked, "third")
+        browser.refresh()
+        ask_as(running, asked, "fourth")
+        eventually(browser, has_prompt)
+        fill(browser, "#prompt textarea", "a red circle")
+        at(browser, "#draw").click()
+        said = "3 drawings wait or run already; try again in a moment"
+        eventually(browser, lambda page: said in at(page, "body").text)
+
+
+def joins(page):
+    """What the page has asked the server for, since the last look."""
+    events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
+    return [
+        event["params"]["request"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+        and "queue/join" in event["params"]["request"]["url"]
+    ]
+
+
+def ask_as(running, asked, name):
+    """Ask for the same as another caller, who goes on listening."""
+    body = {**json.loads(asked["postData"]), "session_hash": name}
+    headers = {"Content-Type": "application/json"}
+    urllib.request.urlopen(
+        urllib.request.Request(asked["url"], json.dumps(body).encode(), headers)
+    ).read()
+    address = f"{running.address}/gradio_api/queue/data?session_hash={name}"
+    threading.Thread(target=lambda: listen(address), daemon=True).start()
+
+
+def listen(address):
+    with suppress(OSError, http.client.HTTPException), urllib.request.urlopen(address) as events:
+        for _ in events:
+            pass
+
+
+def test_it_stops_when_it_is_told(tmp_path):
+    with serving(tmp_path, task="play", ready="/") as running:
+        assert running.stop() == 0
+    said = running.said()
+    assert said.splitlines()[-1] == "stopped"
+    assert "Traceback" not in said
+
+
+def test_a_port_that_is_taken(playground, tmp_path):
+    assert free_port() != playground.port
+    done = subprocess.run(
+        [sys.executable, MAIN, "play", "--config", "demo", "--port", str(playground.port),
+         "--trainer.accelerator", "cpu"], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert f"error: port: {playground.port}: Address already in use; expected a free" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,145 @@
+"""What the playground does, without its page."""
+
+import time
+from itertools import pairwise
+
+import pytest
+import torch
+
+from lit_dola import JanusPipeline
+from lit_dola.apps.limits import Limits
+from lit_dola.apps.studio import Drawing, Studio, Wish
+from lit_dola.errors import UserError
+from lit_dola.reports.compare import compare
+from tests.support.commands import files, records
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_checkpoint):
+    return JanusPipeline.from_pretrained(str(tiny_checkpoint))
+
+
+@pytest.fixture
+def studio(pipeline, tmp_path):
+    studio = Studio(pipeline, {"cfg_weight": 3.0}, Limits(4, 50, 2), tmp_path / "saved")
+    yield studio
+    studio.close()
+
+
+def finished(studio, number=0, prompt="a red apple", images=2, seed=5, **settings):
+    *_, drawing = studio.draw(Wish(prompt, images, seed, settings), number)
+    assert isinstance(drawing, Drawing)
+    return drawing
+
+
+def test_both_come_from_the_same_noise_with_the_settings_asked_for(studio, pipeline):
+    drawing = finished(studio, strength=0.5, layer=1)
+    for dola, run in ((False, drawing.without), (True, drawing.with_dola)):
+        alone = pipeline(
+            "a red apple", parallel_size=2, seed=5, dola=dola, cfg_weight=3.0, strength=0.5,
+            layer=1, progress=False,
+        )  # fmt: skip
+        assert torch.equal(run.made.tokens, alone.tokens)
+        assert [file.read_bytes() for file in run.files] == [alone.encode(i) for i in range(2)]
+
+
+def test_previews_come_before_the_drawing(studio):
+    *steps, drawing = studio.draw(Wish("a red apple", 2, 0, {}), 0)
+    counts = [(len(without), len(with_dola)) for without, with_dola in steps]
+    assert counts == sorted(counts)
+    assert counts[0] == (2, 0)
+    assert counts[-1] == (2, 2)
+    assert counts.count((2, 0)) > 5
+    changes = [one[0][0].tobytes() != other[0][0].tobytes() for one, other in pairwise(steps)]
+    assert sum(changes) >= 3  # an image has 4 rows
+    assert steps[-1][1] == drawing.with_dola.made.images
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        (Wish(" ", 1, 0, {}), "^prompt is empty; expected a text$"),
+        (Wish("a" * 51, 1, 0, {}), "^prompt: 51 characters; expected at most 50$"),
+        (Wish("a", 5, 0, {}), "^images: 5; expected an integer, 1 to 4$"),
+        (Wish("a", 0, 0, {}), "^images: 0; expected an integer, 1 to 4$"),
+        (Wish("a", 1, -1, {}), "^seed: -1; expected"),
+        (Wish("a", 1, 0, {"alpha": 2}), "^alpha: 2; expected"),
+        (Wish("a", 1, 0, {"layer": 99}), "^layer: 99 is not a middle layer"),
+    ],
+)
+def test_what_is_asked_for_has_limits(studio, wish, message):
+    with pytest.raises(UserError, match=message):
+        [*studio.draw(wish, 0)]
+    assert finished(studio, prompt="a").wish.prompt == "a"  # the next one runs
+
+
+def test_a_drawing_that_is_closed_stops(studio):
+    drawing = studio.draw(Wish("a red apple", 4, 0, {}), 0)
+    next(drawing)
+    drawing.close()
+    for _ in range(100):
+        if studio._model._work_queue.empty() and not studio._model.submit(int).running():
+            break
+        time.sleep(0.01)
+    assert finished(studio).number == 0
+
+
+def test_maps_have_the_size_of_the_image_and_say_what_they_show(studio):
+    drawing = finished(studio, alpha=0.1)
+    shown = {}
+    for name in ("changed", "divergence", "head_size", "entropy_before", "entropy_after"):
+        image, told = drawing.map(1, name)
+        assert image.size == drawing.with_dola.made.images[1].size
+        shown[name] = image.tobytes(), told
+    assert len({*shown.values()}) == 5
+    inspection = drawing.with_dola.made.inspections[1]
+    low, high = float(inspection.divergence.min()), float(inspection.divergence.max())
+    assert f"{low:.3g} (dark) to {high:.3g} (bright)" in shown["divergence"][1]
+    changed = (inspection.token != inspection.baseline_token).float().mean()
+    assert shown["changed"][1].endswith(f"{100 * changed:.0f} %")
+
+
+def test_a_saved_history_is_runs_and_pages(studio, tmp_path):
+    history = [
+        finished(studio, 0, strength=0.2), finished(studio, 1, strength=0.9),
+        finished(studio, 2, prompt="a dog", cfg_weight=2.0),
+    ]  # fmt: skip
+    pages = studio.save(history)
+    folder = tmp_path / "saved/history-000"
+    assert [page.relative_to(folder).as_posix() for page in pages] == [
+        "00_a_red_apple/compare/index.html", "01_a_dog/compare/index.html",
+    ]  # fmt: skip
+    runs = sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/*-*"))
+    assert runs == [
+        "00_a_red_apple/0-with", "00_a_red_apple/0-without", "00_a_red_apple/1-with",
+        "01_a_dog/2-with", "01_a_dog/2-without",
+    ]  # fmt: skip
+    run = folder / "00_a_red_apple/1-with"
+    assert [record["strength"] for record in records(run)] == [0.9] * 2
+    written = files(run)
+    made = history[1].with_dola.made
+    assert len([name for name in written if name.endswith(".inspect.npz")]) == 2
+    assert "index.html" in written
+    assert made.images[0].tobytes() == _first(run).tobytes()
+    assert compare([str(run), str(folder / "00_a_red_apple/0-without")], str(tmp_path / "c")) == []
+    assert studio.save(history[:1])[0].parents[2].name == "history-001"
+
+
+def _first(run):
+    from PIL import Image
+
+    with Image.open(run / records(run)[0]["file"]) as image:
+        return image.convert("RGB")
+
+
+def test_nothing_to_save_and_nowhere_to(pipeline, studio, tmp_path):
+    with pytest.raises(UserError, match=r"^history: empty; expected at least one drawing$"):
+        studio.save([])
+    (tmp_path / "file").write_text("")
+    elsewhere = Studio(pipeline, {}, Limits(4, 50, 2), tmp_path / "file")
+    drawing = finished(elsewhere)
+    with pytest.raises(UserError, match=r"^output_dir: cannot write to .*file"):
+        elsewhere.save([drawing])
+    elsewhere.close()
