@@ -11,7 +11,7 @@ from docstring_parser import Docstring, parse
 
 from docs.make_schema import task_of
 from lit_dola import dola, pipeline
-from lit_dola.cli.tasks import ENV_PREFIX
+from lit_dola.cli.tasks import ENV_PREFIX, TaskTrainer
 from lit_dola.decoding import guidance, inspection, loop, sampling
 from lit_dola.evaluation import EvaluationTrainer
 from lit_dola.janus import checkpoint, loading, model
@@ -23,11 +23,13 @@ FUNCTIONS: dict[str, list[Any]] = {
     "`lit_dola.JanusPipeline`": [
         pipeline.JanusPipeline.from_pretrained,
         pipeline.JanusPipeline.generate,
+        pipeline.JanusPipeline.generate_each,
         pipeline.JanusPipeline.answer,
         pipeline.JanusPipeline.rank,
         pipeline.JanusPipeline.decode,
         pipeline.JanusPipeline.to,
         generation.Generation.save,
+        generation.Generation.encode,
         generation.Generation.figure,
         preview.ImageStep.preview,
     ],
@@ -83,6 +85,10 @@ def main() -> str:
         _settings(EvaluationTrainer.evaluate, "", {"self", *hidden}),
         *_groups("answer", " of `answer`"),
         *_groups("rank", " of `rank`"),
+        "### `play` alone",
+        _settings(TaskTrainer.play, "", {"self", *hidden}),
+        "### `serve` alone",
+        _settings(TaskTrainer.serve, "", {"self", *hidden}),
         "### `compare`",
         "`compare RUN RUN ... --output PAGE`",
         _settings(compare, "", {"runs"}),

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import os
 import secrets
 import time
@@ -26,6 +25,7 @@ from prometheus_client import (
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from lit_dola.apps.openai import ApiError, Served, error_body, job_of, reply
+from lit_dola.apps.starting import tell
 from lit_dola.apps.worker import Outcome, Payload, Shared
 
 TOKEN = "LIT_DOLA_API_KEY"
@@ -36,8 +36,6 @@ _LOOK = 0.5
 _DIED = "a process with the model has died; the server ends"
 _CLIENT_GONE = 499
 """nginx's status for a client that did not wait."""
-
-_log = logging.getLogger(__name__)
 
 
 class Metrics:
@@ -123,7 +121,7 @@ class ImagesSpec(LitSpec):  # type: ignore[misc]
         self.metrics.requests.labels(status).inc()
         if status == 200:
             self.metrics.seconds.observe(took)
-        _log.info("%d in %.1f s: %s", status, took, told)
+        tell(f"{status} in {took:.1f} s: {told}")
         headers = {"Retry-After": "5"} if status == 429 else None
         return JSONResponse(body, status, headers)
 

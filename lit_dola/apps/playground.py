@@ -1,6 +1,5 @@
 """A page to try DoLa on: ``main.py play``."""
 
-import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -21,6 +20,7 @@ from lit_dola.apps.starting import (
     how_to_load,
     shared_settings,
     signals_end_it,
+    tell,
 )
 from lit_dola.apps.studio import Drawing, Studio, Wish
 from lit_dola.errors import UserError, require
@@ -30,7 +30,6 @@ from lit_dola.reports.inspection_plot import MAPS
 from lit_dola.runs.image_file import Format
 from lit_dola.tasks.generate import LitDoLa
 
-_log = logging.getLogger(__name__)
 _SAVED = "/saved"
 """Address of saved histories."""
 _ONLY_OURS = (
@@ -105,24 +104,26 @@ def play(
     """
     require("matplotlib", "play", extra="play")
     if trainer.world_size > 1:
-        raise UserError(f"trainer.devices: {trainer.world_size}; expected 1: one model plays")
+        raise UserError(
+            f"trainer.devices: {trainer.world_size}; expected 1: the page shares one model"
+        )
     checkpoint = checked_checkpoint(model)
     check_port(host, port)
     name = Path(checkpoint.name).name
     device = trainer.strategy.root_device
-    _log.info("%s: loading on %s", name, device)
+    tell(f"{name}: loading on {device}")
     pipeline = JanusPipeline.from_pretrained(device=device, **how_to_load(model, trainer))
     settings = shared_settings(model, leave_out={"dola"})
     studio = Studio(pipeline, settings, limits, output_dir, format, quality)
     try:
         app = make_app(studio, model, checkpoint)
         config = uvicorn.Config(app, host, port, log_level="warning", timeout_graceful_shutdown=3)
-        _log.info("%s: ready; open http://%s:%d", name, host, port)
+        tell(f"{name}: ready; open http://{host}:{port}")
         with suppress(KeyboardInterrupt), signals_end_it():
             uvicorn.Server(config).run()
     finally:
         studio.close()
-    _log.info("stopped")
+    tell("stopped")
 
 
 def make_app(studio: Studio, model: LitDoLa, checkpoint: Checkpoint) -> FastAPI:
@@ -224,8 +225,10 @@ class Page:
     def _results(self) -> None:
         self._status = gr.Markdown("", elem_id="status")
         with gr.Row():
-            self._without = _gallery("Without DoLa", "without")
-            self._with_dola = _gallery("With DoLa", "with-dola")
+            with gr.Column(min_width=240):
+                self._without = _gallery("Without DoLa", "without")
+            with gr.Column(min_width=240):
+                self._with_dola = _gallery("With DoLa", "with-dola")
         with gr.Accordion("Where DoLa changed an image: click one", open=True):
             choices = [(label, name) for name, label in MAPS.items()]
             self._measure = gr.Radio(choices, value="changed", label="Map", elem_id="measure")
@@ -349,8 +352,9 @@ class Page:
 
 
 def _gallery(label: str, name: str) -> gr.Gallery:
+    gr.Markdown(f"### {label}")  # Gradio's own label hides a corner of an image
     return gr.Gallery(
-        label=label, columns=2, object_fit="contain", format="png", height="auto",
+        label=label, show_label=False, columns=2, object_fit="contain", format="png", height="auto",
         allow_preview=False, interactive=False, elem_id=name, elem_classes="gallery",
         buttons=["download"],
     )  # fmt: skip

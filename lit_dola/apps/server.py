@@ -21,6 +21,7 @@ from lit_dola.apps.starting import (
     how_to_load,
     shared_settings,
     signals_end_it,
+    tell,
 )
 from lit_dola.apps.worker import ImagesAPI, Shared, SharedBatches, load_pipeline
 from lit_dola.decoding.cache import IMAGES_ON_CPU, MOST_IMAGES
@@ -60,7 +61,7 @@ class ImageServer(LitServer):  # type: ignore[misc]
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Say that the server is ready; after the last reply, let the workers end."""
         async with super().lifespan(app):
-            _log.info("%s: ready; POST %s%s", self.served.name, self.address, PATH)
+            tell(f"{self.served.name}: ready; POST {self.address}{PATH}")
             yield
         self.shared.drained[0] = True
 
@@ -102,8 +103,7 @@ def serve(
     load, devices = how_to_load(model, trainer), _devices(trainer)
     served = Served(checked_checkpoint(model), limits, shared_settings(model))
     check_port(host, port)
-    if host != "127.0.0.1" and not os.environ.get(TOKEN):
-        _log.warning("%s: everybody who reaches it may use it; %s sets a token", host, TOKEN)
+    warn_if_open(host)
     shared = Shared.of(limits.max_queue, trainer.num_devices)
     api = ImagesAPI(
         partial(load_pipeline, **load),
@@ -115,16 +115,30 @@ def serve(
     api.authorize = authorize
     server = ImageServer(api, served, f"http://{host}:{port}", **devices)
     server.uvicorn_graceful_timeout = stop_timeout
-    _log.info("%s: loading, %d times %s", served.name, trainer.num_devices, devices["accelerator"])
+    tell(f"{served.name}: loading, {trainer.num_devices} x {devices['accelerator']}")
     try:
         with signals_end_it():
             server.run(
                 host, port, num_api_servers=1, log_level="warning", generate_client_file=False
             )
     except (RuntimeError, EOFError, ConnectionError) as error:
-        what = "a process with the model has died" if any(shared.pids) else "the model did not load"
-        raise UserError(f"serve: {what}; the reason stands above") from error
-    _log.info("stopped; every request has its reply")
+        raise why_it_ended(shared) from error
+    tell("stopped; every request has its reply")
+
+
+def warn_if_open(host: str) -> None:
+    """Say that other machines may use a server without a token."""
+    if host != "127.0.0.1" and not os.environ.get(TOKEN):
+        _log.warning("host: %s: whoever reaches it may use it; %s sets a token", host, TOKEN)
+
+
+def why_it_ended(shared: Shared) -> UserError:
+    """Return the error of a server whose worker has ended by itself."""
+    if shared.reason.value:
+        return UserError(shared.reason.value.decode())
+    if any(shared.pids):
+        return UserError("serve: a process with the model has died; start the server again")
+    return UserError("serve: the model was not loaded; the reason stands above")
 
 
 def _devices(trainer: Trainer) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What every application does when it starts: settings, model, port, signals."""
 
+import logging
 import os
 import signal
 import socket
@@ -16,7 +17,13 @@ from lit_dola.pipeline.janus_pipeline import OF_LOADING
 from lit_dola.pipeline.loaded import PRECISIONS
 from lit_dola.tasks.generate import LitDoLa
 
+_log = logging.getLogger(__name__)
 _OF_A_CALL = {"parallel_size", "seed", "inspect"}
+
+
+def tell(line: str) -> None:
+    """Print what an application is doing."""
+    _log.info("%s", line)
 
 
 def how_to_load(model: LitDoLa, trainer: Trainer) -> dict[str, Any]:

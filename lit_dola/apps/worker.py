@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from ctypes import Array, c_bool, c_int
+from ctypes import Array, c_bool, c_char, c_int
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
@@ -27,6 +27,8 @@ from lit_dola.runs.records import IMAGES
 from lit_dola.tasks.preview import ImageStep
 
 _log = logging.getLogger(__name__)
+_MOST_REASON = 2000
+"""Bytes of a message."""
 _PAUSE = 1.0
 """Seconds after which a worker without work looks whether the server has ended."""
 
@@ -41,11 +43,16 @@ class Shared:
     """Process of each worker, once its model is loaded."""
     drained: "Array[Any]"
     """One flag: whether every reply has been sent, and nothing is to come."""
+    reason: "Array[Any]"
+    """Why a worker could not load the model."""
 
     @classmethod
     def of(cls, requests: int, workers: int) -> "Shared":
         """Return it for a number of requests and of workers."""
-        return cls(RawArray(c_bool, requests), RawArray(c_int, workers), RawArray(c_bool, 1))
+        return cls(
+            RawArray(c_bool, requests), RawArray(c_int, workers), RawArray(c_bool, 1),
+            RawArray(c_char, _MOST_REASON + 1),
+        )  # fmt: skip
 
     def has_dead_workers(self) -> bool:
         """Return whether a worker has died after its model was loaded."""
@@ -118,7 +125,8 @@ class ImagesAPI(LitAPI):  # type: ignore[misc]
         try:
             self.pipeline = self.load(device)
         except UserError as error:
-            _log.error("%s", " ".join(str(error).split()))
+            self.shared.reason.value = " ".join(str(error).split()).encode()[:_MOST_REASON]
+            logging.getLogger("litserve").setLevel(logging.CRITICAL)  # the server will say it
             raise
         self.shared.pids[int(os.environ["LITSERVE_WORKER_ID"])] = os.getpid()
 

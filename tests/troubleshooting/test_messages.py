@@ -8,6 +8,7 @@ import pytest
 from tests.support.commands import ROOT
 from tests.support.commands import messages as said_on
 from tests.troubleshooting import (  # noqa: F401 (they fill CASES)
+    of_apps,
     of_files,
     of_questions,
     of_ranks,
