@@ -7,9 +7,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import Select
 
-from tests.support.browser import chromium, look
+from tests.apps.serving import serving
+from tests.support.browser import chromium, eventually, look
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,6 +33,25 @@ def main() -> None:
             Select(page.find_element(By.ID, "view")).select_by_value("slider")
             page.find_element(By.ID, "search").send_keys("two blue")
             page.save_screenshot(str(ROOT / "docs/compare.png"))
+        with serving(folder, task="play", ready="/") as playground, chromium(folder) as page:
+            _show_playground(page, playground.address)
+            page.save_screenshot(str(ROOT / "docs/playground.png"))
+
+
+def _show_playground(page: WebDriver, address: str) -> None:
+    """Draw, and click on an image that DoLa has changed."""
+    look(page, 1100, height=1010)
+    page.get(address)
+    (prompt,) = eventually(
+        page, lambda page: page.find_elements(By.CSS_SELECTOR, "#prompt textarea")
+    )
+    prompt.send_keys("a green triangle left of a blue circle", Keys.TAB)
+    page.find_element(By.ID, "draw").click()
+    eventually(page, lambda page: page.find_elements(By.CSS_SELECTOR, "#past label"))
+    page.find_elements(By.CSS_SELECTOR, "#with-dola img")[1].click()
+    page.find_elements(By.CSS_SELECTOR, "#measure label")[1].click()
+    eventually(page, lambda page: page.find_elements(By.CSS_SELECTOR, "#map img"))
+    eventually(page, lambda page: "divergence" in page.find_element(By.ID, "told").text)
 
 
 def _main_py(*args: object) -> None:

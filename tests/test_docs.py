@@ -27,7 +27,9 @@ COMMANDS = sorted(
         command
         for page in PAGES.values()
         for command in re.findall(
-            r"^ {4}python main\.py ((?:predict|evaluate|compare) .*)$", page, flags=re.MULTILINE
+            r"^ {4}python main\.py ((?:predict|evaluate|compare|play|serve) .*)$",
+            page,
+            flags=re.MULTILINE,
         )
     }
 )

@@ -228,7 +228,7 @@ python main.py play --config configs/dola.yaml --host 0.0.0.0 --port 7860
         reads_data=False,
         examples="""
 python main.py serve --config configs/demo.yaml --port 8000
-LIT_DOLA_API_KEY=secret python main.py serve --config configs/dola.yaml --host 0.0.0.0
+python main.py serve --config configs/dola.yaml --host 0.0.0.0 --trainer.devices 4
 """.strip(),
     ),
 }
