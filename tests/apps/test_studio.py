@@ -1,10 +1,13 @@
 """What the playground does, without its page."""
 
+import threading
 import time
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from lit_dola import JanusPipeline
 from lit_dola.apps.limits import Limits
@@ -75,15 +78,51 @@ def test_what_is_asked_for_has_limits(studio, wish, message):
     assert finished(studio, prompt="a").wish.prompt == "a"  # the next one runs
 
 
-def test_a_drawing_that_is_closed_stops(studio):
-    drawing = studio.draw(Wish("a red apple", 4, 0, {}), 0)
+class Endless:
+    """A model that draws until it is stopped."""
+
+    def __init__(self):
+        self.stopped = threading.Event()
+
+    def generate(self, prompt, callback_on_step, **settings):
+        request, image = SimpleNamespace(image_index=0), Image.new("RGB", (4, 4))
+        step = SimpleNamespace(index=1, count=9, requests=[request], preview=lambda: [image])
+        try:
+            while True:
+                callback_on_step(step)
+                time.sleep(0.01)
+        finally:
+            self.stopped.set()
+
+
+def test_a_drawing_that_is_closed_stops(tmp_path):
+    model = Endless()
+    studio = Studio(model, {}, Limits(4, 50, 1), tmp_path)
+    drawing = studio.draw(Wish("a red apple", 1, 0, {}), 0)
     next(drawing)
+    with pytest.raises(UserError, match="1 drawings wait or run already"):
+        next(studio.draw(Wish("a red apple", 1, 0, {}), 0))
     drawing.close()
-    for _ in range(100):
-        if studio._model._work_queue.empty() and not studio._model.submit(int).running():
-            break
-        time.sleep(0.01)
-    assert finished(studio).number == 0
+    assert model.stopped.wait(10)
+    other = studio.draw(Wish("a red apple", 1, 0, {}), 0)
+    next(other)
+    other.close()
+    studio.close()
+
+
+def test_who_waits_is_told_how_many_come_first(tmp_path):
+    studio = Studio(Endless(), {}, Limits(4, 50, 3), tmp_path)
+    first, *others = (studio.draw(Wish("a red apple", 1, 0, {}), 0) for _ in range(3))
+    next(first)
+    assert [*map(next, others)] == [1, 2]
+    first.close()
+    without, with_dola = next(others[0])
+    assert len(without) == 1
+    assert with_dola == []
+    assert next(others[1]) == 1
+    for each in others:
+        each.close()
+    studio.close()
 
 
 def test_maps_have_the_size_of_the_image_and_say_what_they_show(studio):
@@ -128,8 +167,6 @@ def test_a_saved_history_is_runs_and_pages(studio, tmp_path):
 
 
 def _first(run):
-    from PIL import Image
-
     with Image.open(run / records(run)[0]["file"]) as image:
         return image.convert("RGB")
 

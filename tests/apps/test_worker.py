@@ -1,6 +1,9 @@
 """What a worker makes of the requests that wait, without a server."""
 
+import logging
+import os
 import queue
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ pytest.importorskip("litserve")
 
 from lit_dola import JanusPipeline
 from lit_dola.apps.openai import ImageJob
+from lit_dola.apps.server import why_it_ended
 from lit_dola.apps.worker import ImagesAPI, Payload, Shared, SharedBatches, by_settings
 from lit_dola.errors import UserError
 from lit_dola.pipeline import ImageCall
@@ -159,3 +163,36 @@ def test_images_are_made_in_one_batch(api):
     sent = serve_once(api, payload(0, images=2), payload(1, seed=4), payload(2, images=3))
     assert [outcome.at_once for outcome in sent.values()] == [6, 6, 6]
     assert [len(outcome.images) for outcome in sent.values()] == [2, 1, 3]
+
+
+def test_a_worker_outlives_signals_until_the_last_reply(api, monkeypatch):
+    monkeypatch.setenv("LITSERVE_WORKER_ID", "0")
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        api.setup("cpu")
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        os.kill(os.getpid(), signal.SIGTERM)  # not yet
+        api.shared.drained[0] = True
+        with pytest.raises(SystemExit):
+            os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert api.shared.pids[0] == os.getpid()
+    assert api.health()
+
+
+def test_a_model_that_cannot_be_loaded_says_why(api, monkeypatch):
+    def fail(device):
+        raise UserError("model.safetensors: broken")
+
+    api.load = fail
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(UserError):
+            api.setup("cpu")
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        logging.getLogger("litserve").setLevel(logging.INFO)
+    assert str(why_it_ended(api.shared)) == "model.safetensors: broken"
