@@ -1,10 +1,13 @@
 """A server with OpenAI's images endpoint: ``main.py serve``."""
 
+import asyncio
 import logging
 import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ from lit_dola.apps.starting import (
     signals_end_it,
     tell,
 )
-from lit_dola.apps.worker import ImagesAPI, Shared, SharedBatches, load_pipeline
+from lit_dola.apps.worker import ImagesAPI, Shared, SharedBatches, load_pipeline, parent_is_alive
 from lit_dola.decoding.cache import IMAGES_ON_CPU, MOST_IMAGES
 from lit_dola.errors import UserError
 from lit_dola.tasks.generate import LitDoLa
@@ -48,6 +51,7 @@ class ImageServer(LitServer):  # type: ignore[misc]
         self.address = address
         self.shared = api.shared
         self.ends = False
+        self.helpers: list[int] = []
         super().__init__(
             api,
             timeout=False,
@@ -60,10 +64,20 @@ class ImageServer(LitServer):  # type: ignore[misc]
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Say that the server is ready; after the last reply, let the workers end."""
+        watch = asyncio.create_task(_end_with_the_parent())
         async with super().lifespan(app):
             tell(f"{self.served.name}: ready; POST {self.address}{PATH}")
             yield
+        watch.cancel()
         self.shared.drained[0] = True
+        if not parent_is_alive():  # nobody else will end the process with the queues
+            for pid in self.helpers:
+                os.kill(pid, signal.SIGKILL)
+
+    def _init_manager(self, *args: Any) -> Any:
+        manager = super()._init_manager(*args)
+        self.helpers = [child.pid for child in active_children() if child.pid]
+        return manager
 
     def _perform_graceful_shutdown(self, *args: Any, **how: Any) -> None:
         if self.ends:  # the thread that watches the workers sees them end
@@ -71,6 +85,13 @@ class ImageServer(LitServer):  # type: ignore[misc]
         self.ends = True
         logging.getLogger("litserve").setLevel(logging.CRITICAL)  # it names what we have ended
         super()._perform_graceful_shutdown(*args, **how)
+
+
+async def _end_with_the_parent() -> None:
+    """End the process that listens if the one that has started it was killed."""
+    while parent_is_alive():
+        await asyncio.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def serve(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from ctypes import Array, c_bool, c_char, c_int
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from queue import Empty
@@ -57,6 +58,12 @@ class Shared:
     def has_dead_workers(self) -> bool:
         """Return whether a worker has died after its model was loaded."""
         return not all(map(_is_alive, filter(None, self.pids)))
+
+
+def parent_is_alive() -> bool:
+    """Return whether the process that has started this one is still there."""
+    parent = parent_process()
+    return parent is None or parent.is_alive()
 
 
 def _is_alive(pid: int) -> bool:
@@ -122,6 +129,8 @@ class ImagesAPI(LitAPI):  # type: ignore[misc]
         # Ctrl+C in a terminal, and systemd, tell every process to end at once. Replies come first.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._end_if_drained)
+        if device == "cpu" and len(self.shared.pids) > 1:  # workers share the cores
+            torch.set_num_threads(max(torch.get_num_threads() // len(self.shared.pids), 1))
         try:
             self.pipeline = self.load(device)
         except UserError as error:
@@ -228,7 +237,7 @@ class SharedBatches(LitLoop):  # type: ignore[misc]
             waiting = self._collect(request_queue)
         except (EOFError, ConnectionError):  # the server is no more
             sys.exit()
-        if not waiting and lit_api.shared.drained[0]:
+        if not waiting and (lit_api.shared.drained[0] or not parent_is_alive()):
             sys.exit()
         for group in by_settings(waiting).values():
             payloads = [payload for _, _, _, payload in group]

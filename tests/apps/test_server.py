@@ -269,8 +269,14 @@ def test_a_full_queue_says_so(tmp_path):
         assert len(patient.data) == 1
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("to", ["one process", "all processes"])
+@pytest.mark.parametrize(
+    ("to", "signum"),
+    [
+        ("one process", signal.SIGTERM),
+        ("all processes", signal.SIGTERM),
+        ("all processes", signal.SIGINT),
+    ],
+)
 def test_no_reply_is_lost_when_it_stops(tmp_path, signum, to):
     """Kubernetes tells one process to stop; a terminal and systemd tell all of them."""
     with serving(tmp_path, "--max_wait", "0", "--model.images_per_batch", "2") as server:
@@ -310,13 +316,51 @@ def test_a_worker_that_dies_ends_the_server_with_a_reply_to_all(tmp_path):
     assert "Traceback" not in said
 
 
+def test_two_workers_share_the_requests(tmp_path):
+    with serving(tmp_path, "--trainer.devices", "2", "--max_wait", "0") as server:
+        threads, replies = flood(server, 6)
+        for thread in threads:
+            thread.join()
+        assert len(children(server)) == 4  # queues, two workers, the process that listens
+        assert server.stop() == 0
+    assert [type(reply) for reply in replies] == [list] * 6
+
+
+def test_nothing_outlives_a_server_that_is_killed(tmp_path):
+    with serving(tmp_path) as server:
+        left = children(server)
+        assert len(left) == 3
+        server.process.kill()
+        server.process.wait()
+        for _ in range(200):
+            if not any(map(is_alive, left)):
+                break
+            time.sleep(0.1)
+        still_there = [*filter(is_alive, left)]
+        for child in still_there:
+            os.kill(child, signal.SIGKILL)
+    assert still_there == []
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def children(server):
+    found = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text()
+    commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in found.split()}
+    return [pid for pid, command in commands.items() if "resource_tracker" not in command]
+
+
 def worker_of(server):
     """Return the process that multiprocessing has spawned for the model."""
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text()
-    for child in children.split():
+    for child in children(server):
         if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
-            return int(child)
-    raise AssertionError(children)
+            return child
+    raise AssertionError(children(server))
 
 
 def test_health_needs_no_token_and_figures_do(server):
