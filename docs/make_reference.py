@@ -129,6 +129,7 @@ def _function(function: Callable[..., Any]) -> str:
     """Return a function's signature and its docstring as Markdown."""
     docstring = _docstring(function)
     name = function.__qualname__.removesuffix(".__call__")
+    name = name.replace("LoadedJanus.", "JanusPipeline.")  # which inherits it
     parameters = [
         parameter.replace(annotation=parameter.empty)
         for parameter in inspect.signature(function).parameters.values()

@@ -3,20 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar, cast, get_args
 
-import numpy.typing as npt
-import torch
-from PIL import Image
-from torch import Tensor
-
 from lit_dola.data.requests import ImageKey
 from lit_dola.errors import UserError
-from lit_dola.janus.vq import decode_pixels, to_pillow
 from lit_dola.pipeline.arguments import (
     PictureLike,
     check_callback,
     check_pictures,
     check_texts,
-    check_tokens,
     name_of,
     pair,
     refuse_strangers,
@@ -233,29 +226,6 @@ class JanusPipeline(LoadedJanus):
         parts, made_with = self._run(model, GivenItems(pairs, model, self.checkpoint), progress)
         found = [it for part in cast(list[Rankings], parts) for it in _sound(part).rankings]
         return [rank_record(ranking, made_with, name_of) for ranking in found]
-
-    def decode(self, tokens: Tensor | npt.ArrayLike) -> list[Image.Image]:
-        """Decode the tokens of images, as a generation or a run has saved them.
-
-        Args:
-            tokens: Integers ``(images, num_image_tokens)``, or ``(num_image_tokens,)`` for one
-                image; a tensor, or what NumPy makes an array of.
-
-        Raises:
-            UserError: If they are no tokens of this model's images.
-
-        Example:
-            >>> (image,) = pipeline.decode(np.load("outputs/00000_a_cat/img_00.npy"))
-        """
-        images = check_tokens(self.janus, tokens)
-        with torch.inference_mode():
-            decoded = [*decode_pixels(self.janus, images.to(self.device, torch.long))]
-        if None in decoded:
-            raise UserError(
-                f"tokens: the VQ decoder's pixels of image {decoded.index(None)} are NaN or"
-                " infinite; expected a dtype with more range, such as bfloat16"
-            )
-        return [to_pillow(pixels[0]) for pixels in decoded if pixels is not None]
 
 
 Part = TypeVar("Part", Answers, Rankings)

@@ -4,8 +4,10 @@ import os
 from functools import cached_property
 from typing import Any, Self, cast
 
+import numpy.typing as npt
 import torch
 from lightning.pytorch import Trainer
+from PIL import Image
 from torch import Tensor
 
 from lit_dola.callbacks.progress import RunProgress
@@ -19,7 +21,8 @@ from lit_dola.janus.model import ImageBackbone
 from lit_dola.janus.quantization import Quantization
 from lit_dola.janus.tokenizer import PromptEncoder, Roles
 from lit_dola.janus.understanding import UnderstandingJanus
-from lit_dola.pipeline.arguments import check_device, in_python
+from lit_dola.janus.vq import decode_pixels, to_pillow
+from lit_dola.pipeline.arguments import check_device, check_tokens, in_python
 from lit_dola.runs.records import versions
 from lit_dola.tasks.base import JanusModule
 from lit_dola.tasks.recommended import recommended_settings
@@ -147,6 +150,29 @@ class LoadedJanus:
             if model is not None:
                 move_model(model, found)
         return self
+
+    def decode(self, tokens: Tensor | npt.ArrayLike) -> list[Image.Image]:
+        """Decode the tokens of images, as a generation or a run has saved them.
+
+        Args:
+            tokens: Integers ``(images, num_image_tokens)``, or ``(num_image_tokens,)`` for one
+                image; a tensor, or what NumPy makes an array of.
+
+        Raises:
+            UserError: If they are no tokens of this model's images.
+
+        Example:
+            >>> (image,) = pipeline.decode(np.load("outputs/00000_a_cat/img_00.npy"))
+        """
+        images = check_tokens(self.janus, tokens)
+        with torch.inference_mode():
+            decoded = [*decode_pixels(self.janus, images.to(self.device, torch.long))]
+        if None in decoded:
+            raise UserError(
+                f"tokens: the VQ decoder's pixels of image {decoded.index(None)} are NaN or"
+                " infinite; expected a dtype with more range, such as bfloat16"
+            )
+        return [to_pillow(pixels[0]) for pixels in decoded if pixels is not None]
 
     @property
     def _fixed(self) -> dict[str, Any]:
