@@ -178,7 +178,8 @@ class Page:
             title=f"DoLa on {self.name}", analytics_enabled=False, delete_cache=(3600, 86400)
         ) as page:
             gr.Markdown(f"# DoLa on {self.name}\nThe same noise, without DoLa and with it.")
-            self._history, self._shown = gr.State([]), gr.State(None)
+            self._history = gr.State([], delete_callback=self.studio.forget)  # of a visit
+            self._shown = gr.State(None)
             self._selected = gr.State(0)
             with gr.Row():
                 with gr.Column(scale=1, min_width=260):
@@ -284,19 +285,25 @@ class Page:
         settings: dict[str, Any] = dict(zip(CONTROLS, values))
         settings["layer"] = _integer(settings["layer"])
         number = history[-1].number + 1 if history else 0
+        told = "Drawing …"
         wish = Wish(prompt, _integer(images), _integer(seed), settings)
         try:
             for now in self.studio.draw(wish, number):
                 if isinstance(now, int):
                     yield {self._status: f"Waiting: {now} before this one."}
+                elif isinstance(now, float):
+                    told = f"Drawing … {100 * now:.0f} %"
+                    yield {self._status: told}
                 elif isinstance(now, Drawing):
-                    yield self._all_of([*history, now][-_MOST_KEPT:], now)
+                    history = [*history, now]
+                    self.studio.forget(history[:-_MOST_KEPT])
+                    yield self._all_of(history[-_MOST_KEPT:], now)
                 else:
                     yield {
                         **dict(zip((self._without, self._with_dola), now)),
                         **self._no_map(),
                         self._shown: None,
-                        self._status: "Drawing …",
+                        self._status: told,
                     }
         except UserError as error:
             raise _shown_error(error) from error

@@ -156,7 +156,7 @@ def warn_if_open(host: str) -> None:
 def why_it_ended(shared: Shared) -> UserError:
     """Return the error of a server whose worker has ended by itself."""
     if shared.reason.value:
-        return UserError(shared.reason.value.decode())
+        return UserError(shared.reason.value.decode(errors="ignore"))
     if any(shared.pids):
         return UserError("serve: a process with the model has died; start the server again")
     return UserError("serve: the model was not loaded; the reason stands above")

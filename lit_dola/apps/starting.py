@@ -22,8 +22,8 @@ _OF_A_CALL = {"parallel_size", "seed", "inspect"}
 
 
 def tell(line: str) -> None:
-    """Print what an application is doing."""
-    _log.info("%s", line)
+    """Print what an application is doing, in one line, whatever a caller has put into it."""
+    _log.info("%s", "".join(each if each.isprintable() else " " for each in line))
 
 
 def how_to_load(model: LitDoLa, trainer: Trainer) -> dict[str, Any]:

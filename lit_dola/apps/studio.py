@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ from lit_dola.tasks.preview import GREY, ImageStep
 
 _PREVIEWS = 12
 """Previews of an image while it is drawn."""
-_LOOK = 0.1
+_LOOK = 0.2
 """Seconds between two looks whether there is a preview."""
 
 
@@ -90,8 +90,32 @@ class Drawing:
         return inspection_map(made.inspections[image], made.images[image], name)
 
 
-Progress = tuple[list[Image.Image], list[Image.Image]]
+Previews = tuple[list[Image.Image], list[Image.Image]]
 """Images so far, without DoLa and with it."""
+
+
+@dataclass
+class _Call:
+    """A call of the model: what it has made so far."""
+
+    images: list[Image.Image]
+    finished: int = 0
+    """Images."""
+    share: float = 0.0
+    """Done of all images."""
+
+    def follow(self, step: ImageStep) -> bool:
+        """Note a step; returns whether there are new previews."""
+        count = len(step.requests)
+        self.share = (self.finished + count * step.index / step.count) / len(self.images)
+        if step.index == step.count:
+            self.finished += count
+            return False
+        if step.index % max(step.count // _PREVIEWS, 1):
+            return False
+        for request, image in zip(step.requests, step.preview()):
+            self.images[request.image_index] = image
+        return True
 
 
 class Studio:
@@ -130,7 +154,7 @@ class Studio:
         """Where the files of all drawings are until the process ends."""
         return Path(self._drawn.name)
 
-    def draw(self, wish: Wish, number: int) -> Iterator[int | Progress | Drawing]:
+    def draw(self, wish: Wish, number: int) -> Iterator[int | float | Previews | Drawing]:
         """Draw without DoLa, then with it; closing the iterator stops the drawing.
 
         Args:
@@ -138,7 +162,8 @@ class Studio:
             number: The drawing's number in its history.
 
         Yields:
-            How many drawings come first, then the images so far, and at last the drawing.
+            How many drawings come first, an integer; then the share that is done, a float, and the
+            images so far; last the drawing.
 
         Raises:
             UserError: If a setting is invalid or too large, or too many drawings wait.
@@ -152,7 +177,7 @@ class Studio:
         finally:
             self._line.leave(place)
 
-    def _draw(self, wish: Wish, number: int, place: Place) -> Iterator[Progress | Drawing]:
+    def _draw(self, wish: Wish, number: int, place: Place) -> Iterator[float | Previews | Drawing]:
         """Draw, once it is this drawing's turn."""
         prompt = self.limits.check_prompt("prompt", wish.prompt)
         images = self.limits.check_images("images", wish.images)
@@ -164,6 +189,9 @@ class Studio:
                 self.pipeline.generate, prompt, dola=dola, inspect=dola, progress=False, **shared
             )
             for now in self._steps(call, images, place):
+                if isinstance(now, float):
+                    yield (column + now) / 2
+                    continue
                 if isinstance(now, Generation):
                     runs.append(self._keep(now))
                     now = now.images
@@ -173,18 +201,16 @@ class Studio:
 
     def _steps(
         self, call: Callable[..., Generation], images: int, place: Place
-    ) -> Iterator[list[Image.Image] | Generation]:
-        """Run a call in the model's thread; yield its previews, and last what it returns."""
+    ) -> Iterator[float | list[Image.Image] | Generation]:
+        """Run a call in the model's thread; yield how far it is, and last what it returns."""
         previews: Queue[list[Image.Image]] = Queue()
-        so_far: list[Image.Image] = [Image.new("RGB", (16, 16), GREY)] * images
+        so_far = _Call([Image.new("RGB", (16, 16), GREY)] * images)
 
         def report(step: ImageStep) -> None:
             if place.ended.is_set():
                 raise _Stopped
-            if step.index % max(step.count // _PREVIEWS, 1) == 0 and step.index < step.count:
-                for request, image in zip(step.requests, step.preview()):
-                    so_far[request.image_index] = image
-                previews.put([*so_far])
+            if so_far.follow(step):
+                previews.put([*so_far.images])
 
         running = self._model.submit(call, callback_on_step=report)
         while not running.done() or not previews.empty():
@@ -192,7 +218,7 @@ class Studio:
             try:
                 yield previews.get(timeout=_LOOK)
             except Empty:
-                continue
+                yield so_far.share  # whoever has gone away can only be noticed at a yield
         yield running.result()
 
     def _keep(self, made: Generation) -> Run:
@@ -251,6 +277,12 @@ class Studio:
                     run.made.save(runs[-1], **self.how)
         compare(runs, str(folder / "compare"))
         return folder / "compare" / "index.html"
+
+    def forget(self, drawings: Iterable[Drawing]) -> None:
+        """Delete the files of drawings that nobody sees any more."""
+        for drawing in drawings:
+            for run in (drawing.without, drawing.with_dola):
+                shutil.rmtree(run.folder, ignore_errors=True)
 
     def close(self) -> None:
         """Delete the files of drawings that were not saved."""

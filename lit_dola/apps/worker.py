@@ -13,7 +13,7 @@ from multiprocessing import parent_process
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from queue import Empty
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from litserve import LitAPI
@@ -58,6 +58,12 @@ class Shared:
     def has_dead_workers(self) -> bool:
         """Return whether a worker has died after its model was loaded."""
         return not all(map(_is_alive, filter(None, self.pids)))
+
+
+def _leave() -> NoReturn:
+    """End the worker; a signal that arrives meanwhile changes nothing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit()
 
 
 def parent_is_alive() -> bool:
@@ -134,7 +140,8 @@ class ImagesAPI(LitAPI):  # type: ignore[misc]
         try:
             self.pipeline = self.load(device)
         except UserError as error:
-            self.shared.reason.value = " ".join(str(error).split()).encode()[:_MOST_REASON]
+            reason = " ".join(str(error).split()).encode(errors="replace")
+            self.shared.reason.value = reason[:_MOST_REASON]
             logging.getLogger("litserve").setLevel(logging.CRITICAL)  # the server will say it
             raise
         self.shared.pids[int(os.environ["LITSERVE_WORKER_ID"])] = os.getpid()
@@ -145,7 +152,7 @@ class ImagesAPI(LitAPI):  # type: ignore[misc]
 
     def _end_if_drained(self, signum: int, frame: Any) -> None:
         if self.shared.drained[0]:
-            sys.exit()
+            _leave()
 
     def predict(self, payloads: Sequence[Payload], **_: Any) -> list[Outcome]:
         """Make the images of requests that share their settings."""
@@ -181,7 +188,7 @@ class ImagesAPI(LitAPI):  # type: ignore[misc]
             **{**self.settings, **jobs[0].settings},
         )
         at_once = sum(job.call.images for job in jobs)
-        return [Outcome(_files(*each), at_once) for each in zip(payloads, made)]
+        return [_outcome(*each, at_once) for each in zip(payloads, made)]
 
     def _is_gone(self, payload: Payload) -> bool:
         return bool(self.shared.gone[payload.slot])
@@ -189,6 +196,14 @@ class ImagesAPI(LitAPI):  # type: ignore[misc]
 
 class _NobodyWaits(Exception):
     """Every client of a batch has gone away."""
+
+
+def _outcome(payload: Payload, made: Generation, at_once: int) -> Outcome:
+    try:
+        return Outcome(_files(payload, made), at_once)
+    except UserError as error:  # nowhere to write to: no fault of the others
+        _log.error("%s", " ".join(str(error).split()))
+        return Outcome([], error=str(error))
 
 
 def _files(payload: Payload, made: Generation) -> list[MadeImage]:
@@ -236,9 +251,9 @@ class SharedBatches(LitLoop):  # type: ignore[misc]
         try:
             waiting = self._collect(request_queue)
         except (EOFError, ConnectionError):  # the server is no more
-            sys.exit()
+            _leave()
         if not waiting and (lit_api.shared.drained[0] or not parent_is_alive()):
-            sys.exit()
+            _leave()
         for group in by_settings(waiting).values():
             payloads = [payload for _, _, _, payload in group]
             try:

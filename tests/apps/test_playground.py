@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from contextlib import suppress
 
@@ -227,7 +228,17 @@ def test_stop_ends_a_drawing_and_the_next_one_runs(page):
     at(page, "#stop").click()
     eventually(page, lambda page: "Stopped." in at(page, "#status").text)
     assert history(page) == []
-    assert len(draw(page, "a red square")[1]) == 2
+    fill(page, "#prompt textarea", "a red square")
+    eventually(page, starts_to_draw)
+    eventually(page, lambda page: len(history(page)) == 1)
+    assert "a red square" in history(page)[0]
+
+
+def starts_to_draw(page):
+    """Press the button, which does nothing until the server has stopped the last drawing."""
+    at(page, "#draw").click()
+    time.sleep(0.3)
+    return "Stopped." not in at(page, "#status").text
 
 
 def test_nothing_is_fetched_from_elsewhere(page, playground):
@@ -255,7 +266,7 @@ def test_a_full_line_says_so_and_a_place_in_it_too(tmp_path, browser):
         at(browser, "#draw").click()
         (asked,) = eventually(browser, joins)
         ask_as(running, asked, "second")
-        eventually(browser, lambda page: at(page, "#status").text == "Drawing …")
+        eventually(browser, lambda page: at(page, "#status").text.startswith("Drawing"))
         browser.get(running.address)  # the first one has gone away
         eventually(browser, has_prompt)
         fill(browser, "#prompt textarea", "a red circle")

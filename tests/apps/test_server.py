@@ -363,6 +363,16 @@ def worker_of(server):
     raise AssertionError(children(server))
 
 
+def test_no_request_writes_more_than_a_line_into_the_log(server):
+    forged = "a\nERROR: forged \x1b[2J"
+    with pytest.raises(openai.BadRequestError):
+        post(server, json.dumps({"prompt": "a", forged: 1}))
+    server.client().images.generate(prompt=forged)
+    lines = server.said().splitlines()
+    assert [line for line in lines if line.startswith("ERROR: forged")] == []
+    assert "\x1b" not in server.said()
+
+
 def test_health_needs_no_token_and_figures_do(server):
     import urllib.error
     import urllib.request

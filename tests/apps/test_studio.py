@@ -2,6 +2,7 @@
 
 import threading
 import time
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -50,6 +51,7 @@ def test_both_come_from_the_same_noise_with_the_settings_asked_for(studio, pipel
 
 def test_previews_come_before_the_drawing(studio):
     *steps, drawing = studio.draw(Wish("a red apple", 2, 0, {}), 0)
+    steps = [step for step in steps if not isinstance(step, float)]
     counts = [(len(without), len(with_dola)) for without, with_dola in steps]
     assert counts == sorted(counts)
     assert counts[0] == (2, 0)
@@ -116,13 +118,60 @@ def test_who_waits_is_told_how_many_come_first(tmp_path):
     next(first)
     assert [*map(next, others)] == [1, 2]
     first.close()
-    without, with_dola = next(others[0])
-    assert len(without) == 1
-    assert with_dola == []
+    assert isinstance(next(others[0]), float | tuple)
     assert next(others[1]) == 1
     for each in others:
         each.close()
     studio.close()
+
+
+class InBatches:
+    """A model that draws three images, two at a time, in four steps."""
+
+    def __init__(self, going_on):
+        self.going_on = going_on
+
+    def generate(self, prompt, callback_on_step, **settings):
+        for batch in ([0, 1], [2]):
+            requests = [SimpleNamespace(image_index=image) for image in batch]
+            for index in range(1, 5):
+                shown = [Image.new("RGB", (2, 2), (index, index, index))] * len(batch)
+                step = SimpleNamespace(
+                    index=index, count=4, requests=requests, preview=partial(list, shown)
+                )
+                callback_on_step(step)
+                self.going_on()
+        raise UserError("enough")
+
+
+def test_previews_of_later_batches_leave_the_earlier_images(tmp_path):
+    studio = Studio(InBatches(lambda: None), {}, Limits(4, 50, 3), tmp_path)
+    steps = []
+    with pytest.raises(UserError, match="enough"):
+        steps.extend(studio.draw(Wish("a", 3, 0, {}), 0))
+    previews = [step[0] for step in steps if not isinstance(step, float)]
+    shades = [[image.getpixel((0, 0))[0] for image in shown] for shown in previews]
+    assert shades == [[k, k, 128] for k in (1, 2, 3)] + [[3, 3, k] for k in (1, 2, 3)]
+    studio.close()
+
+
+def test_the_share_that_is_done_grows(tmp_path):
+    studio = Studio(InBatches(lambda: time.sleep(0.25)), {}, Limits(4, 50, 3), tmp_path)
+    steps = []
+    with pytest.raises(UserError, match="enough"):
+        steps.extend(studio.draw(Wish("a", 3, 0, {}), 0))
+    shares = [step for step in steps if isinstance(step, float)]
+    assert shares == sorted(shares)
+    assert {round(24 * share) for share in shares} <= {0, 2, 4, 6, 8, 9, 10, 11, 12}
+    assert all(24 * share == pytest.approx(round(24 * share)) for share in shares)
+    studio.close()
+
+
+def test_files_of_what_nobody_sees_any_more_are_deleted(studio):
+    kept, forgotten = finished(studio), finished(studio)
+    studio.forget([forgotten])
+    assert not any(run.folder.exists() for run in (forgotten.without, forgotten.with_dola))
+    assert all(file.exists() for run in (kept.without, kept.with_dola) for file in run.files)
 
 
 def test_maps_have_the_size_of_the_image_and_say_what_they_show(studio):

@@ -25,9 +25,12 @@ def pipeline(tiny_checkpoint):
 
 @pytest.fixture
 def api(pipeline):
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     api = ImagesAPI(lambda device: pipeline, {}, Shared.of(8, 1))
     api.pipeline = pipeline
-    return api
+    yield api
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 def payload(slot, prompt="a red apple", images=1, seed=0, **settings):
@@ -106,6 +109,17 @@ def test_an_unexpected_error_is_in_the_log_and_not_in_the_reply(api, monkeypatch
     assert "secret" in caplog.text
 
 
+def test_images_that_cannot_be_written_are_no_fault_of_the_others(api, tmp_path):
+    (tmp_path / "file").write_text("")
+    job = ImageJob(ImageCall("a red apple"), response_format="url")
+    nowhere = Payload(job, 0, tmp_path / "file")
+    somewhere = Payload(job, 1, tmp_path / "folder")
+    first, second = serve_once(api, nowhere, somewhere).values()
+    assert first.error.startswith(f"folder: cannot write to {tmp_path / 'file'}")
+    assert not first.is_clients
+    assert second.images[0].file.exists()
+
+
 def test_what_nobody_waits_for_is_not_made(api):
     api.shared.gone[1] = True
     first, second, third = serve_once(api, payload(0), payload(1), payload(2)).values()
@@ -167,17 +181,13 @@ def test_images_are_made_in_one_batch(api):
 
 def test_a_worker_outlives_signals_until_the_last_reply(api, monkeypatch):
     monkeypatch.setenv("LITSERVE_WORKER_ID", "0")
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        api.setup("cpu")
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        os.kill(os.getpid(), signal.SIGTERM)  # not yet
-        api.shared.drained[0] = True
-        with pytest.raises(SystemExit):
-            os.kill(os.getpid(), signal.SIGTERM)
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    api.setup("cpu")
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    os.kill(os.getpid(), signal.SIGTERM)  # not yet
+    api.shared.drained[0] = True
+    with pytest.raises(SystemExit):
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)  # it is ending already
     assert api.shared.pids[0] == os.getpid()
     assert api.health()
 
@@ -187,12 +197,7 @@ def test_a_model_that_cannot_be_loaded_says_why(api, monkeypatch):
         raise UserError("model.safetensors: broken")
 
     api.load = fail
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with pytest.raises(UserError):
-            api.setup("cpu")
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        logging.getLogger("litserve").setLevel(logging.INFO)
+    with pytest.raises(UserError):
+        api.setup("cpu")
+    logging.getLogger("litserve").setLevel(logging.INFO)
     assert str(why_it_ended(api.shared)) == "model.safetensors: broken"

@@ -529,11 +529,15 @@ def test_answers_can_be_searched_and_only_wrong_ones_shown(visit, tmp_path):
     page = visit(tmp_path / "page/index.html")
     Select(find(page, "#show")).select_by_value("differs")
     eventually(page, lambda page: find(page, "#found").text == "1 of 4 questions")
-    named = page.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
-    roles = {"link", "searchbox", "combobox", "image"}
-    nodes = [node for node in named if node.get("role", {}).get("value") in roles]
-    assert len(nodes) > 3
+    nodes = eventually(page, lambda page: len(found := named_nodes(page)) > 3 and found)
     assert all(node["name"]["value"] for node in nodes)
+
+
+def named_nodes(page):
+    """What a screen reader should be able to name; the tree follows the page a little later."""
+    nodes = page.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    roles = {"link", "searchbox", "combobox", "image"}
+    return [node for node in nodes if node.get("role", {}).get("value") in roles]
 
 
 def test_the_best_images_alone(visit, tmp_path):
