@@ -10,10 +10,17 @@ _LOST_AFTER = 15.0
 """Seconds after which a caller who has not asked again is taken to be gone."""
 
 
+class Stopped(Exception):
+    """The caller has given the place up."""
+
+
 @dataclass(eq=False)
 class Place:
     """A place in the line."""
 
+    caller: str = ""
+    stopped: bool = False
+    """Whether the caller has given it up."""
     ended: Event = field(default_factory=Event)
     """Whether the caller has left, or is gone."""
     seen: float = field(default_factory=time.monotonic)
@@ -32,8 +39,11 @@ class Line:
         self._places: list[Place] = []
         self._lock = Lock()
 
-    def join(self) -> Place:
+    def join(self, caller: str = "") -> Place:
         """Return a place at the end.
+
+        Args:
+            caller: Who may give it up, see :meth:`stop`.
 
         Raises:
             UserError: If the line is full.
@@ -44,7 +54,7 @@ class Line:
                 raise UserError(
                     f"max_queue: {self.most} drawings wait or run already; try again in a moment"
                 )
-            self._places.append(Place())
+            self._places.append(Place(caller))
             return self._places[-1]
 
     def before(self, place: Place) -> int:
@@ -52,13 +62,24 @@ class Line:
 
         Raises:
             UserError: If it was taken to be.
+            Stopped: If its caller has given it up.
         """
         with self._lock:
             place.seen = time.monotonic()
             self._forget_the_lost()
+            if place.stopped:
+                raise Stopped
             if place.ended.is_set():
                 raise UserError("the page did not answer for too long; draw again")
             return self._places.index(place)
+
+    def stop(self, caller: str | None = None) -> None:
+        """Give up all places of a caller; None: of all callers."""
+        with self._lock:
+            for place in [it for it in self._places if caller in (None, it.caller)]:
+                place.stopped = True
+                place.ended.set()
+                self._places.remove(place)
 
     def leave(self, place: Place) -> None:
         """Give a place up."""

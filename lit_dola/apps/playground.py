@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from PIL.Image import Resampling
 
 from lit_dola.apps.limits import Limits
+from lit_dola.apps.line import Stopped
 from lit_dola.apps.starting import (
     check_port,
     checked_checkpoint,
@@ -255,16 +256,13 @@ class Page:
         images = [self._without, self._with_dola]
         drawing = [*images, self._shown, self._command, self._config]
         about_map = [self._map, self._told]
-        started = gr.on(
+        gr.on(
             [self._draw.click, asked[0].submit], self.draw, [self._history, *asked],
             [*drawing, *about_map, self._status, self._history, self._past],
             api_visibility="private", show_progress_on=self._status,
             trigger_mode="once",
         )  # fmt: skip
-        self._stop.click(
-            None, None, self._status, cancels=[started], api_visibility="private",
-            js='() => "Stopped."',
-        )  # fmt: skip
+        self._stop.click(self.stop, None, None, api_visibility="private")
         quick: dict[str, Any] = {"api_visibility": "private"}
         shows = [self._shown, self._selected, self._measure]
         self._with_dola.select(_place, None, self._selected, **quick).then(
@@ -279,7 +277,13 @@ class Page:
             button.click(None, text, None, js=_COPY, api_visibility="private")
 
     def draw(
-        self, history: list[Drawing], prompt: str, seed: float, images: float, *values: float
+        self,
+        request: gr.Request,
+        history: list[Drawing],
+        prompt: str,
+        seed: float,
+        images: float,
+        *values: float,
     ) -> Iterator[Any]:
         """Draw, showing images as their tokens come."""
         settings: dict[str, Any] = dict(zip(CONTROLS, values))
@@ -288,7 +292,7 @@ class Page:
         told = "Drawing …"
         wish = Wish(prompt, _integer(images), _integer(seed), settings)
         try:
-            for now in self.studio.draw(wish, number):
+            for now in self.studio.draw(wish, number, request.session_hash or ""):
                 if isinstance(now, int):
                     yield {self._status: f"Waiting: {now} before this one."}
                 elif isinstance(now, float):
@@ -305,8 +309,14 @@ class Page:
                         self._shown: None,
                         self._status: told,
                     }
+        except Stopped:
+            yield {self._status: "Stopped."}
         except UserError as error:
             raise _shown_error(error) from error
+
+    def stop(self, request: gr.Request) -> None:
+        """Stop what this visitor draws."""
+        self.studio.stop(request.session_hash or "")
 
     def _all_of(self, history: list[Drawing], drawing: Drawing) -> dict[Any, Any]:
         """Return what the page shows when a drawing is finished."""

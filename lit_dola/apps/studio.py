@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from lit_dola.apps.limits import Limits
-from lit_dola.apps.line import Line, Place
+from lit_dola.apps.line import Line, Place, Stopped
 from lit_dola.errors import UserError
 from lit_dola.pipeline import JanusPipeline
 from lit_dola.reports.again import command_for, config_for
@@ -154,12 +154,15 @@ class Studio:
         """Where the files of all drawings are until the process ends."""
         return Path(self._drawn.name)
 
-    def draw(self, wish: Wish, number: int) -> Iterator[int | float | Previews | Drawing]:
+    def draw(
+        self, wish: Wish, number: int, caller: str = ""
+    ) -> Iterator[int | float | Previews | Drawing]:
         """Draw without DoLa, then with it; closing the iterator stops the drawing.
 
         Args:
             wish: What to draw.
             number: The drawing's number in its history.
+            caller: Who may stop it, see :meth:`stop`.
 
         Yields:
             How many drawings come first, an integer; then the share that is done, a float, and the
@@ -167,8 +170,9 @@ class Studio:
 
         Raises:
             UserError: If a setting is invalid or too large, or too many drawings wait.
+            Stopped: If the caller has stopped it.
         """
-        place = self._line.join()
+        place = self._line.join(caller)
         try:
             while before := self._line.before(place):
                 yield before
@@ -208,7 +212,7 @@ class Studio:
 
         def report(step: ImageStep) -> None:
             if place.ended.is_set():
-                raise _Stopped
+                raise Stopped
             if so_far.follow(step):
                 previews.put([*so_far.images])
 
@@ -278,6 +282,10 @@ class Studio:
         compare(runs, str(folder / "compare"))
         return folder / "compare" / "index.html"
 
+    def stop(self, caller: str) -> None:
+        """Stop what a caller draws or waits for."""
+        self._line.stop(caller)
+
     def forget(self, drawings: Iterable[Drawing]) -> None:
         """Delete the files of drawings that nobody sees any more."""
         for drawing in drawings:
@@ -285,7 +293,8 @@ class Studio:
                 shutil.rmtree(run.folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Delete the files of drawings that were not saved."""
+        """Stop drawing, and delete the files of drawings that were not saved."""
+        self._line.stop()
         self._model.shutdown(cancel_futures=True)
         shutil.rmtree(self._drawn.name, ignore_errors=True)
 
@@ -295,7 +304,3 @@ def _effective(run: Run) -> dict[str, Any]:
     settings = run.made.records[0].settings
     unused = () if settings["dola"] else ONLY_WITH_DOLA
     return {name: value for name, value in settings.items() if name not in unused}
-
-
-class _Stopped(Exception):
-    """Nobody waits for the drawing."""

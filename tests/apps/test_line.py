@@ -3,7 +3,7 @@
 import pytest
 
 from lit_dola.apps import line
-from lit_dola.apps.line import Line
+from lit_dola.apps.line import Line, Stopped
 from lit_dola.errors import UserError
 
 
@@ -12,15 +12,15 @@ def clock(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(line.time, "monotonic", lambda: now[0])
     # dataclasses have taken the function itself
-    monkeypatch.setattr(line, "Place", lambda: _place(now[0]))
+    monkeypatch.setattr(line, "Place", lambda caller: _place(caller, now[0]))
     return now
 
 
 _Place = line.Place
 
 
-def _place(seen):
-    return _Place(seen=seen)
+def _place(caller, seen):
+    return _Place(caller, seen=seen)
 
 
 def test_first_come_first_served(clock):
@@ -49,3 +49,15 @@ def test_who_does_not_ask_again_is_forgotten(clock):
     with pytest.raises(UserError, match="did not answer for too long"):
         callers.before(lost)
     assert callers.before(callers.join()) == 1
+
+
+def test_a_caller_gives_up_all_of_his_places_and_no_other(clock):
+    callers = Line(3)
+    first, other, second = (callers.join(name) for name in ("me", "you", "me"))
+    callers.stop("me")
+    assert callers.before(other) == 0
+    for place in (first, second):
+        assert place.ended.is_set()
+        with pytest.raises(Stopped):
+            callers.before(place)
+    assert not other.ended.is_set()

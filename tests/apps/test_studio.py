@@ -12,6 +12,7 @@ from PIL import Image
 
 from lit_dola import JanusPipeline
 from lit_dola.apps.limits import Limits
+from lit_dola.apps.line import Stopped
 from lit_dola.apps.studio import Drawing, Studio, Wish
 from lit_dola.errors import UserError
 from lit_dola.reports.compare import compare
@@ -110,6 +111,31 @@ def test_a_drawing_that_is_closed_stops(tmp_path):
     next(other)
     other.close()
     studio.close()
+
+
+def test_a_drawing_that_its_caller_stops_ends(tmp_path):
+    model = Endless()
+    studio = Studio(model, {}, Limits(4, 50, 2), tmp_path)
+    mine = studio.draw(Wish("a red apple", 1, 0, {}), 0, "me")
+    next(mine)
+    studio.stop("you")
+    next(mine)
+    studio.stop("me")
+    with pytest.raises(Stopped):
+        list(mine)
+    assert model.stopped.wait(10)
+    studio.close()
+
+
+def test_a_studio_that_is_closed_does_not_wait_for_drawings(tmp_path):
+    model = Endless()
+    studio = Studio(model, {}, Limits(4, 50, 2), tmp_path)
+    next(studio.draw(Wish("a red apple", 1, 0, {}), 0))
+    drawing = studio.draw(Wish("a red apple", 1, 0, {}), 0)
+    next(drawing)
+    studio.close()
+    assert model.stopped.is_set()
+    assert not studio.drawn.exists()
 
 
 def test_who_waits_is_told_how_many_come_first(tmp_path):
