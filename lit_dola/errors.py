@@ -38,6 +38,11 @@ class _Formatter(logging.Formatter):
         return text if record.levelno == logging.INFO else f"{record.levelname}: {text}"
 
 
+def one_line(text: str) -> str:
+    """Return a text without its line breaks."""
+    return " ".join(text.split())
+
+
 def first_line(error: Exception) -> str:
     """Return the first line of what an error of another package says, or else its type."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -91,14 +91,6 @@ class ImagesSpec(LitSpec):  # type: ignore[misc]
         """Leave out what only the server needs: its locks cannot go to a worker."""
         return {**super().__getstate__(), "metrics": None, "_endpoints": []}
 
-    def decode_request(self, request: Any, context_kwargs: Any = None) -> Any:
-        """Return the request as it is: the endpoint has read it."""
-        return request
-
-    def encode_response(self, output: Any, context_kwargs: Any = None) -> Any:
-        """Return the outcome as it is: the endpoint makes the reply."""
-        return output
-
     async def models(self) -> Response:
         """List the model."""
         model = {"id": self.served.name, "object": "model", "created": 0, "owned_by": "lit-dola"}

@@ -1,24 +1,10 @@
 """What a caller may ask for."""
 
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 from lit_dola.data.prompt_file import prompt_maker
 from lit_dola.errors import UserError
-from lit_dola.tasks.generate import LitDoLa
-
-_OF_THE_MODEL = {
-    "model_path", "roles", "backend", "quantize", "compile", "images_per_batch", "speculative",
-    "inspect",
-}  # fmt: skip
-"""Settings that hold for all callers."""
-CALLERS_SETTINGS = tuple(
-    name
-    for name in signature(LitDoLa).parameters
-    if name not in _OF_THE_MODEL and name not in ("parallel_size", "seed")
-)
-"""Settings of the model that each caller may choose, besides the number of images and the seed."""
 
 
 @dataclass(frozen=True)

@@ -78,19 +78,20 @@ class Line:
         with self._lock:
             for place in [it for it in self._places if caller in (None, it.caller)]:
                 place.stopped = True
-                place.ended.set()
-                self._places.remove(place)
+                self._end(place)
 
     def leave(self, place: Place) -> None:
         """Give a place up."""
         with self._lock:
-            place.ended.set()
-            if place in self._places:
-                self._places.remove(place)
+            self._end(place)
+
+    def _end(self, place: Place) -> None:
+        place.ended.set()
+        if place in self._places:
+            self._places.remove(place)
 
     def _forget_the_lost(self) -> None:
         now = time.monotonic()
         for place in [*self._places]:
             if now - place.seen > _LOST_AFTER:
-                place.ended.set()
-                self._places.remove(place)
+                self._end(place)

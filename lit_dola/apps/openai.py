@@ -8,13 +8,17 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_dola.apps.limits import CALLERS_SETTINGS, Limits
+from lit_dola.apps.limits import Limits
+from lit_dola.apps.starting import OF_A_CALL
 from lit_dola.errors import UserError, suggestion
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.pipeline import ImageCall
+from lit_dola.pipeline.arguments import MOST_SEED
+from lit_dola.pipeline.janus_pipeline import OF_LOADING
 from lit_dola.runs.image_file import Format
 from lit_dola.tasks.generate import LitDoLa
 
@@ -33,7 +37,13 @@ _OWN = {
     "prompt", "n", "seed", "response_format", "output_format", "output_compression", "size",
     "model", "user",
 }  # fmt: skip
-_MOST_SEED = 2**32 - 1
+_FOR_ALL_CALLERS = {*OF_LOADING, "compile", "images_per_batch", "speculative"}
+CALLERS_SETTINGS = tuple(
+    name
+    for name in signature(LitDoLa).parameters
+    if name not in _FOR_ALL_CALLERS and name not in OF_A_CALL
+)
+"""Settings of the model that each request may choose, besides the number of images and the seed."""
 
 
 class ApiError(Exception):
@@ -172,9 +182,9 @@ def _settings(body: Mapping[str, Any], served: Served) -> dict[str, Any]:
 def _seed(given: Any) -> int:
     """Return a seed; without one every request draws another image, as at OpenAI."""
     if given is None:
-        return random.SystemRandom().randint(0, _MOST_SEED)
-    if type(given) is not int or not 0 <= given <= _MOST_SEED:
-        raise _invalid("seed", given, f"an integer, 0 <= seed <= {_MOST_SEED}")
+        return random.SystemRandom().randint(0, MOST_SEED)
+    if type(given) is not int or not 0 <= given <= MOST_SEED:
+        raise _invalid("seed", given, f"an integer, 0 <= seed <= {MOST_SEED}")
     return given
 
 

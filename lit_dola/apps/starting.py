@@ -18,7 +18,8 @@ from lit_dola.pipeline.loaded import PRECISIONS
 from lit_dola.tasks.generate import LitDoLa
 
 _log = logging.getLogger(__name__)
-_OF_A_CALL = {"parallel_size", "seed", "inspect"}
+OF_A_CALL = {"parallel_size", "seed", "inspect"}
+"""Settings that each call of a pipeline has itself."""
 
 
 def tell(line: str) -> None:
@@ -49,9 +50,12 @@ def shared_settings(model: LitDoLa, leave_out: Container[str] = ()) -> dict[str,
         model: The model.
         leave_out: Further settings that each call has itself.
     """
-    names = [*model.hparams]
-    own = {*OF_LOADING, *_OF_A_CALL}
-    return {it: model.hparams[it] for it in names if it not in own and it not in leave_out}
+    own = OF_LOADING | OF_A_CALL
+    return {
+        name: value
+        for name, value in model.hparams.items()
+        if name not in own and name not in leave_out
+    }
 
 
 def checked_checkpoint(model: LitDoLa) -> Checkpoint:

@@ -25,7 +25,7 @@ from lit_dola.reports.generation import Generation
 from lit_dola.reports.inspection_plot import inspection_map
 from lit_dola.runs.files import safe_name
 from lit_dola.runs.image_file import Format
-from lit_dola.runs.records import IMAGES, ONLY_WITH_DOLA
+from lit_dola.runs.records import IMAGES, ONLY_WITH_DOLA, ImageRecord
 from lit_dola.tasks.preview import GREY, ImageStep
 
 _PREVIEWS = 12
@@ -51,11 +51,13 @@ class Run:
 
     made: Generation
     folder: Path
+    records: list[ImageRecord]
+    """Those of the files."""
 
     @property
     def files(self) -> list[Path]:
         """The images, in order."""
-        return [self.folder / record.file for record in IMAGES.read(self.folder)]
+        return [self.folder / record.file for record in self.records]
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,12 @@ class Drawing:
     def command(self) -> str:
         """The commands that make the images with DoLa again, and those without it."""
         runs = (self.with_dola, "outputs/again"), (self.without, "outputs/again-without-dola")
-        return "\n".join(command_for([*IMAGES.read(run.folder)], to) for run, to in runs)
+        return "\n".join(command_for(run.records, to) for run, to in runs)
 
     @property
     def config(self) -> str:
         """The configuration that makes the images with DoLa again."""
-        return config_for([*IMAGES.read(self.with_dola.folder)])
+        return config_for(self.with_dola.records)
 
     def map(self, image: int, name: str) -> tuple[Image.Image, str]:
         """Show where DoLa changed an image, see :func:`inspection_map`."""
@@ -230,7 +232,7 @@ class Studio:
         folder = self.drawn / f"{next(self._numbers):06}"
         # Plots of inspections take longer than an image; they are made when a history is saved.
         replace(made, inspections=[]).save(folder, gallery=False, **self.how)
-        return Run(made, folder)
+        return Run(made, folder, [*IMAGES.read(folder)])
 
     def save(self, history: Sequence[Drawing]) -> list[Path]:
         """Write a history as folders of runs, and a page per prompt that compares its runs.

@@ -21,7 +21,7 @@ from litserve.loops.base import LitLoop
 from litserve.utils import LitAPIStatus, LoopResponseType
 
 from lit_dola.apps.openai import ImageJob, MadeImage
-from lit_dola.errors import UserError, log_to_stderr
+from lit_dola.errors import UserError, log_to_stderr, one_line
 from lit_dola.pipeline import JanusPipeline
 from lit_dola.reports.generation import Generation
 from lit_dola.runs.records import IMAGES
@@ -140,7 +140,7 @@ class ImagesAPI(LitAPI):  # type: ignore[misc]
         try:
             self.pipeline = self.load(device)
         except UserError as error:
-            reason = " ".join(str(error).split()).encode(errors="replace")
+            reason = one_line(str(error)).encode(errors="replace")
             self.shared.reason.value = reason[:_MOST_REASON]
             logging.getLogger("litserve").setLevel(logging.CRITICAL)  # the server will say it
             raise
@@ -165,7 +165,7 @@ class ImagesAPI(LitAPI):  # type: ignore[misc]
         except UserError as error:
             if len(payloads) > 1:  # find out which request it is about
                 return [self.predict([payload])[0] for payload in payloads]
-            message = " ".join(str(error).split())
+            message = one_line(str(error))
             if not message.startswith(_OF_A_PROMPT):
                 _log.error("%s", message)
                 return [Outcome([], error=message)]
@@ -202,7 +202,7 @@ def _outcome(payload: Payload, made: Generation, at_once: int) -> Outcome:
     try:
         return Outcome(_files(payload, made), at_once)
     except UserError as error:  # nowhere to write to: no fault of the others
-        _log.error("%s", " ".join(str(error).split()))
+        _log.error("%s", one_line(str(error)))
         return Outcome([], error=str(error))
 
 

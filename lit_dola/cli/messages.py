@@ -4,6 +4,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 
+from lit_dola.errors import one_line
+
 
 def is_first_local_rank() -> bool:
     """Return whether this process is the first one of its machine."""
@@ -19,5 +21,5 @@ def on_first_rank(log: Callable[[str], None], notes: Iterable[str]) -> None:
 
 def fail(message: str, code: int) -> int:
     """Print an error in one line, and return the exit code."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + one_line(message), file=sys.stderr)
     return code

@@ -32,7 +32,7 @@ _OF_DIFFUSERS = {
     "callback_on_step_end": "expected callback_on_step, which gets the images so far",
 }
 """Arguments that users of diffusers may try, and what to say about them."""
-_MOST_SEED = 2**32 - 1
+MOST_SEED = 2**32 - 1
 
 
 @contextmanager
@@ -98,8 +98,8 @@ def seeds_of_images(
     """
     seeds = [*seed]
     for each in seeds:
-        if type(each) is not int or not 0 <= each <= _MOST_SEED:
-            raise UserError(f"seed: {each!r}; expected integers, 0 <= seed <= {_MOST_SEED}")
+        if type(each) is not int or not 0 <= each <= MOST_SEED:
+            raise UserError(f"seed: {each!r}; expected integers, 0 <= seed <= {MOST_SEED}")
     size = parallel_size or len(seeds) // max(num_prompts, 1)
     if not seeds or len(seeds) != num_prompts * size:
         images = f"{num_prompts} prompt(s)" + (f" of {size} images" if parallel_size else "")

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -15,7 +15,9 @@ from lit_dola.janus.vq import to_pillow
 from lit_dola.pipeline.given import GivenPrompts
 from lit_dola.reports.generation import Generation
 from lit_dola.reports.made import image_record
+from lit_dola.tasks.answer import Answers
 from lit_dola.tasks.generate import GeneratedImages, LitDoLa
+from lit_dola.tasks.rank import Rankings
 
 
 class ImageCall(NamedTuple):
@@ -77,6 +79,20 @@ class GivenCalls(GivenPrompts):
                 yield request
 
 
+Part = TypeVar("Part", GeneratedImages, Answers, Rankings)
+
+
+def sound(part: Part) -> Part:
+    """Return the results of a predict step if none has failed.
+
+    Raises:
+        UserError: If one has.
+    """
+    if part.failures:
+        raise UserError(part.failures[0].reason)
+    return part
+
+
 def generations_of(
     parts: Sequence[GeneratedImages], settings: dict[str, Any], calls: Sequence[int]
 ) -> list[Generation]:
@@ -92,9 +108,7 @@ def generations_of(
     """
     made: dict[int, dict[Any, Any]] = {call: {} for call in sorted({*calls})}
     call_of = iter(calls)
-    for part in parts:
-        if part.failures:
-            raise UserError(part.failures[0].reason)
+    for part in map(sound, parts):
         for place, request in enumerate(part.requests):
             made[next(call_of)][request.key] = _image(part, place, settings)
     return [_generation(images) for images in made.values()]

@@ -1,7 +1,7 @@
 """Janus with DoLa-static from Python: load once, then generate any number of times."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar, cast, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast, get_args
 
 from lit_dola.data.requests import ImageKey
 from lit_dola.errors import UserError
@@ -15,7 +15,7 @@ from lit_dola.pipeline.arguments import (
     refuse_strangers,
     seeds_of_images,
 )
-from lit_dola.pipeline.calls import GivenCalls, ImageCall, generations_of
+from lit_dola.pipeline.calls import GivenCalls, ImageCall, generations_of, sound
 from lit_dola.pipeline.given import GivenItems, GivenPrompts, GivenQuestions
 from lit_dola.pipeline.loaded import LoadedJanus
 from lit_dola.reports.generation import Generation
@@ -24,7 +24,7 @@ from lit_dola.runs.answers import AnswerRecord
 from lit_dola.runs.ranks import RankRecord
 from lit_dola.tasks.answer import Answers, LitAnswer
 from lit_dola.tasks.generate import LitDoLa
-from lit_dola.tasks.preview import ImageStep
+from lit_dola.tasks.preview import ImageStep, OnImageStep
 from lit_dola.tasks.rank import LitRank, Rankings
 from lit_dola.tasks.signature import takes_settings_of
 
@@ -92,9 +92,7 @@ class JanusPipeline(LoadedJanus):
             "model_path": self.checkpoint.name, "roles": self.roles, "dola": dola,
             "seed": seeds[0] if seeds else seed,
         }  # fmt: skip
-        model = LitDoLa.checked({**self.recommended, **settings, **fixed})
-        model.janus = self.janus
-        model.on_image_step = callback_on_step
+        model = self._image_model({**settings, **fixed}, callback_on_step)
         if inspect:
             size = model.parallel_size
             model.inspect = {ImageKey(*divmod(place, size)) for place in range(len(given) * size)}
@@ -135,12 +133,19 @@ class JanusPipeline(LoadedJanus):
         """
         refuse_strangers(settings, OF_LOADING, "generate_each")
         check_callback(callback_on_step)
-        model = LitDoLa.checked({**self.recommended, **settings, **self._fixed})
-        model.janus = self.janus
-        model.on_image_step = callback_on_step
+        model = self._image_model({**settings, **self._fixed}, callback_on_step)
         data = GivenCalls(calls, model, self.checkpoint, self.encoder)
         parts, made_with = self._run(model, data, progress)
         return generations_of(parts, made_with, data.call_of)
+
+    def _image_model(
+        self, settings: Mapping[str, Any], on_image_step: OnImageStep | None
+    ) -> LitDoLa:
+        """Return the task with checked settings, on the model that is loaded."""
+        model = LitDoLa.checked({**self.recommended, **settings})
+        model.janus = self.janus
+        model.on_image_step = on_image_step
+        return model
 
     @takes_settings_of(LitAnswer, leave_out=OF_LOADING)
     def answer(
@@ -177,7 +182,7 @@ class JanusPipeline(LoadedJanus):
         model.janus = self.understanding
         data = GivenQuestions(pairs, model, self.checkpoint)
         parts, made_with = self._run(model, data, progress)
-        found = [it for part in cast(list[Answers], parts) for it in _sound(part).answers]
+        found = [it for part in cast(list[Answers], parts) for it in sound(part).answers]
         records = [answer_record(answer, made_with, name_of) for answer in found]
         return sorted(records, key=lambda record: record.key)
 
@@ -224,19 +229,5 @@ class JanusPipeline(LoadedJanus):
         model = LitRank.checked({**settings, "scorer": scorer, **self._fixed})
         model.janus = self.understanding
         parts, made_with = self._run(model, GivenItems(pairs, model, self.checkpoint), progress)
-        found = [it for part in cast(list[Rankings], parts) for it in _sound(part).rankings]
+        found = [it for part in cast(list[Rankings], parts) for it in sound(part).rankings]
         return [rank_record(ranking, made_with, name_of) for ranking in found]
-
-
-Part = TypeVar("Part", Answers, Rankings)
-
-
-def _sound(part: Part) -> Part:
-    """Return the results of a predict step if none has failed.
-
-    Raises:
-        UserError: If one has.
-    """
-    if part.failures:
-        raise UserError(part.failures[0].reason)
-    return part
