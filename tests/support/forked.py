@@ -10,7 +10,7 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 from lit_dola.cli import main
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["lit_dola.cli"])
+_context.set_forkserver_preload(["lit_dola.cli.command"])
 
 
 def start(folder, args, breaking=None, *details, **environment):
