@@ -19,10 +19,9 @@ from torch import Tensor
 
 from benchmarks.decode import DTYPES
 from benchmarks.methods import make_methods, middle_layer
-from benchmarks.models import PAD, Preset, random_janus, random_prompts
+from benchmarks.models import PAD, Preset, make_scoring, random_janus, random_prompts
 from benchmarks.roofline import cache_bytes, copy_bandwidth, decoded_weights
 from benchmarks.stages import jpeg_seconds, timed
-from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.jacobi import token_generator
 from lit_dola.decoding.loop import TokenGenerator, cfg_pair
 from lit_dola.janus.model import TransformersJanus
@@ -64,7 +63,7 @@ class Bench:
         """Return a token loop with DoLa's defaults, speculative with a window."""
         janus = janus or self.janus
         return token_generator(
-            janus, janus.image_head, Scoring(), window=window,
+            janus, janus.image_head, make_scoring(), window=window,
             layer=middle_layer(janus) if dola else None, max_new_tokens=tokens,
             compile=self.compile, fill_to=fill_to,
         )  # fmt: skip

@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from benchmarks.models import PAD, set_transformers_length
+from benchmarks.models import PAD, make_scoring, set_transformers_length
 from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.loop import TokenGenerator, cfg_pair
 from lit_dola.dola import contrast_with_apc_from_logits, pick_static_layer_index
@@ -46,8 +46,10 @@ def make_methods(
         "b": each(lambda ids, tokens: _plain_loop(janus, ids, images, layer, tokens)),
         "c": lit_dola(janus, prompts, images, None, compile),
         "d": lit_dola(janus, prompts, images, layer, compile),
-        "e": lit_dola(janus, prompts, images, layer, compile, Scoring(strength=0.2, mid_norm=True)),
-        "f": lit_dola(janus, prompts, images, layer, compile, Scoring(strength=0.0)),
+        "e": lit_dola(
+            janus, prompts, images, layer, compile, make_scoring(strength=0.2, mid_norm=True)
+        ),
+        "f": lit_dola(janus, prompts, images, layer, compile, make_scoring(strength=0.0)),
         "g": lit_dola(janus, prompts, images, None, compile),
     }
 
@@ -77,7 +79,7 @@ def lit_dola(
         return TokenGenerator(
             janus,
             janus.image_head,
-            scoring or Scoring(),
+            scoring or make_scoring(),
             layer=layer,
             max_new_tokens=tokens,
             compile=compile,

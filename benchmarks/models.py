@@ -5,14 +5,16 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jsonargparse import auto_cli
 from torch import nn
 from transformers import GenerationConfig, JanusConfig
 
+from lit_dola.decoding.guidance import Scoring
 from lit_dola.janus.model import TransformersJanus
+from lit_dola.tasks.generate import LitDoLa
 from recipes.small_janus import make_tokenizer, save_janus
 
 Preset = Literal["tiny", "small", "1b", "7b"]
@@ -24,6 +26,11 @@ SIZES = {
 }
 """Hidden size, intermediate size, layers, heads."""
 BOS, BOI, PAD = 0, 1, 2
+
+
+def make_scoring(**settings: Any) -> Scoring:
+    """Return settings that turn logits into a token, with the defaults of image generation."""
+    return LitDoLa(**settings).scoring
 
 
 def random_janus(

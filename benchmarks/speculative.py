@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import JanusForConditionalGeneration
 
+from benchmarks.models import make_scoring
 from benchmarks.stages import timed
 from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.jacobi import token_generator
@@ -28,13 +29,13 @@ from lit_dola.janus.tokenizer import PromptEncoder
 
 CHECKPOINT = "checkpoints/shapes-janus"
 MODES: dict[str, tuple[Scoring, int | None]] = {
-    "baseline, guidance 1": (Scoring(cfg_weight=1.0), None),
-    "baseline, guidance 2": (Scoring(cfg_weight=2.0), None),
-    "baseline, guidance 2, greedy": (Scoring(cfg_weight=2.0, temperature=0.0), None),
-    "baseline, guidance 5": (Scoring(cfg_weight=5.0), None),
-    "DoLa by default": (Scoring(), 8),
+    "baseline, guidance 1": (make_scoring(cfg_weight=1.0), None),
+    "baseline, guidance 2": (make_scoring(cfg_weight=2.0), None),
+    "baseline, guidance 2, greedy": (make_scoring(cfg_weight=2.0, temperature=0.0), None),
+    "baseline, guidance 5": (make_scoring(cfg_weight=5.0), None),
+    "DoLa by default": (make_scoring(), 8),
     "DoLa as recommended": (
-        Scoring(alpha=0.005, strength=0.2, mid_norm=True, cfg_weight=2.0),
+        make_scoring(alpha=0.005, strength=0.2, mid_norm=True, cfg_weight=2.0),
         5,
     ),
 }

@@ -14,9 +14,8 @@ from time import perf_counter
 import torch
 from jsonargparse import auto_cli
 
-from benchmarks.models import PAD, Preset, random_janus, random_prompts
+from benchmarks.models import PAD, Preset, make_scoring, random_janus, random_prompts
 from lit_dola.decoding import loop
-from lit_dola.decoding.guidance import Scoring
 
 SETTINGS = {
     "torch's default": {"GOMP_SPINCOUNT": "300000"},  # libgomp's own default, in its source
@@ -91,7 +90,7 @@ def _work(preset: Preset, images: int, tokens: int) -> None:
     """Generate once per line of stdin, and print the seconds."""
     janus = random_janus(preset, tokens, torch.float32, torch.device("cpu"))
     generate = loop.TokenGenerator(
-        janus, janus.image_head, Scoring(), layer=4, max_new_tokens=tokens
+        janus, janus.image_head, make_scoring(), layer=4, max_new_tokens=tokens
     )
     prompts = [loop.cfg_pair(ids, PAD) for ids in random_prompts(images)]
     for _ in sys.stdin:

@@ -11,12 +11,16 @@ from docstring_parser import Docstring, parse
 
 from docs.make_schema import task_of
 from lit_dola import dola, pipeline
-from lit_dola.cli.tasks import ENV_PREFIX, TaskTrainer
+from lit_dola.apps.playground import play
+from lit_dola.apps.server import serve
+from lit_dola.cli.arguments import ENV_PREFIX
+from lit_dola.cli.plain import compare
+from lit_dola.cli.tasks import PASSED
 from lit_dola.decoding import guidance, inspection, loop, sampling
-from lit_dola.evaluation import EvaluationTrainer
+from lit_dola.evaluation.evaluate import evaluate
 from lit_dola.janus import checkpoint, loading, model
 from lit_dola.reports import generation
-from lit_dola.reports.compare import compare
+from lit_dola.settings.declared import Setting, settings_of
 from lit_dola.tasks import preview
 
 FUNCTIONS: dict[str, list[Any]] = {
@@ -50,7 +54,8 @@ FUNCTIONS: dict[str, list[Any]] = {
     "`lit_dola.decoding.sampling`: the draw": [
         sampling.stream_keys,
         sampling.gumbel_noise,
-        sampling.sample,
+        sampling.Sampling,
+        sampling.Sampling.draw,
     ],
     "`lit_dola.decoding.loop`: the token loop": [
         loop.TokenGenerator,
@@ -79,16 +84,15 @@ def main() -> str:
         "(https://lightning.ai/docs/pytorch/stable/common/trainer.html).",
     ]
     parts += _groups("predict", "")
-    hidden = task_of("evaluate").hidden
     parts += [
         "### `evaluate` alone",
-        _settings(EvaluationTrainer.evaluate, "", {"self", *hidden}),
+        _settings(evaluate, "", PASSED),
         *_groups("answer", " of `answer`"),
         *_groups("rank", " of `rank`"),
         "### `play` alone",
-        _settings(TaskTrainer.play, "", {"self", *hidden}),
+        _settings(play, "", PASSED),
         "### `serve` alone",
-        _settings(TaskTrainer.serve, "", {"self", *hidden}),
+        _settings(serve, "", PASSED),
         "### `compare`",
         "`compare RUN RUN ... --output PAGE`",
         _settings(compare, "", {"runs"}),
@@ -103,24 +107,22 @@ def _groups(task: str, of: str) -> list[str]:
     """Return a heading and a table for each group of a task's settings."""
     parts = []
     for group, owner in task_of(task).groups.items():
-        linked = task_of(task).linked if group == "data" else ()
-        parts += [f"### `{group}`{of}", _settings(owner, f"{group}.", skip={"self", *linked})]
+        parts += [f"### `{group}`{of}", _settings(owner, f"{group}.", skip={"self"})]
     return parts
 
 
-def _settings(owner: Callable[..., Any], prefix: str, skip: set[str]) -> str:
+def _settings(owner: Any, prefix: str, skip: set[Any]) -> str:
     """Return a table of the parameters of a class or function."""
-    described = {param.arg_name: param.description for param in _docstring(owner).params}
     rows = ["| setting | default | description |", "| --- | --- | --- |"]
-    for name, parameter in inspect.signature(owner).parameters.items():
+    for name, setting in settings_of(owner).items():
         if name not in skip:
-            cells = (f"`{prefix}{name}`", _default(parameter), _inline(described[name]))
+            cells = (f"`{prefix}{name}`", _default(setting), _inline(setting.description))
             rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
 
 
-def _default(parameter: inspect.Parameter) -> str:
-    if parameter.default is parameter.empty:
+def _default(parameter: Setting) -> str:
+    if parameter.default is inspect.Parameter.empty:
         return "required"
     return f"`{yaml.safe_dump(parameter.default, width=math.inf).splitlines()[0]}`"
 

@@ -16,17 +16,17 @@ from typing import Any
 from jsonargparse import ArgumentParser, set_parsing_settings
 from lightning.pytorch import Trainer
 
-from lit_dola.cli.tasks import TASKS, TaskTrainer, TrainerTask
+from lit_dola.cli.tasks import PASSED, ParsedTask
+from lit_dola.registry import resolve
 
 _NOT_IN_YAML: set[str | int] = {"scorer"}
 _CLASSES = ("accelerator", "strategy", "logger", "callbacks", "profiler", "plugins", "precision")
 
 
-def task_of(name: str) -> TrainerTask:
+def task_of(name: str) -> ParsedTask:
     """Return a task that has a configuration; ``evaluate-answer`` evaluates ``answer``."""
-    task = TASKS[name.removeprefix("evaluate-")]
-    assert isinstance(task, TrainerTask)
-    return task
+    name, _, evaluated = name.partition("-")
+    return ParsedTask(name, evaluated or "predict")
 
 
 def config_schema(name: str = "evaluate") -> dict[str, Any]:
@@ -40,10 +40,8 @@ def config_schema(name: str = "evaluate") -> dict[str, Any]:
     parser = ArgumentParser()
     parser.add_class_arguments(Trainer, "trainer", skip=set(_CLASSES))
     for group, owner in task.groups.items():
-        skip = set(task.linked) if group == "data" else None
-        parser.add_class_arguments(owner, group, skip=skip)
-    method = "evaluate" if name.startswith("evaluate") else name
-    parser.add_method_arguments(TaskTrainer, method, skip=task.hidden | _NOT_IN_YAML)
+        parser.add_class_arguments(owner, group)
+    parser.add_function_arguments(resolve(task.task.function), skip=PASSED | _NOT_IN_YAML)
     printed = io.StringIO()
     try:
         with redirect_stdout(printed):

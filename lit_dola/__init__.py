@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_dola.callbacks.writer import ImageWriter
-    from lit_dola.data.datamodule import PromptDataModule
+    from lit_dola.data.prompts import PromptDataModule
     from lit_dola.errors import UserError
     from lit_dola.pipeline import JanusPipeline
     from lit_dola.tasks.generate import LitDoLa
@@ -45,7 +45,7 @@ _MODULES = {
     "ImageWriter": "lit_dola.callbacks.writer",
     "JanusPipeline": "lit_dola.pipeline",
     "LitDoLa": "lit_dola.tasks.generate",
-    "PromptDataModule": "lit_dola.data.datamodule",
+    "PromptDataModule": "lit_dola.data.prompts",
     "UserError": "lit_dola.errors",
 }
 

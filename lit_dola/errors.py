@@ -1,121 +1,115 @@
-"""Errors and messages meant for users rather than for programmers."""
+"""Errors that a user can fix, with their parts: where, what was found, what was expected."""
 
-import logging
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
-from importlib.util import find_spec
-from inspect import signature
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
-from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Self, TypeVar
+
+Place = str | PathLike[str]
 
 
 class UserError(Exception):
-    """An error that the user can fix.
+    """An error that the user can fix, in one line.
 
-    Its one-line message names the file, entry or setting, what was found and what was expected. The
-    command line prints only this message, without a traceback, and exits with 1.
+    The command line prints the line without a traceback and exits with 1. Python, the server and
+    the playground render the same parts under the names that their users know.
+
+    Args:
+        found: What was found.
+        expected: What was expected, if that is not obvious.
+        setting: The setting at fault, as the command line names it: ``model.alpha``.
+        at: The file or entry at fault.
+        mentions: Other settings that the text names, likewise.
+
+    Example:
+        >>> error = UserError("2", "0 to 1", setting="model.alpha").within("sweep.yaml")
+        >>> str(error), error.in_python(), error.name
+        ('sweep.yaml: model.alpha: 2; expected 0 to 1', 'sweep.yaml: alpha: 2; expected 0 to 1', \
+'alpha')
     """
+
+    def __init__(
+        self,
+        found: str,
+        expected: str = "",
+        *,
+        setting: str = "",
+        at: Place = "",
+        mentions: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(found)
+        self.found = found
+        self.expected = expected
+        self.setting = setting
+        self.places: tuple[str, ...] = (str(at),) if str(at) else ()
+        self.mentions = mentions
+
+    def __str__(self) -> str:
+        return ": ".join([*self.places, *filter(None, [self.setting]), self.detail])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restore, (type(self), self.__dict__)  # ranks and workers send errors to each other
+
+    @property
+    def name(self) -> str:
+        """The setting at fault without its group: ``alpha``."""
+        return self.setting.rpartition(".")[2]
+
+    @property
+    def detail(self) -> str:
+        """What was found and expected, without the place."""
+        return f"{self.found}; expected {self.expected}" if self.expected else self.found
+
+    def within(self, *places: Place) -> Self:
+        """Return the same error in the context of a file or an entry.
+
+        Args:
+            places: The context, outermost first.
+        """
+        return self._with(places=(*map(str, places), *self.places))
+
+    def at_setting(self, setting: str) -> Self:
+        """Return the same error as the error of a setting."""
+        return self._with(setting=setting)
+
+    def in_python(self) -> Self:
+        """Return the same error with settings named as in Python: ``alpha`` for ``model.alpha``."""
+        found, expected = self.found, self.expected
+        for full in self.mentions:
+            short = full.rpartition(".")[2]
+            found, expected = (
+                text.replace(f"--{full}", short).replace(full, short) for text in (found, expected)
+            )
+        return self._with(found=found, expected=expected, setting=self.name, mentions=())
+
+    def _with(self, **parts: object) -> Self:
+        error = _restore(type(self), {**self.__dict__, **parts})
+        error.__cause__ = self.__cause__
+        return error
+
+
+E = TypeVar("E", bound=UserError)
 
 
 class RankError(UserError):
     """An error local to one rank; every rank that hits one reports it."""
 
 
-def log_to_stderr() -> None:
-    """Print the package's own messages; the level stands before those that are not information."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter())
-    logging.getLogger("lit_dola").handlers = [handler]
-    logging.getLogger("lit_dola").setLevel(logging.INFO)
+def _restore(kind: type[E], parts: dict[str, object]) -> E:
+    error = kind("")
+    error.__dict__.update(parts)
+    error.args = (error.found,)
+    return error
 
 
-class _Formatter(logging.Formatter):
-    """Puts the level before a message, unless it merely informs."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        return text if record.levelno == logging.INFO else f"{record.levelname}: {text}"
-
-
-def one_line(text: str) -> str:
-    """Return a text without its line breaks."""
-    return " ".join(text.split())
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what an error of another package says, or else its type."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def require(package: str, setting: str, extra: str) -> None:
-    """Check that an optional package is installed.
+@contextmanager
+def within(*places: Place) -> Iterator[None]:
+    """Put errors raised inside into the context of a file or an entry.
 
     Args:
-        package: Name of the package.
-        setting: The setting that needs it.
-        extra: The extra of this project that installs it.
-
-    Raises:
-        UserError: If it is not installed.
+        places: The context, outermost first.
     """
-    if find_spec(package) is None:
-        raise UserError(f'{setting}: {package} is not installed; pip install -e ".[{extra}]"')
-
-
-def refuse_null(owner: type, settings: Mapping[str, Any], group: str = "") -> None:
-    """Check that no setting is None that cannot be: a key of YAML with nothing behind it.
-
-    Args:
-        owner: Class whose arguments the settings are.
-        settings: Settings by name.
-        group: What to write before the names, as ``model.``.
-
-    Raises:
-        UserError: If one is.
-    """
-    hints = get_type_hints(owner.__init__)  # type: ignore[misc]
-    for name, value in settings.items():
-        if value is None and name in hints and type(None) not in get_args(hints[name]):
-            default = signature(owner).parameters[name].default
-            raise UserError(f"{group}{name}: null; expected a value, as the default {default!r}")
-
-
-def given_path(setting: str, path: str | PathLike[str]) -> Path:
-    """Return a path that the user gave; an unset variable of a shell is none.
-
-    Raises:
-        UserError: If it is empty, which would mean the working directory.
-    """
-    if not str(path).strip():
-        raise UserError(f"{setting}: empty; expected a path, or . for the working directory")
-    return Path(path).expanduser()
-
-
-def printable(text: str) -> str:
-    r"""Return a text that can be written as UTF-8: a byte of a path that cannot becomes ``\udcff``.
-
-    Example:
-        >>> printable("models/janus")
-        'models/janus'
-    """
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return the likely meaning of an unknown name, to append to a message; may be empty.
-
-    Args:
-        name: A name as the user gave it, perhaps without its group.
-        known: All known names, with their groups: ``model.alpha``.
-
-    Example:
-        >>> suggestion("alhpa", ["model.alpha", "model.seed"])
-        '; did you mean model.alpha?'
-    """
-    full = {key: key for key in known}
-    short = {key.rpartition(".")[2]: key for key in full}
-    for names in (full, short):
-        for match in get_close_matches(name, names, n=1, cutoff=0.75):
-            return f"; did you mean {names[match]}?"
-    return ""
+    try:
+        yield
+    except UserError as error:
+        raise error.within(*places) from error.__cause__

@@ -8,14 +8,14 @@ from typing import get_args
 import pytest
 import torch
 
-from lit_dola.data.requests import ImageKey
-from lit_dola.decoding.guidance import Scoring
+from lit_dola.data.requests import RequestKey
 from lit_dola.decoding.jacobi import SpeculativeGenerator
 from lit_dola.decoding.loop import cfg_pair
 from lit_dola.janus.quantization import Quantization
 from lit_dola.janus.tokenizer import PromptEncoder
 from tests.support.commands import ROOT
 from tests.support.images import BATCH, PROMPTS, ImageGenerator, expected, load_folder
+from tests.support.scoring import make_scoring
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,7 +35,7 @@ def test_same_tokens_as_the_reference_in_float64(
     torch._dynamo.utils.counters.clear()
     generate = ImageGenerator(janus, layer=layer, max_prompt_length=120, compile=compile)
     input_ids = [encoder.encode(PROMPTS[prompt]) for prompt, _ in BATCH]
-    keys = [ImageKey(*key) for key in BATCH]
+    keys = [RequestKey(*key) for key in BATCH]
     made = [generate(input_ids, keys).tolist() for _ in range(3)]  # warm-up, recording, replay
     assert made == [expected(reference_model, encoder, layer=layer)] * 3
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (1 if compile else 0)
@@ -49,7 +49,13 @@ def test_speculative_decoding_draws_the_same_tokens(
         tiny_checkpoint, pad_token_id=encoder.pad_token_id, dtype=torch.float64, device="cuda"
     )
     generate = SpeculativeGenerator(
-        janus, janus.image_head, Scoring(), layer=6, max_new_tokens=16, window=4, compile=compile
+        janus,
+        janus.image_head,
+        make_scoring(),
+        layer=6,
+        max_new_tokens=16,
+        window=4,
+        compile=compile,
     )
     branches = [
         cfg_pair(encoder.encode(PROMPTS[prompt]), janus.pad_token_id) for prompt, _ in BATCH
@@ -69,8 +75,10 @@ def test_in_bfloat16_an_image_does_not_depend_on_its_company(compile):
     generate = ImageGenerator(janus, layer=8, compile=compile, fill_to=8)
     prompts = ["a red circle", "two blue squares " * 9, "a cross"]
     ids = [encoder.encode(prompt) for prompt in prompts]
-    together = generate([ids[0]] * 4 + [ids[1]] * 4, [ImageKey(n // 4, n) for n in range(8)])
-    apart = generate([ids[2], ids[0], ids[0]], [ImageKey(2, 0), ImageKey(0, 1), ImageKey(0, 3)])
+    together = generate([ids[0]] * 4 + [ids[1]] * 4, [RequestKey(n // 4, n) for n in range(8)])
+    apart = generate(
+        [ids[2], ids[0], ids[0]], [RequestKey(2, 0), RequestKey(0, 1), RequestKey(0, 3)]
+    )
     assert torch.equal(apart[1:], together[[1, 3]])
 
 
@@ -86,7 +94,7 @@ def test_quantized_weights(how, tiny_checkpoint, encoder):
     outputs = [layer(states).float() for layer in layers]
     assert 0 < (outputs[0] - outputs[1]).norm() / outputs[0].norm() < 0.15
     for compile in False, True:
-        tokens = ImageGenerator(janus, layer=6, compile=compile)([[0, 5, 4]], [ImageKey(0, 0)])
+        tokens = ImageGenerator(janus, layer=6, compile=compile)([[0, 5, 4]], [RequestKey(0, 0)])
         assert tokens.shape == (1, 16)
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from lit_dola.data.requests import ImageKey
+from lit_dola.data.requests import RequestKey
 from lit_dola.decoding import loop
-from lit_dola.decoding.guidance import ApcPolicy, Scoring
+from lit_dola.decoding.guidance import ApcPolicy
 from lit_dola.decoding.inspection import inspect_tokens
 from lit_dola.decoding.jacobi import SpeculativeGenerator
 from lit_dola.decoding.loop import TokenGenerator, cfg_pair
@@ -24,21 +24,22 @@ from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.model import TransformersJanus
 from lit_dola.janus.vq import to_uint8
 from tests.support.commands import ROOT
+from tests.support.scoring import make_scoring
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="needs a CUDA build of torch")
 
 GPU = torch.device("cuda", 0)
 PROMPTS = [[0, 5, 6, 7, 4], [0, 5, 6, 4], [0, *[7] * 40, 4]]
-KEYS = [ImageKey(0, 0), ImageKey(1, 0), ImageKey(1, 1)]
+KEYS = [RequestKey(0, 0), RequestKey(1, 0), RequestKey(1, 1)]
 SCORINGS = {
-    "baseline": Scoring().baseline,
-    "strength": Scoring(strength=0.2, mid_norm=True, alpha=0.005),
-    "head set alone": Scoring(strength=0.0),
-    "greedy": Scoring(temperature=0.0),
-    "top-k and top-p": Scoring(top_k=5, top_p=0.9),
-    "min-p": Scoring(min_p=0.1),
-    "entropy": Scoring(entropy_temperature=EntropyTemperature(2.5, 3.0, 0.6)),
-    **{apc: Scoring(apc=apc) for apc in get_args(ApcPolicy)},
+    "baseline": make_scoring().baseline,
+    "strength": make_scoring(strength=0.2, mid_norm=True, alpha=0.005),
+    "head set alone": make_scoring(strength=0.0),
+    "greedy": make_scoring(temperature=0.0),
+    "top-k and top-p": make_scoring(top_k=5, top_p=0.9),
+    "min-p": make_scoring(min_p=0.1),
+    "entropy": make_scoring(entropy_temperature=EntropyTemperature(2.5, 3.0, 0.6)),
+    **{apc: make_scoring(apc=apc) for apc in get_args(ApcPolicy)},
 }
 
 
@@ -103,12 +104,12 @@ def test_the_speculative_loop_waits_once_per_pass(scoring, janus, monkeypatch):
 
 
 def test_without_guidance(janus):
-    assert draw(TokenGenerator, janus, Scoring(), guided=False).device == GPU
+    assert draw(TokenGenerator, janus, make_scoring(), guided=False).device == GPU
 
 
 def test_it_notices_a_wait_and_another_device(janus):
     with pytest.raises(DataDependentOutputException):
-        draw(SpeculativeGenerator, janus, Scoring(), window=6)
+        draw(SpeculativeGenerator, janus, make_scoring(), window=6)
     with pytest.raises(RuntimeError, match="device"):
         janus.image_head.linear(torch.empty(2, 160, dtype=torch.bfloat16))
 
@@ -116,7 +117,7 @@ def test_it_notices_a_wait_and_another_device(janus):
 def test_inspection_brings_its_figures_to_the_host(janus):
     tokens = torch.zeros(janus.num_image_tokens, dtype=torch.long)
     branches = cfg_pair(PROMPTS[0], janus.pad_token_id)
-    found = inspect_tokens(janus, Scoring(), 8, branches, tokens, KEYS[0])
+    found = inspect_tokens(janus, make_scoring(), 8, branches, tokens, KEYS[0])
     assert {part.device.type for part in found} == {"cpu"}
     assert {part.shape for part in found} == {(janus.num_image_tokens,)}
 

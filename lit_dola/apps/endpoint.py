@@ -1,4 +1,4 @@
-"""The endpoints of a server: places in a queue, replies of workers, figures for Prometheus."""
+"""The endpoints of a server: queue, replies of workers, metrics for Prometheus."""
 
 import asyncio
 import json
@@ -25,21 +25,21 @@ from prometheus_client import (
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from lit_dola.apps.openai import ApiError, Served, error_body, job_of, reply
-from lit_dola.apps.starting import tell
+from lit_dola.apps.starting import log
 from lit_dola.apps.worker import Outcome, Payload, Shared
 
 TOKEN = "LIT_DOLA_API_KEY"
 """Variable of the environment with the token that clients must send."""
 PATH = "/v1/images/generations"
 _LOOK = 0.5
-"""Seconds between two looks whether a client has gone away, or a worker has died."""
+"""Seconds between two checks for disconnected clients and dead workers."""
 _DIED = "a process with the model has died; the server ends"
-_CLIENT_GONE = 499
-"""nginx's status for a client that did not wait."""
+_CLIENT_CLOSED = 499
+"""nginx's status for a client that disconnected."""
 
 
 class Metrics:
-    """Figures of a server, as Prometheus reads them."""
+    """Metrics of a server for Prometheus."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -47,7 +47,7 @@ class Metrics:
         self.requests = Counter(
             "lit_dola_requests", "Requests by HTTP status", ["status"], registry=registry
         )
-        self.images = Counter("lit_dola_images", "Images made", registry=registry)
+        self.images = Counter("lit_dola_images", "Images generated", registry=registry)
         self.waiting = Gauge(
             "lit_dola_requests_in_flight", "Requests that wait or run", registry=registry
         )
@@ -59,7 +59,7 @@ class Metrics:
         )
         self.at_once = Histogram(
             "lit_dola_images_at_once",
-            "Images made together, those of other requests among them",
+            "Images generated together, including those of other requests",
             buckets=(1, 2, 4, 8, 16, 32, 64),
             registry=registry,
         )
@@ -69,9 +69,9 @@ class ImagesSpec(LitSpec):  # type: ignore[misc]
     """OpenAI's images endpoint.
 
     Args:
-        served: The model, and what may be asked of it.
-        shared: What the processes share.
-        output_dir: Where images go that are to be files.
+        served: The served model.
+        shared: Memory shared by the processes.
+        output_dir: Folder for images of requests with the ``response_format`` url.
     """
 
     def __init__(self, served: Served, shared: Shared, output_dir: Path) -> None:
@@ -81,14 +81,14 @@ class ImagesSpec(LitSpec):  # type: ignore[misc]
         self.shared = shared
         self.output_dir = output_dir
         self.free = [*range(served.limits.max_queue)]
-        """Places in the queue."""
+        """Free slots of the queue."""
         self.metrics: Metrics | None = Metrics()
         self.add_endpoint(PATH, self.create, ["POST"])
         self.add_endpoint("/v1/models", self.models, ["GET"])
         self.add_endpoint("/metrics", self.show_metrics, ["GET"])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what only the server needs: its locks cannot go to a worker."""
+        """Return the state without locks, which cannot be sent to a worker."""
         return {**super().__getstate__(), "metrics": None, "_endpoints": []}
 
     async def models(self) -> Response:
@@ -97,12 +97,12 @@ class ImagesSpec(LitSpec):  # type: ignore[misc]
         return JSONResponse({"object": "list", "data": [model]})
 
     async def show_metrics(self) -> Response:
-        """Return the figures in the text format of Prometheus."""
+        """Return the metrics in the text format of Prometheus."""
         assert self.metrics is not None
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def create(self, request: Request) -> Response:
-        """Make the images that a request asks for."""
+        """Generate the images of a request."""
         assert self.metrics is not None
         began = time.monotonic()
         try:
@@ -113,27 +113,27 @@ class ImagesSpec(LitSpec):  # type: ignore[misc]
         self.metrics.requests.labels(status).inc()
         if status == 200:
             self.metrics.seconds.observe(took)
-        tell(f"{status} in {took:.1f} s: {told}")
+        log(f"{status} in {took:.1f} s: {told}")
         headers = {"Retry-After": "5"} if status == 429 else None
         return JSONResponse(body, status, headers)
 
     async def _create(self, request: Request) -> tuple[int, Any, str]:
-        """Return the status, the body of the reply, and what the log says."""
+        """Return the status, the body of the reply, and the line for the log."""
         job = job_of(await _body(request), self.served)
         if not self.free:
             most = self.served.limits.max_queue
-            raise ApiError(429, f"{most} requests wait already; try again later", code="queue_full")
+            raise ApiError(429, f"queue full, {most} requests; try again later", code="queue_full")
         slot = self.free.pop()
         assert self.metrics is not None
         with self.metrics.waiting.track_inprogress():
             try:
                 outcome = await self._outcome(job, slot, request)
             finally:
-                self.shared.gone[slot] = False
+                self.shared.disconnected[slot] = False
                 self.free.append(slot)
         told = f"{job.call.images} x {job.call.prompt!r:.60}, seed {job.call.seed}"
         if outcome is None:
-            return _CLIENT_GONE, None, f"the client has gone away: {told}"
+            return _CLIENT_CLOSED, None, f"client disconnected: {told}"
         if outcome.error:
             if outcome.is_clients:
                 raise ApiError(400, outcome.error, "prompt", "invalid_value")
@@ -143,7 +143,7 @@ class ImagesSpec(LitSpec):  # type: ignore[misc]
         return 200, reply(job, outcome.images, self.served.size), told
 
     async def _outcome(self, job: Any, slot: int, request: Request) -> Outcome | None:
-        """Wait for a worker; returns None if the client did not."""
+        """Wait for a worker; return None if the client disconnected."""
         uid, item = str(uuid.uuid4()), ResponseBufferItem(asyncio.Event())
         self.response_buffer[uid] = item
         folder = self.output_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{uid[:8]}"
@@ -155,13 +155,13 @@ class ImagesSpec(LitSpec):  # type: ignore[misc]
                     await asyncio.wait_for(item.event.wait(), _LOOK)
                     break
                 except TimeoutError:
-                    self.shared.gone[slot] = await request.is_disconnected()
+                    self.shared.disconnected[slot] = await request.is_disconnected()
                     if self.shared.has_dead_workers():
                         raise ApiError(503, _DIED, code="worker_died") from None
         finally:
             del self.response_buffer[uid]
         outcome, _ = item.response
-        return None if self.shared.gone[slot] and not outcome.images else outcome
+        return None if self.shared.disconnected[slot] and not outcome.images else outcome
 
 
 async def _body(request: Request) -> Any:
@@ -172,7 +172,7 @@ async def _body(request: Request) -> Any:
 
 
 def authorize(request: Request) -> None:
-    """Check the token of a request; anybody may ask whether the server is well.
+    """Check the token of a request; the health check needs none.
 
     Raises:
         HTTPException: If it is not the one in the environment.
@@ -186,7 +186,7 @@ def authorize(request: Request) -> None:
 
 
 def answer_errors_as_openai(app: FastAPI) -> None:
-    """Let every error of a server be JSON as OpenAI's."""
+    """Return every error of a server as OpenAI's JSON."""
 
     async def as_json(request: Request, error: Exception) -> Response:
         status, said = 500, "internal error, see the log"

@@ -1,4 +1,4 @@
-"""What a caller may ask for."""
+"""Request limits of the server and the playground."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from lit_dola.errors import UserError
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a caller may ask for."""
+    """Request limits."""
 
     max_images: int
     """Images per request."""
@@ -18,31 +18,32 @@ class Limits:
     max_queue: int
     """Requests that wait or run."""
 
+    @property
+    def images(self) -> str:
+        """Allowed numbers of images, for messages."""
+        return f"an integer, 1 to {self.max_images}"
+
     def check_images(self, name: str, count: Any) -> int:
         """Return a number of images.
 
         Raises:
-            UserError: If it is none, or too large.
+            UserError: If it is not one, or too large.
         """
         if type(count) is not int or not 1 <= count <= self.max_images:
-            raise UserError(f"{name}: {count!r:.60}; expected an integer, 1 to {self.max_images}")
+            raise UserError(f"{count!r:.60}", self.images, setting=name)
         return count
 
     def check_prompt(self, name: str, prompt: Any) -> str:
         """Return a prompt.
 
         Raises:
-            UserError: If it is none, or too long.
+            UserError: If it is not one, or too long.
         """
         if not isinstance(prompt, str):
-            raise UserError(f"{name}: {prompt!r:.60}; expected a string")
-        try:
-            prompt_maker()(0, prompt)
-        except UserError as error:
-            said = str(error)
-            raise UserError(said if said.startswith(name) else f"{name}: {said}") from error
+            raise UserError(f"{prompt!r:.60}", "a string", setting=name)
+        prompt_maker()(0, prompt)
         if len(prompt) > self.max_prompt_length:
             raise UserError(
-                f"{name}: {len(prompt):,} characters; expected at most {self.max_prompt_length:,}"
+                f"{len(prompt):,} characters", f"at most {self.max_prompt_length:,}", setting=name
             )
         return prompt

@@ -1,4 +1,4 @@
-"""OpenAI's images endpoint: what a request asks for, what a reply and an error look like.
+"""OpenAI's images endpoint: requests, replies and errors.
 
 See https://platform.openai.com/docs/api-reference/images/create; our settings are further fields.
 """
@@ -8,23 +8,23 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from inspect import signature
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from lit_dola.apps.limits import Limits
-from lit_dola.apps.starting import OF_A_CALL
-from lit_dola.errors import UserError, suggestion
+from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
+from lit_dola.messages import suggestion
 from lit_dola.pipeline import ImageCall
-from lit_dola.pipeline.arguments import MOST_SEED
-from lit_dola.pipeline.janus_pipeline import OF_LOADING
 from lit_dola.runs.image_file import Format
+from lit_dola.settings.declared import settings_of
+from lit_dola.settings.numbers import MAX_SEED
 from lit_dola.tasks.generate import LitDoLa
 
-ResponseFormat = Literal["b64_json", "url"]
-_FORMATS: dict[str, Format] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
-_ONLY_VALUES: dict[str, tuple[Any, ...]] = {
+_IGNORED: dict[str, tuple[Any, ...]] = {
     "background": ("auto", "opaque"),
     "moderation": ("auto", "low"),
     "quality": ("auto", "standard"),
@@ -32,16 +32,12 @@ _ONLY_VALUES: dict[str, tuple[Any, ...]] = {
     "stream": (False,),
     "partial_images": (0,),
 }
-"""OpenAI's fields that choose nothing here, and the values that ask for nothing else."""
-_OWN = {
-    "prompt", "n", "seed", "response_format", "output_format", "output_compression", "size",
-    "model", "user",
-}  # fmt: skip
-_FOR_ALL_CALLERS = {*OF_LOADING, "compile", "images_per_batch", "speculative"}
+"""Ignored fields and their accepted values."""
+_FORMATS: dict[str, Format] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 CALLERS_SETTINGS = tuple(
     name
-    for name in signature(LitDoLa).parameters
-    if name not in _FOR_ALL_CALLERS and name not in OF_A_CALL
+    for name in settings_of(LitDoLa)
+    if name not in {*LitDoLa.loading, *LitDoLa.rounding, *LitDoLa.of_call}
 )
 """Settings of the model that each request may choose, besides the number of images and the seed."""
 
@@ -52,8 +48,8 @@ class ApiError(Exception):
     Args:
         status: Status of HTTP.
         message: What was found and what was expected.
-        param: The field that is wrong.
-        code: A word that a program can look for.
+        param: The field at fault.
+        code: Identifier of the error, for programs.
     """
 
     def __init__(
@@ -73,14 +69,53 @@ def error_body(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+@cache
+def request_model(limits: Limits, size: str) -> type[BaseModel]:
+    """Return the model of a request's fields; a description is what a field's error expects.
+
+    Args:
+        limits: Request limits.
+        size: Size of the images.
+    """
+    fields: dict[str, Any] = {
+        "prompt": (
+            Annotated[str, AfterValidator(partial(limits.check_prompt, "prompt"))],
+            Field(None, validate_default=True, description="a string"),
+        ),
+        "n": (int, Field(1, ge=1, le=limits.max_images, description=limits.images)),
+        "seed": (
+            int,
+            Field(None, ge=0, le=MAX_SEED, description=f"an integer, 0 <= seed <= {MAX_SEED}"),
+        ),
+        "response_format": _one_of("b64_json", "url"),
+        "output_format": _one_of(*_FORMATS),
+        "output_compression": (int, Field(95, ge=0, le=100, description="an integer, 0 to 100")),
+        "size": _one_of("auto", size),
+        "model": (Any, None),
+        "user": (Any, None),
+    }
+    for name, values in _IGNORED.items():
+        allowed = " or ".join([*map(repr, values), "no such field"])
+        kind = Literal[values] if values else None
+        fields[name] = (kind, Field(None, description=f"{allowed}: there is nothing to choose"))
+    settings: dict[str, Any] = dict.fromkeys(CALLERS_SETTINGS, (Any, None))
+    config = ConfigDict(extra="forbid", strict=True)
+    return create_model("ImageRequest", __config__=config, **fields, **settings)
+
+
+def _one_of(*values: str) -> tuple[Any, Any]:
+    """Return the type and the default, the first value, of a field."""
+    return Literal[values], Field(values[0], description=" or ".join(map(repr, values)))
+
+
 @dataclass(frozen=True)
 class ImageJob:
-    """What a request asks for."""
+    """A checked request."""
 
     call: ImageCall
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings that it changes; jobs with the same ones share batches."""
-    response_format: ResponseFormat = "b64_json"
+    response_format: str = "b64_json"
     output_format: str = "png"
     quality: int = 95
 
@@ -92,7 +127,7 @@ class ImageJob:
 
 @dataclass(frozen=True)
 class Served:
-    """The model that is served, as far as requests can be wrong about it."""
+    """The served model, as far as requests depend on it."""
 
     checkpoint: Checkpoint
     limits: Limits
@@ -101,7 +136,7 @@ class Served:
 
     @property
     def name(self) -> str:
-        """What clients call the model."""
+        """Name of the model for clients."""
         return Path(self.checkpoint.name).name
 
     @property
@@ -114,111 +149,75 @@ def job_of(body: Any, served: Served) -> ImageJob:
     """Check the body of a request.
 
     Args:
-        body: What its JSON holds.
-        served: What there is to ask for.
+        body: Its JSON.
+        served: The served model.
 
     Raises:
         ApiError: If something is wrong; it names the field.
     """
     if not isinstance(body, dict):
         raise ApiError(400, f"body: found {type(body).__name__}; expected a JSON object")
-    given = {name: value for name, value in body.items() if value is not None}
-    known = {*_OWN, *_ONLY_VALUES, *CALLERS_SETTINGS}
-    for name in given:
-        if name not in known:
-            more = suggestion(name, known) or f"; expected some of {', '.join(sorted(known))}"
-            raise ApiError(400, f"{name:.60}: not a field{more}", name, "unknown_parameter")
-    _check_others(given, served)
-    call = ImageCall(
-        _checked("prompt", served.limits.check_prompt, given.get("prompt")),
-        _checked("n", served.limits.check_images, given.get("n", 1)),
-        _seed(given.get("seed")),
-    )
-    output_format = _one_of(given, "output_format", _FORMATS, "png")
-    quality = given.get("output_compression", 95)
-    if type(quality) is not int or not 0 <= quality <= 100:
-        raise _invalid("output_compression", quality, "an integer, 0 to 100")
-    return ImageJob(
-        call,
-        _settings(body, served),
-        _one_of(given, "response_format", ("b64_json", "url"), "b64_json"),
-        output_format,
-        max(quality, 1),
-    )
-
-
-def _check_others(given: Mapping[str, Any], served: Served) -> None:
-    """Check the fields that there is nothing to choose with."""
-    if given.get("model", served.name) != served.name:
+    # A field that is null counts as missing; a setting that is null may be meant.
+    given = {k: v for k, v in body.items() if v is not None or k in CALLERS_SETTINGS}
+    model = request_model(served.limits, served.size)
+    try:
+        asked: Any = model.model_validate(given)
+        settings = _settings(given, served)
+    except ValidationError as error:
+        raise _validation_error(error, model) from error
+    except UserError as error:
+        known = error.in_python()
+        raise ApiError(400, str(known), known.name or "prompt", "invalid_value") from error
+    if asked.model not in (None, served.name):
         raise ApiError(
-            404, f"model: {given['model']!r:.60}; expected {served.name!r}", "model",
-            "model_not_found",
-        )  # fmt: skip
-    _one_of(given, "size", ("auto", served.size), "auto")
-    for name, values in _ONLY_VALUES.items():
-        if name in given and given[name] not in values:
-            allowed = " or ".join([*map(repr, values), "no such field"])
-            raise _invalid(name, given[name], f"{allowed}: there is nothing to choose")
+            404, f"model: {asked.model!r:.60}; expected {served.name!r}", "model", "model_not_found"
+        )
+    # Without a seed every request draws another image, as at OpenAI.
+    seed = random.SystemRandom().randint(0, MAX_SEED) if asked.seed is None else asked.seed
+    return ImageJob(
+        ImageCall(asked.prompt, asked.n, seed),
+        settings,
+        asked.response_format,
+        asked.output_format,
+        max(asked.output_compression, 1),
+    )
 
 
-def _settings(body: Mapping[str, Any], served: Served) -> dict[str, Any]:
+def _validation_error(error: ValidationError, model: type[BaseModel]) -> ApiError:
+    """Return the first error of a request."""
+    first = error.errors()[0]
+    name, known = str(first["loc"][0]), model.model_fields
+    if first["type"] == "extra_forbidden":
+        more = suggestion(name, known) or f"; expected some of {', '.join(sorted(known))}"
+        return ApiError(400, f"{name:.60}: not a field{more}", name, "unknown_parameter")
+    message = f"{name}: {first['input']!r:.60}; expected {known[name].description}"
+    return ApiError(400, message, name, "invalid_value")
+
+
+def _settings(given: Mapping[str, Any], served: Served) -> dict[str, Any]:
     """Return the settings of the model that a request changes, as they are checked."""
-    changes = {name: body[name] for name in CALLERS_SETTINGS if name in body}
+    changes = {name: given[name] for name in CALLERS_SETTINGS if name in given}
     if not changes:
         return {}
-    try:
-        model = LitDoLa.checked(
-            {**served.settings, **changes, "model_path": served.checkpoint.name}
-        )
-        model.check(served.checkpoint)
-    except UserError as error:
-        message = str(error).removeprefix("model.")
-        name = message.partition(":")[0]
-        raise ApiError(400, message, name, "invalid_value") from error
+    model = LitDoLa.checked({**served.settings, **changes, "model_path": served.checkpoint.name})
+    model.check(served.checkpoint)
     found = {name: model.hparams[name] for name in changes}
     return {name: value for name, value in found.items() if value != served.settings[name]}
 
 
-def _seed(given: Any) -> int:
-    """Return a seed; without one every request draws another image, as at OpenAI."""
-    if given is None:
-        return random.SystemRandom().randint(0, MOST_SEED)
-    if type(given) is not int or not 0 <= given <= MOST_SEED:
-        raise _invalid("seed", given, f"an integer, 0 <= seed <= {MOST_SEED}")
-    return given
-
-
-def _checked(name: str, check: Any, value: Any) -> Any:
-    try:
-        return check(name, value)
-    except UserError as error:
-        raise ApiError(400, str(error), name, "invalid_value") from error
-
-
-def _one_of(given: Mapping[str, Any], name: str, values: Any, default: str) -> Any:
-    value = given.get(name, default)
-    if not isinstance(value, str) or value not in values:
-        raise _invalid(name, value, " or ".join(map(repr, values)))
-    return value
-
-
-def _invalid(name: str, value: Any, wanted: str) -> ApiError:
-    return ApiError(400, f"{name}: {value!r:.60}; expected {wanted}", name, "invalid_value")
-
-
 @dataclass(frozen=True)
-class MadeImage:
+class ImageFile:
     """An image on its way from the process with the model."""
 
     content: bytes | None
-    """The file; None: it lies on the disk."""
+    """The file; None: it is on the disk."""
     file: Path | None
     record: dict[str, Any]
     """Its prompt and every setting that shaped it."""
 
 
-def reply(job: ImageJob, images: list[MadeImage], size: str) -> dict[str, Any]:
-    """Return a reply as JSON; each image has its record besides what OpenAI's have."""
+def reply(job: ImageJob, images: list[ImageFile], size: str) -> dict[str, Any]:
+    """Return a reply as JSON; each image has its record besides OpenAI's fields."""
     return {
         "created": int(time.time()),
         "data": [

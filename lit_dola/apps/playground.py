@@ -10,25 +10,30 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from PIL.Image import Resampling
 
+from lit_dola.apps.caller_queue import Stopped
 from lit_dola.apps.limits import Limits
-from lit_dola.apps.line import Stopped
 from lit_dola.apps.starting import (
     check_port,
     checked_checkpoint,
     how_to_load,
+    log,
     shared_settings,
-    signals_end_it,
-    tell,
+    stop_on_signals,
 )
 from lit_dola.apps.studio import Drawing, Studio, Wish
-from lit_dola.errors import UserError, require
+from lit_dola.callbacks.writer import ImageWriter
+from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.pipeline import JanusPipeline
 from lit_dola.reports.inspection_plot import MAPS
-from lit_dola.runs.image_file import Format
+from lit_dola.settings.checks import given_path, require
+from lit_dola.settings.declared import settings_of
+from lit_dola.settings.expected import range_of
+from lit_dola.settings.numbers import Port
 from lit_dola.tasks.generate import LitDoLa
 
 _SAVED = "/saved"
@@ -37,7 +42,7 @@ _ONLY_OURS = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self';"
     " form-action 'self'; base-uri 'self'"
 )
-"""Keeps the browser from fetching anything from elsewhere, whatever Gradio's page asks for."""
+"""Content-Security-Policy that keeps the browser from fetching anything from elsewhere."""
 _MOST_KEPT = 50
 """Drawings of a history."""
 _MAP_SIDE = 384
@@ -55,76 +60,84 @@ _COPY = """
   area.remove();
 }
 """
-"""Also works where a page may not use the clipboard: on another machine, without HTTPS."""
+"""Copies also where a page may not use the clipboard: on another machine, without HTTPS."""
 
 
 class Control(NamedTuple):
     """A slider for a setting of the model."""
 
     label: str
-    info: str
-    least: float
-    most: float
     step: float
+    most: float | None = None
+    """Largest value on the page; None: that of the setting."""
 
 
 CONTROLS = {
-    "strength": Control("Strength", "how much of the middle layer is subtracted", 0, 1, 0.05),
-    "alpha": Control("Alpha", "threshold of the head set; 0: every token may come", 0, 1, 0.005),
-    "layer": Control("Middle layer", "the premature layer, as an index of hidden_states", 1, 2, 1),
-    "cfg_weight": Control("Guidance", "scale of classifier-free guidance", 1, 15, 0.5),
-    "temperature": Control("Temperature", "0 is greedy", 0, 2, 0.05),
+    "strength": Control("Strength", 0.05),
+    "alpha": Control("Alpha", 0.005),
+    "layer": Control("Middle layer", 1),
+    "cfg_weight": Control("Guidance", 0.5, most=15),
+    "temperature": Control("Temperature", 0.05, most=2),
 }
+"""Settings on the page, whose ranges and descriptions are those of their declarations."""
 
 
 def play(
-    model: LitDoLa,
     trainer: Trainer,
-    limits: Limits,
-    *,
-    host: str,
-    port: int,
-    output_dir: Path,
-    format: Format,
-    quality: int,
+    model: LitDoLa,
+    writer: ImageWriter,
+    host: str = "127.0.0.1",
+    port: Port = 7860,
+    max_images: PositiveInt = 8,
+    max_prompt_length: PositiveInt = 2000,
+    max_queue: PositiveInt = 16,
+    output_dir: str = "outputs/play",
 ) -> None:
-    """Show the playground until a signal arrives.
+    """Show a page to try DoLa on: the same noise with DoLa and without it, side by side.
 
     Args:
-        model: The model, and the settings that the page starts with.
         trainer: Device and precision.
-        limits: How much a caller may ask for.
-        host: Address to listen at.
-        port: Port to listen at.
-        output_dir: Where histories are saved.
-        format: Format of image files.
-        quality: Quality of jpg and webp, 1 to 100.
+        model: The model, and the settings that the page starts with.
+        writer: Format and quality of files.
+        host: Address to listen on: 127.0.0.1 is this machine alone, 0.0.0.0 all.
+        port: Port to listen on.
+        max_images: Maximum number of images per drawing.
+        max_prompt_length: Maximum number of characters of a prompt.
+        max_queue: Maximum number of drawings that wait or run; further ones are refused.
+        output_dir: Folder for saved histories.
 
     Raises:
         UserError: If it cannot listen, or the model cannot be loaded.
     """
+    require("gradio", "play", extra="play")
     require("matplotlib", "play", extra="play")
     if trainer.world_size > 1:
         raise UserError(
-            f"trainer.devices: {trainer.world_size}; expected 1: the page shares one model"
+            str(trainer.world_size), "1: the page shares one model", setting="trainer.devices"
         )
     checkpoint = checked_checkpoint(model)
     check_port(host, port)
     name = Path(checkpoint.name).name
     device = trainer.strategy.root_device
-    tell(f"{name}: loading on {device}")
+    log(f"{name}: loading on {device}")
     pipeline = JanusPipeline.from_pretrained(device=device, **how_to_load(model, trainer))
-    settings = shared_settings(model, leave_out={"dola"})
-    studio = Studio(pipeline, settings, limits, output_dir, format, quality)
+    studio = Studio(
+        pipeline,
+        shared_settings(model, leave_out={"dola"}),
+        Limits(max_images, max_prompt_length, max_queue),
+        given_path("output_dir", output_dir),
+        writer.format,
+        writer.quality,
+    )
     try:
         app = make_app(studio, model, checkpoint)
         config = uvicorn.Config(app, host, port, log_level="warning", timeout_graceful_shutdown=3)
-        tell(f"{name}: ready; open http://{host}:{port}")
-        with suppress(KeyboardInterrupt), signals_end_it():
+        log(f"{name}: ready; open http://{host}:{port}")
+        with suppress(KeyboardInterrupt), stop_on_signals():
             uvicorn.Server(config).run()
     finally:
         studio.close()
-    tell("stopped")
+    log("stopped")
 
 
 def make_app(studio: Studio, model: LitDoLa, checkpoint: Checkpoint) -> FastAPI:
@@ -133,7 +146,7 @@ def make_app(studio: Studio, model: LitDoLa, checkpoint: Checkpoint) -> FastAPI:
     app = FastAPI(openapi_url=None)
 
     @app.middleware("http")
-    async def keep_to_ourselves(
+    async def restrict_sources(
         request: Request, answer: Callable[[Request], Awaitable[Response]]
     ) -> Response:
         response = await answer(request)
@@ -143,7 +156,7 @@ def make_app(studio: Studio, model: LitDoLa, checkpoint: Checkpoint) -> FastAPI:
     studio.output_dir.mkdir(parents=True, exist_ok=True)
     app.mount(_SAVED, StaticFiles(directory=studio.output_dir, html=True))
     page = Page(studio, model, checkpoint).build()
-    page.queue(default_concurrency_limit=None, api_open=False)  # the studio has its own line
+    page.queue(default_concurrency_limit=None, api_open=False)  # the studio has its own queue
     font = ["system-ui", "sans-serif"]
     mounted: FastAPI = gr.mount_gradio_app(
         app,
@@ -162,7 +175,7 @@ class Page:
     """The page.
 
     Args:
-        studio: What draws.
+        studio: Draws the images.
         model: The settings that the page starts with.
         checkpoint: The model's.
     """
@@ -213,15 +226,15 @@ class Page:
         return [prompt, seed, number, *sliders]
 
     def _slider(self, name: str, control: Control) -> gr.Slider:
-        value = self.model.hparams[name]
-        most = control.most
+        setting, value = settings_of(LitDoLa)[name], self.model.hparams[name]
+        least, most = range_of(setting.type)
         if name == "layer":
             with_dola = LitDoLa.checked({**self.model.hparams, "dola": True})
             value = with_dola.middle_layer(self.checkpoint)
-            most = self.checkpoint.num_layers - 1
+            least, most = 1, self.checkpoint.num_layers - 1
         return gr.Slider(
-            min(control.least, value), max(most, value), value, step=control.step,
-            label=control.label, info=control.info, elem_id=name,
+            min(least, value), max(control.most or most, value), value, step=control.step,
+            label=control.label, info=setting.summary, elem_id=name,
         )  # fmt: skip
 
     def _results(self) -> None:
@@ -383,9 +396,9 @@ def _place(chosen: gr.SelectData) -> int:
 
 
 def _integer(value: Any) -> Any:
-    """Return a number of the page as an integer; what is none is left to be refused."""
+    """Return a number of the page as an integer; others are left to be refused."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _shown_error(error: UserError) -> gr.Error:
-    return gr.Error(str(error).removeprefix("model."), duration=None, print_exception=False)
+    return gr.Error(str(error.in_python()), duration=None, print_exception=False)

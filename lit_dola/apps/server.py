@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from multiprocessing import active_children
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from litserve import LitServer
 
@@ -22,13 +22,15 @@ from lit_dola.apps.starting import (
     check_port,
     checked_checkpoint,
     how_to_load,
+    log,
     shared_settings,
-    signals_end_it,
-    tell,
+    stop_on_signals,
 )
 from lit_dola.apps.worker import ImagesAPI, Shared, SharedBatches, load_pipeline, parent_is_alive
 from lit_dola.decoding.cache import IMAGES_ON_CPU, MOST_IMAGES
 from lit_dola.errors import UserError
+from lit_dola.settings.checks import given_path, require
+from lit_dola.settings.numbers import NonNegativeFinite, Port
 from lit_dola.tasks.generate import LitDoLa
 
 _log = logging.getLogger(__name__)
@@ -37,12 +39,12 @@ _MOST_BYTES = 2**20
 
 
 class ImageServer(LitServer):  # type: ignore[misc]
-    """LitServe's server, which says when it is ready, and lets its workers outlive the last reply.
+    """LitServe's server, which logs when it is ready, and lets its workers outlive the last reply.
 
     Args:
-        api: What runs in the workers.
-        served: The model, and what may be asked of it.
-        address: Where it listens, for messages.
+        api: Program of the workers.
+        served: The served model.
+        address: Its address, for messages.
         devices: Devices, a worker on each, as LitServe takes them.
     """
 
@@ -53,20 +55,16 @@ class ImageServer(LitServer):  # type: ignore[misc]
         self.ends = False
         self.helpers: list[int] = []
         super().__init__(
-            api,
-            timeout=False,
-            max_payload_size=_MOST_BYTES,
-            disable_openapi_url=True,
-            **devices,
+            api, timeout=False, max_payload_size=_MOST_BYTES, disable_openapi_url=True, **devices
         )
         answer_errors_as_openai(self.app)
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """Say that the server is ready; after the last reply, let the workers end."""
+        """Log that the server is ready; after the last reply, let the workers end."""
         watch = asyncio.create_task(_end_with_the_parent())
         async with super().lifespan(app):
-            tell(f"{self.served.name}: ready; POST {self.address}{PATH}")
+            log(f"{self.served.name}: ready; POST {self.address}{PATH}")
             yield
         watch.cancel()
         self.shared.drained[0] = True
@@ -95,33 +93,41 @@ async def _end_with_the_parent() -> None:
 
 
 def serve(
-    model: LitDoLa,
     trainer: Trainer,
-    limits: Limits,
-    *,
-    host: str,
-    port: int,
-    max_wait: float,
-    stop_timeout: int,
-    output_dir: Path,
+    model: LitDoLa,
+    host: Literal["127.0.0.1", "0.0.0.0", "::"] = "127.0.0.1",
+    port: Port = 8000,
+    max_images: PositiveInt = 8,
+    max_prompt_length: PositiveInt = 2000,
+    max_queue: PositiveInt = 64,
+    max_wait: NonNegativeFinite = 0.05,
+    stop_timeout: PositiveInt = 300,
+    output_dir: str = "outputs/served",
 ) -> None:
-    """Serve until a signal arrives; every request that was accepted gets its reply.
+    """Serve images to programs: ``POST /v1/images/generations``, as OpenAI has it.
+
+    Clients send the token in the environment variable ``LIT_DOLA_API_KEY``, if it is set. After a
+    signal every request that was accepted gets its reply.
 
     Args:
-        model: The model, and the settings that a request does not name.
         trainer: Devices and precision.
-        limits: How much a request may ask for.
-        host: Address to listen at.
-        port: Port to listen at.
+        model: The model, and the settings that a request does not name.
+        host: Address to listen on: 127.0.0.1 is this machine alone, 0.0.0.0 and :: are all.
+        port: Port to listen on.
+        max_images: Maximum number of images per request.
+        max_prompt_length: Maximum number of characters of a prompt.
+        max_queue: Maximum number of requests that wait or run; further requests get 429.
         max_wait: Seconds that a request waits for others, to share a batch with them.
-        stop_timeout: Seconds for the last replies, after a signal.
-        output_dir: Where images go that are to be files.
+        stop_timeout: Seconds for the last replies, after SIGINT or SIGTERM.
+        output_dir: Folder for images of requests with the ``response_format`` url.
 
     Raises:
-        UserError: If the server cannot listen, the model cannot be loaded, or a worker dies.
+        UserError: If it cannot listen, the model cannot be loaded, or a worker dies.
     """
+    require("litserve", "serve", extra="serve")
     logging.getLogger().addHandler(logging.NullHandler())  # or LitServe adds one that prints
     load, devices = how_to_load(model, trainer), _devices(trainer)
+    limits = Limits(max_images, max_prompt_length, max_queue)
     served = Served(checked_checkpoint(model), limits, shared_settings(model))
     check_port(host, port)
     warn_if_open(host)
@@ -130,25 +136,25 @@ def serve(
         partial(load_pipeline, **load),
         dict(served.settings),
         shared,
-        spec=ImagesSpec(served, shared, output_dir),
+        spec=ImagesSpec(served, shared, given_path("output_dir", output_dir)),
         loop=SharedBatches(_images_at_once(model, devices["accelerator"]), max_wait),
     )
     api.authorize = authorize
     server = ImageServer(api, served, f"http://{host}:{port}", **devices)
     server.uvicorn_graceful_timeout = stop_timeout
-    tell(f"{served.name}: loading, {trainer.num_devices} x {devices['accelerator']}")
+    log(f"{served.name}: loading, {trainer.num_devices} x {devices['accelerator']}")
     try:
-        with signals_end_it():
+        with stop_on_signals():
             server.run(
                 host, port, num_api_servers=1, log_level="warning", generate_client_file=False
             )
     except (RuntimeError, EOFError, ConnectionError) as error:
         raise why_it_ended(shared) from error
-    tell("stopped; every request has its reply")
+    log("stopped; every request has its reply")
 
 
 def warn_if_open(host: str) -> None:
-    """Say that other machines may use a server without a token."""
+    """Warn that other machines may use a server without a token."""
     if host != "127.0.0.1" and not os.environ.get(TOKEN):
         _log.warning("host: %s: whoever reaches it may use it; %s sets a token", host, TOKEN)
 
@@ -158,8 +164,10 @@ def why_it_ended(shared: Shared) -> UserError:
     if shared.reason.value:
         return UserError(shared.reason.value.decode(errors="ignore"))
     if any(shared.pids):
-        return UserError("serve: a process with the model has died; start the server again")
-    return UserError("serve: the model was not loaded; the reason stands above")
+        return UserError(
+            "a process with the model has died; start the server again", setting="serve"
+        )
+    return UserError("the model was not loaded; the reason is printed above", setting="serve")
 
 
 def _devices(trainer: Trainer) -> dict[str, Any]:
@@ -170,7 +178,7 @@ def _devices(trainer: Trainer) -> dict[str, Any]:
     """
     if trainer.num_nodes > 1:
         raise UserError(
-            f"trainer.num_nodes: {trainer.num_nodes}; expected 1: a server runs on one machine"
+            str(trainer.num_nodes), "1: a server runs on one machine", setting="trainer.num_nodes"
         )
     kind = trainer.strategy.root_device.type
     if kind == "cpu":

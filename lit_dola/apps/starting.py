@@ -1,4 +1,4 @@
-"""What every application does when it starts: settings, model, port, signals."""
+"""Starting an application: settings, model, port, signals."""
 
 import logging
 import os
@@ -13,17 +13,14 @@ from lightning.pytorch import Trainer
 
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
-from lit_dola.pipeline.janus_pipeline import OF_LOADING
 from lit_dola.pipeline.loaded import PRECISIONS
 from lit_dola.tasks.generate import LitDoLa
 
 _log = logging.getLogger(__name__)
-OF_A_CALL = {"parallel_size", "seed", "inspect"}
-"""Settings that each call of a pipeline has itself."""
 
 
-def tell(line: str) -> None:
-    """Print what an application is doing, in one line, whatever a caller has put into it."""
+def log(line: str) -> None:
+    """Log a line, without the control characters that a caller may have put into it."""
     _log.info("%s", "".join(each if each.isprintable() else " " for each in line))
 
 
@@ -37,10 +34,11 @@ def how_to_load(model: LitDoLa, trainer: Trainer) -> dict[str, Any]:
     dtype: torch.dtype | None = dtypes.get(trainer.precision)
     if dtype is None:
         raise UserError(
-            f"trainer.precision: {trainer.precision}; expected {', '.join(dtypes)}: the weights are"
-            " loaded in the precision"
+            trainer.precision,
+            f"{', '.join(dtypes)}: the weights are loaded in the precision",
+            setting="trainer.precision",
         )
-    return {name: model.hparams[name] for name in OF_LOADING} | {"dtype": dtype}
+    return {name: model.hparams[name] for name in model.loading} | {"dtype": dtype}
 
 
 def shared_settings(model: LitDoLa, leave_out: Container[str] = ()) -> dict[str, Any]:
@@ -50,7 +48,7 @@ def shared_settings(model: LitDoLa, leave_out: Container[str] = ()) -> dict[str,
         model: The model.
         leave_out: Further settings that each call has itself.
     """
-    own = OF_LOADING | OF_A_CALL
+    own = {*model.loading, *model.of_call}
     return {
         name: value
         for name, value in model.hparams.items()
@@ -81,12 +79,14 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
     except OSError as error:
         raise UserError(
-            f"port: {port}: {error.strerror or error}; expected a free one, as --port {port + 1}"
+            f"{port}: {error.strerror or error}",
+            f"a free one, e.g. --port {port + 1}",
+            setting="port",
         ) from error
 
 
 @contextmanager
-def signals_end_it() -> Iterator[None]:
+def stop_on_signals() -> Iterator[None]:
     """Let SIGTERM end this process as Ctrl+C does, but not those that are forked from it.
 
     Raises:

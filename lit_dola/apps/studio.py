@@ -1,4 +1,4 @@
-"""What the playground does, without its page: draw, show maps, keep a history, save it."""
+"""The playground without its page: draws, shows maps, keeps a history, saves it."""
 
 import shutil
 import time
@@ -15,17 +15,17 @@ from typing import Any
 
 from PIL import Image
 
+from lit_dola.apps.caller_queue import CallerQueue, Stopped, Ticket
 from lit_dola.apps.limits import Limits
-from lit_dola.apps.line import Line, Place, Stopped
 from lit_dola.errors import UserError
 from lit_dola.pipeline import JanusPipeline
-from lit_dola.reports.again import command_for, config_for
 from lit_dola.reports.compare import compare
 from lit_dola.reports.generation import Generation
 from lit_dola.reports.inspection_plot import inspection_map
+from lit_dola.reports.reproduce import command_for, config_for
 from lit_dola.runs.files import safe_name
 from lit_dola.runs.image_file import Format
-from lit_dola.runs.records import IMAGES, ONLY_WITH_DOLA, ImageRecord
+from lit_dola.runs.records import ONLY_WITH_DOLA, ImageRecord
 from lit_dola.tasks.preview import GREY, ImageStep
 
 _PREVIEWS = 12
@@ -36,7 +36,7 @@ _LOOK = 0.2
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to be drawn."""
+    """Request of a drawing."""
 
     prompt: str
     images: int
@@ -71,7 +71,7 @@ class Drawing:
 
     @property
     def title(self) -> str:
-        """What a history calls it."""
+        """Title in a history."""
         told = ", ".join(f"{name} {value:g}" for name, value in self.wish.settings.items())
         return f"{self.number}: {self.wish.prompt:.60} (seed {self.wish.seed}, {told})"
 
@@ -126,8 +126,8 @@ class Studio:
     Args:
         pipeline: The model.
         settings: Settings of the model that are as configured.
-        limits: How much a caller may ask for.
-        output_dir: Where histories are saved.
+        limits: Request limits.
+        output_dir: Folder for saved histories.
         format: Format of image files.
         quality: Quality of jpg and webp, 1 to 100.
     """
@@ -148,7 +148,7 @@ class Studio:
         self.how: dict[str, Any] = {"format": format, "quality": quality}
         self._drawn = TemporaryDirectory(prefix="lit-dola-play-")
         self._numbers = count()
-        self._line = Line(limits.max_queue)
+        self._queue = CallerQueue(limits.max_queue)
         self._model = ThreadPoolExecutor(1)  # one call at a time, whoever asks
 
     @property
@@ -174,16 +174,18 @@ class Studio:
             UserError: If a setting is invalid or too large, or too many drawings wait.
             Stopped: If the caller has stopped it.
         """
-        place = self._line.join(caller)
+        ticket = self._queue.join(caller)
         try:
-            while before := self._line.before(place):
+            while before := self._queue.before(ticket):
                 yield before
                 time.sleep(_LOOK)
-            yield from self._draw(wish, number, place)
+            yield from self._draw(wish, number, ticket)
         finally:
-            self._line.leave(place)
+            self._queue.leave(ticket)
 
-    def _draw(self, wish: Wish, number: int, place: Place) -> Iterator[float | Previews | Drawing]:
+    def _draw(
+        self, wish: Wish, number: int, ticket: Ticket
+    ) -> Iterator[float | Previews | Drawing]:
         """Draw, once it is this drawing's turn."""
         prompt = self.limits.check_prompt("prompt", wish.prompt)
         images = self.limits.check_images("images", wish.images)
@@ -194,7 +196,7 @@ class Studio:
             call = partial(
                 self.pipeline.generate, prompt, dola=dola, inspect=dola, progress=False, **shared
             )
-            for now in self._steps(call, images, place):
+            for now in self._steps(call, images, ticket):
                 if isinstance(now, float):
                     yield (column + now) / 2
                     continue
@@ -206,21 +208,21 @@ class Studio:
         yield Drawing(number, wish, *runs)
 
     def _steps(
-        self, call: Callable[..., Generation], images: int, place: Place
+        self, call: Callable[..., Generation], images: int, ticket: Ticket
     ) -> Iterator[float | list[Image.Image] | Generation]:
         """Run a call in the model's thread; yield how far it is, and last what it returns."""
         previews: Queue[list[Image.Image]] = Queue()
         so_far = _Call([Image.new("RGB", (16, 16), GREY)] * images)
 
         def report(step: ImageStep) -> None:
-            if place.ended.is_set():
+            if ticket.ended.is_set():
                 raise Stopped
             if so_far.follow(step):
                 previews.put([*so_far.images])
 
         running = self._model.submit(call, callback_on_step=report)
         while not running.done() or not previews.empty():
-            self._line.before(place)
+            self._queue.before(ticket)
             try:
                 yield previews.get(timeout=_LOOK)
             except Empty:
@@ -232,7 +234,7 @@ class Studio:
         folder = self.drawn / f"{next(self._numbers):06}"
         # Plots of inspections take longer than an image; they are made when a history is saved.
         replace(made, inspections=[]).save(folder, gallery=False, **self.how)
-        return Run(made, folder, [*IMAGES.read(folder)])
+        return Run(made, folder, [*ImageRecord.read(folder)])
 
     def save(self, history: Sequence[Drawing]) -> list[Path]:
         """Write a history as folders of runs, and a page per prompt that compares its runs.
@@ -247,7 +249,7 @@ class Studio:
             UserError: If there is nothing to save, or it cannot be written.
         """
         if not history:
-            raise UserError("history: empty; expected at least one drawing")
+            raise UserError("empty", "at least one drawing", setting="history")
         try:
             folder = self._new_folder()
             groups: dict[Any, list[Drawing]] = {}
@@ -260,7 +262,9 @@ class Studio:
             ]
         except OSError as error:
             where = error.filename or self.output_dir
-            raise UserError(f"output_dir: cannot write to {where}: {error.strerror}") from error
+            raise UserError(
+                f"cannot write to {where}: {error.strerror}", setting="output_dir"
+            ) from error
 
     def _new_folder(self) -> Path:
         """Return a folder for a history that does not exist yet."""
@@ -286,7 +290,7 @@ class Studio:
 
     def stop(self, caller: str) -> None:
         """Stop what a caller draws or waits for."""
-        self._line.stop(caller)
+        self._queue.stop(caller)
 
     def forget(self, drawings: Iterable[Drawing]) -> None:
         """Delete the files of drawings that nobody sees any more."""
@@ -296,7 +300,7 @@ class Studio:
 
     def close(self) -> None:
         """Stop drawing, and delete the files of drawings that were not saved."""
-        self._line.stop()
+        self._queue.stop()
         self._model.shutdown(cancel_futures=True)
         shutil.rmtree(self._drawn.name, ignore_errors=True)
 

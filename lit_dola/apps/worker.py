@@ -1,4 +1,4 @@
-"""The process with the model, which makes the images of waiting requests in shared batches."""
+"""The process with the model, which generates images of waiting requests in shared batches."""
 
 import json
 import logging
@@ -20,32 +20,33 @@ from litserve import LitAPI
 from litserve.loops.base import LitLoop
 from litserve.utils import LitAPIStatus, LoopResponseType
 
-from lit_dola.apps.openai import ImageJob, MadeImage
-from lit_dola.errors import UserError, log_to_stderr, one_line
+from lit_dola.apps.openai import ImageFile, ImageJob
+from lit_dola.errors import UserError
+from lit_dola.messages import log_to_stderr, one_line
 from lit_dola.pipeline import JanusPipeline
 from lit_dola.reports.generation import Generation
-from lit_dola.runs.records import IMAGES
+from lit_dola.runs.records import ImageRecord
 from lit_dola.tasks.preview import ImageStep
 
 _log = logging.getLogger(__name__)
 _MOST_REASON = 2000
-"""Bytes of a message."""
+"""Maximum bytes of a message."""
 _PAUSE = 1.0
-"""Seconds after which a worker without work looks whether the server has ended."""
+"""Seconds after which an idle worker checks whether the server has ended."""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What the processes of a server share besides their queues."""
+    """Memory shared by the processes of a server, besides their queues."""
 
-    gone: "Array[Any]"
-    """Per request that the server holds: whether its client has gone away."""
+    disconnected: "Array[Any]"
+    """Flag per slot of the queue: its client disconnected."""
     pids: "Array[Any]"
     """Process of each worker, once its model is loaded."""
     drained: "Array[Any]"
-    """One flag: whether every reply has been sent, and nothing is to come."""
+    """One flag: every reply has been sent, and nothing is to come."""
     reason: "Array[Any]"
-    """Why a worker could not load the model."""
+    """Error of a worker that could not load the model."""
 
     @classmethod
     def of(cls, requests: int, workers: int) -> "Shared":
@@ -67,7 +68,7 @@ def _leave() -> NoReturn:
 
 
 def parent_is_alive() -> bool:
-    """Return whether the process that has started this one is still there."""
+    """Return whether the process that started this one is alive."""
     parent = parent_process()
     return parent is None or parent.is_alive()
 
@@ -85,36 +86,34 @@ class Payload(NamedTuple):
 
     job: ImageJob
     slot: int
-    """Its place in :attr:`Shared.gone`."""
+    """Its slot in :attr:`Shared.disconnected`."""
     folder: Path
-    """Where its images go, if they are to be files."""
+    """Folder for its images, if they are to be files."""
 
 
 class Outcome(NamedTuple):
-    """What a worker says about a request."""
+    """Result of a request."""
 
-    images: list[MadeImage]
+    images: list[ImageFile]
     at_once: int = 0
-    """Images that were made together, those of other requests among them."""
+    """Images generated together, including those of other requests."""
     error: str | None = None
-    """Why there are no images."""
+    """Reason for no images."""
     is_clients: bool = False
-    """Whether the request is to blame for that."""
+    """Set if the request is to blame for that."""
 
 
-_GONE = Outcome([], error="the client has gone away")
-_OF_A_PROMPT = "prompts: entry 0: "
-"""How the pipeline begins a message about a prompt."""
+_DISCONNECTED = Outcome([], error="client disconnected")
 
 
 class ImagesAPI(LitAPI):  # type: ignore[misc]
-    """Loads the model, and makes the images of requests.
+    """Loads the model, and generates the images of requests.
 
     Args:
         load: Loads the model on a device.
         settings: Settings of the model that requests start from.
-        shared: What the processes share.
-        options: As LitServe's ``LitAPI`` takes them.
+        shared: Memory shared by the processes.
+        options: Arguments of LitServe's ``LitAPI``.
     """
 
     def __init__(
@@ -155,47 +154,45 @@ class ImagesAPI(LitAPI):  # type: ignore[misc]
             _leave()
 
     def predict(self, payloads: Sequence[Payload], **_: Any) -> list[Outcome]:
-        """Make the images of requests that share their settings."""
-        wanted = [payload for payload in payloads if not self._is_gone(payload)]
+        """Generate the images of requests that share their settings."""
+        wanted = [payload for payload in payloads if not self._is_disconnected(payload)]
         try:
             made = iter(self._make(wanted) if wanted else [])
-        except _NobodyWaits:
+        except _AllDisconnected:
             made = iter(())
             wanted = []
         except UserError as error:
             if len(payloads) > 1:  # find out which request it is about
                 return [self.predict([payload])[0] for payload in payloads]
-            message = one_line(str(error))
-            if not message.startswith(_OF_A_PROMPT):
-                _log.error("%s", message)
-                return [Outcome([], error=message)]
-            message = f"prompt: {message.removeprefix(_OF_A_PROMPT)}"
-            return [Outcome([], error=message, is_clients=True)]
-        return [next(made) if payload in wanted else _GONE for payload in payloads]
+            if "prompts" in error.places:
+                return [Outcome([], error=f"prompt: {error.detail}", is_clients=True)]
+            _log.error("%s", one_line(str(error)))
+            return [Outcome([], error=one_line(str(error)))]
+        return [next(made) if payload in wanted else _DISCONNECTED for payload in payloads]
 
     def _make(self, payloads: list[Payload]) -> list[Outcome]:
-        """Make images, and stop between two steps if all clients have gone away."""
+        """Generate images, and stop between two steps if all clients disconnected."""
 
-        def stop_if_nobody_waits(step: ImageStep) -> None:
-            if all(map(self._is_gone, payloads)):
-                raise _NobodyWaits
+        def stop_if_all_disconnected(step: ImageStep) -> None:
+            if all(map(self._is_disconnected, payloads)):
+                raise _AllDisconnected
 
         jobs = [payload.job for payload in payloads]
         made = self.pipeline.generate_each(
             [job.call for job in jobs],
-            callback_on_step=stop_if_nobody_waits,
+            callback_on_step=stop_if_all_disconnected,
             progress=False,
             **{**self.settings, **jobs[0].settings},
         )
         at_once = sum(job.call.images for job in jobs)
         return [_outcome(*each, at_once) for each in zip(payloads, made)]
 
-    def _is_gone(self, payload: Payload) -> bool:
-        return bool(self.shared.gone[payload.slot])
+    def _is_disconnected(self, payload: Payload) -> bool:
+        return bool(self.shared.disconnected[payload.slot])
 
 
-class _NobodyWaits(Exception):
-    """Every client of a batch has gone away."""
+class _AllDisconnected(Exception):
+    """Every client of a batch disconnected."""
 
 
 def _outcome(payload: Payload, made: Generation, at_once: int) -> Outcome:
@@ -206,24 +203,24 @@ def _outcome(payload: Payload, made: Generation, at_once: int) -> Outcome:
         return Outcome([], error=str(error))
 
 
-def _files(payload: Payload, made: Generation) -> list[MadeImage]:
-    """Return the files of images, or write them if the client wants to know where they are."""
+def _files(payload: Payload, made: Generation) -> list[ImageFile]:
+    """Return the files of images, or write them if the client asked for urls."""
     job = payload.job
     how: Any = {"format": job.file_format, "quality": job.quality}
     if job.response_format == "b64_json":
         return [
-            MadeImage(made.encode(place, **how), None, record.provenance())
+            ImageFile(made.encode(place, **how), None, record.provenance())
             for place, record in enumerate(made.records)
         ]
     made.save(payload.folder, gallery=False, **how)
     return [
-        MadeImage(None, (payload.folder / record.file).resolve(), record.provenance())
-        for record in IMAGES.read(payload.folder)
+        ImageFile(None, (payload.folder / record.file).resolve(), record.provenance())
+        for record in ImageRecord.read(payload.folder)
     ]
 
 
 class SharedBatches(LitLoop):  # type: ignore[misc]
-    """Takes what waits, groups it by settings, and makes each group in shared batches.
+    """Takes waiting requests, groups them by settings, and generates each group in shared batches.
 
     Unlike LitServe's own batches, one bad request fails alone, and an idle worker sleeps.
 
@@ -247,7 +244,7 @@ class SharedBatches(LitLoop):  # type: ignore[misc]
         workers_setup_status: Any,
         callback_runner: Any,
     ) -> None:
-        """Serve what waits now; LitServe calls this again and again."""
+        """Serve the waiting requests; LitServe calls this in a loop."""
         try:
             waiting = self._collect(request_queue)
         except (EOFError, ConnectionError):  # the server is no more

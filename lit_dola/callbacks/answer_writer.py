@@ -1,4 +1,4 @@
-"""Writing answers as they are made, each with a record of the settings that made it."""
+"""Writing answers, each with a record of its settings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +8,7 @@ from lightning.pytorch import Trainer
 from lit_dola.callbacks.run_writer import RunWriter
 from lit_dola.data.requests import Failure
 from lit_dola.reports.answers import write_answers
-from lit_dola.reports.made import answer_record
-from lit_dola.runs.answers import ANSWERS
-from lit_dola.runs.claim import alone_in
+from lit_dola.runs.answers import AnswerRecord
 from lit_dola.runs.resume import OnMismatch
 from lit_dola.tasks.answer import Answers
 
@@ -18,23 +16,20 @@ from lit_dola.tasks.answer import Answers
 class AnswerWriter(RunWriter):
     """Writes one line per question to ``answers.jsonl``.
 
-    Answers that an earlier run left in the folder are kept and not made again.
+    Answers of an earlier run in the folder are kept and not generated again.
 
     Args:
         output_dir: Folder of the run; created if needed.
-        page: Whether to write ``index.html``, a page to look through the answers.
-        on_mismatch: What to do if the folder holds answers of other settings or questions: error,
+        page: Write ``index.html``, a page to look through the answers.
+        on_mismatch: Action if the folder holds answers of other settings or questions: error,
             new_folder (use ``{output_dir}-2``, or the next one that fits), or overwrite (delete
             those answers).
     """
 
-    kind = ANSWERS
+    kind = AnswerRecord
 
     def __init__(
-        self,
-        output_dir: str = "outputs",
-        page: bool = True,
-        on_mismatch: OnMismatch = "error",
+        self, output_dir: str = "outputs", page: bool = True, on_mismatch: OnMismatch = "error"
     ) -> None:
         super().__init__(output_dir, on_mismatch)
         self.page = page
@@ -42,15 +37,14 @@ class AnswerWriter(RunWriter):
     def write_batch(self, results: Answers) -> Sequence[Failure]:
         """Submit the records of a batch of answers."""
         for answer in results.answers:
-            record = answer_record(answer, self.record_settings(), self.run.relative)
+            record = AnswerRecord.of(*answer, self.record_settings(), self.run.relative)
             self.run.submit(self.run.append, record)
         return results.failures
 
     def write_reports(self, trainer: Trainer) -> None:
         """Write the page."""
         if self.page and trainer.is_global_zero:
-            with alone_in(self.output_dir):  # of two runs that end at once, the last one tells all
-                write_answers(self.output_dir, self.outcome.num_failures)
+            write_answers(self.output_dir, self.outcome.num_failures)
 
     def opens(self) -> Path:
         """Return the page, or the records if there is none."""

@@ -6,12 +6,10 @@ from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from torch import Tensor
 
 from lit_dola.callbacks.run_writer import find_writer
-from lit_dola.data.requests import ImageRequest
 from lit_dola.janus.vq import to_pillow
-from lit_dola.tasks.generate import GeneratedImages
+from lit_dola.tasks.generate import GeneratedImage, GeneratedImages
 
 
 class ImageLogger(Callback):
@@ -42,32 +40,29 @@ class ImageLogger(Callback):
         """Log the images of a batch."""
         if not trainer.is_global_zero:
             return
-        requests = outputs.requests[: self._left]
-        self._left -= len(requests)
+        images = outputs.images[: self._left]
+        self._left -= len(images)
         writer = find_writer(trainer)
         run = writer.output_dir.name if writer else "images"
-        for logger in trainer.loggers if requests else ():
+        for logger in trainer.loggers if images else ():
             if isinstance(logger, TensorBoardLogger):
-                _to_tensorboard(logger, run, requests, outputs.pixels)
+                _to_tensorboard(logger, run, images)
             elif isinstance(logger, WandbLogger):
-                _to_wandb(logger, run, requests, outputs.pixels)
+                _to_wandb(logger, run, images)
 
 
-def _to_tensorboard(
-    logger: TensorBoardLogger, run: str, requests: list[ImageRequest], pixels: Tensor
-) -> None:
+def _to_tensorboard(logger: TensorBoardLogger, run: str, images: list[GeneratedImage]) -> None:
     """Log one tag per prompt; its images are the tag's steps."""
-    for request, image in zip(requests, pixels):
-        tag = f"{run}/{request.prompt.prompt_index:05}"
-        logger.experiment.add_image(tag, image, request.image_index)
-        logger.experiment.add_text(tag, request.prompt.text, request.image_index)
+    for image in images:
+        entry, step = image.request.entry, image.request.image_index
+        tag = f"{run}/{entry.index:05}"
+        logger.experiment.add_image(tag, image.pixels, step)
+        logger.experiment.add_text(tag, entry.text, step)
 
 
-def _to_wandb(logger: WandbLogger, run: str, requests: list[ImageRequest], pixels: Tensor) -> None:
+def _to_wandb(logger: WandbLogger, run: str, images: list[GeneratedImage]) -> None:
     """Log one panel with one step per batch."""
-    shown = [to_pillow(image) for image in pixels[: len(requests)]]
-    captions = [
-        f"{request.prompt.prompt_index}/{request.image_index} {request.prompt.text}"
-        for request in requests
-    ]
+    requests = [image.request for image in images]
+    captions = [f"{it.entry.index}/{it.image_index} {it.entry.text}" for it in requests]
+    shown = [to_pillow(image.pixels) for image in images]
     logger.log_image(run, shown, caption=captions)

@@ -7,8 +7,9 @@ from logging import getLogger
 from pathlib import Path
 from threading import Event, Thread
 
-from lit_dola.reports.status import duration, progress_of, rate_of, remarks
-from lit_dola.runs.record_log import RESULTS
+from lit_dola.messages import rate_of
+from lit_dola.registry import record_types
+from lit_dola.reports.status import duration, progress_of, remarks
 from lit_dola.runs.run_file import RunFile
 from lit_dola.runs.status import RankCounter, rank_statuses
 
@@ -35,7 +36,8 @@ class ProgressLines:
     def __init__(self, folder: Path, run: RunFile, interval: float) -> None:
         self._run = run
         self._interval = interval
-        self._counter = RankCounter(folder, run.log)
+        self._kind = record_types()[run.log]
+        self._counter = RankCounter(folder, self._kind)
         self._samples: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
         self._stopped = Event()
         self._thread: Thread | None = None
@@ -75,7 +77,7 @@ class ProgressLines:
             self._samples.popleft()
         since, before = self._samples[0]
         self._samples.append((now, made))
-        results = RESULTS[run.log]
+        results = self._kind.results
         parts = [f"{results} {progress_of(run.done_before + made, run.asked_for)}"]
         if made > before:
             rate = (made - before) / (now - since)

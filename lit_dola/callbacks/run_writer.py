@@ -1,4 +1,4 @@
-"""What every task's writer does: start the folder, write from threads, keep each rank's log."""
+"""The writer of any task: starts the folder, writes from threads, keeps each rank's log."""
 
 import time
 from collections.abc import Sequence
@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from lit_dola.callbacks.open_run import OpenRun, cannot_write
 from lit_dola.callbacks.summary import first_line, last_line, missing_line
 from lit_dola.data.base import plan_of
 from lit_dola.data.plan import RunPlan
 from lit_dola.data.requests import Failure
-from lit_dola.errors import RankError, UserError, given_path
+from lit_dola.errors import RankError, UserError
 from lit_dola.runs.claim import Claim
 from lit_dola.runs.finish import Outcome
-from lit_dola.runs.records import Kind, versions
+from lit_dola.runs.open_run import OpenRun, cannot_write
+from lit_dola.runs.records import RunRecord, RunSettings
 from lit_dola.runs.resume import OnMismatch, RunStart, start_run
 from lit_dola.runs.run_file import RunFile
+from lit_dola.settings.checks import given_path
 from lit_dola.tasks.base import JanusModule
 
 _log = getLogger(__name__)
@@ -33,19 +34,19 @@ _RANK_TIMEOUT = timedelta(days=365)
 class RunWriter(BasePredictionWriter):
     """Writes the results of a task into a folder, and resumes what an earlier run left there.
 
-    A subclass says what kind of results it writes, which files belong to a record
-    (:meth:`files_of`), how to write a batch (:meth:`write_batch`), and which reports to write at
-    the end (:meth:`write_reports`).
+    A subclass names the record type of its results, the files that belong to a record
+    (:meth:`files_of`), how to write a batch (:meth:`write_batch`), and the reports to write at the
+    end (:meth:`write_reports`).
 
     Args:
         output_dir: As the setting ``writer.output_dir``.
         on_mismatch: As the setting ``writer.on_mismatch``.
     """
 
-    kind: Kind[Any]
-    """What kind of results it writes."""
+    kind: type[RunRecord]
+    """Record type of its results."""
     run: OpenRun
-    """The run that it writes; set by ``setup``."""
+    """The run in progress; set by ``setup``."""
 
     def __init__(self, output_dir: str, on_mismatch: OnMismatch) -> None:
         super().__init__(write_interval="batch")
@@ -54,9 +55,9 @@ class RunWriter(BasePredictionWriter):
         self.title = ""
         """Name of the run among several, for messages; empty if it is the only one."""
         self.outcome = Outcome()
-        """What was skipped and what is missing; known to the first rank at the end."""
+        """Counts at the end of the run; known to the first rank."""
         self.skipped: dict[Path, int] = {}
-        """Folders of all runs so far where something was skipped, and how much."""
+        """Number of skipped entries and results, by the folder of the run."""
 
     def settings(self) -> dict[str, Any]:
         """Return the writer's own settings that shape a result; by default none does."""
@@ -70,11 +71,11 @@ class RunWriter(BasePredictionWriter):
         """
 
     def files_of(self, record: Any) -> Sequence[str] | None:
-        """Return the files that belong to a record; None if it must be made again."""
+        """Return the files that belong to a record; None if it must be generated again."""
         return ()
 
     def estimated_bytes(self, module: Any, plan: RunPlan) -> float | None:
-        """Return roughly how much disk a result takes; None if it is not worth telling."""
+        """Return roughly how much disk a result takes; None if it is negligible."""
         return None
 
     def write_batch(self, results: Any) -> Sequence[Failure]:
@@ -82,7 +83,7 @@ class RunWriter(BasePredictionWriter):
         raise NotImplementedError
 
     def write_reports(self, trainer: Trainer) -> None:
-        """Write what is made from the finished run, on every rank."""
+        """Write reports about the finished run, on every rank."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Prepare the folder before anything is generated, and drop requests that are done.
@@ -93,11 +94,8 @@ class RunWriter(BasePredictionWriter):
         super().setup(trainer, pl_module, stage)
         assert isinstance(pl_module, JanusModule)
         self._plan = plan_of(trainer)
-        self._settings = {
-            **pl_module.record_settings(self._plan, trainer.precision),
-            **self.settings(),
-        }
-        self._versions = versions()
+        model = pl_module.record_settings(self._plan, trainer.precision)
+        self.run_settings = RunSettings(model, {})
         # Only the first rank looks: on a network file system another rank may see older content.
         found = self._start(pl_module) if trainer.is_global_zero else (None, None)
         start = trainer.strategy.broadcast(found[0])
@@ -134,23 +132,23 @@ class RunWriter(BasePredictionWriter):
                 self._plan,
                 self.output_dir,
                 self.on_mismatch,
-                self._settings,
+                {**self.run_settings.model, **self.settings()},
                 self.files_of,
             )
         except UserError as error:
             return error, None
         except OSError as error:
-            return UserError(cannot_write(self.output_dir, error)), None
+            return cannot_write(self.output_dir, error), None
 
     def _begin(self, trainer: Trainer, module: JanusModule) -> None:
-        """Say what the run is about to do, and note it in its folder."""
+        """Print the first line, and write ``run.json``."""
         self._say(first_line(trainer, module, self._plan, self.kind.results, self.output_dir))
         self.run.note()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record what the model has decided since it was loaded."""
         assert isinstance(pl_module, JanusModule)
-        self._settings |= pl_module.batching()
+        self.run_settings = self.run_settings._replace(batching=pl_module.batching())
         size, settings = self._plan.batch_size, self.record_settings()
         self.run.note(began=time.time(), batch_size=size, settings=settings)
 
@@ -171,13 +169,13 @@ class RunWriter(BasePredictionWriter):
         """
         for failure in self.write_batch(prediction):
             if self._plan.on_error == "stop":
-                raise RankError(f"{self._plan.prompt_file}: {failure.reason}")
+                raise RankError(failure.reason, at=self._plan.entry_file)
             self.run.skip(failure)
         self.run.wait()
 
     def record_settings(self) -> dict[str, Any]:
         """Return the settings and versions for a record."""
-        return {**self._settings, "versions": self._versions}
+        return self.run_settings.with_file(**self.settings())
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait until everything is written."""
@@ -205,12 +203,12 @@ class RunWriter(BasePredictionWriter):
                 self.skipped[self.output_dir] = self.outcome.num_failures
             self.write_reports(trainer)
         except OSError as error:
-            raise RankError(cannot_write(self.output_dir, error)) from error
+            raise cannot_write(self.output_dir, error) from error
         finally:
             self.run.release()
 
     def conclude(self, trainer: Trainer) -> None:
-        """Say what was made, if everything that was asked for is there; every rank must call it.
+        """Print the last line if everything asked for exists; every rank must call it.
 
         Raises:
             UserError: If something is missing, for instance because a setting of the trainer ended
@@ -218,7 +216,7 @@ class RunWriter(BasePredictionWriter):
         """
         outcome = trainer.strategy.broadcast(self.outcome)
         if outcome.num_missing:
-            raise UserError(missing_line(self.run.about, outcome, self.output_dir))
+            raise UserError(missing_line(self.run.about, outcome), at=self.output_dir)
         if trainer.is_global_zero:
             self._say(last_line(self.run.about, outcome, self.opens()))
 
@@ -228,6 +226,17 @@ class RunWriter(BasePredictionWriter):
     def opens(self) -> Path:
         """Return the path to look at when the run has ended."""
         return self.output_dir
+
+
+def predict(trainer: Trainer, model: LightningModule, datamodule: LightningDataModule) -> None:
+    """Predict; results are written and not kept in memory.
+
+    Raises:
+        UserError: If something asked for is missing at the end.
+    """
+    trainer.predict(model, datamodule=datamodule, return_predictions=False)
+    if writer := find_writer(trainer):
+        writer.conclude(trainer)
 
 
 def find_writer(trainer: Trainer) -> RunWriter | None:

@@ -7,10 +7,10 @@ import torch
 from lightning.pytorch import Trainer
 
 from lit_dola.data.plan import RunPlan
-from lit_dola.errors import printable
-from lit_dola.reports.status import amount, duration, rate_of
+from lit_dola.messages import amount, printable, rate_of
+from lit_dola.registry import record_types
+from lit_dola.reports.status import duration
 from lit_dola.runs.finish import Outcome
-from lit_dola.runs.record_log import RESULTS
 from lit_dola.runs.run_file import RunFile
 from lit_dola.tasks.base import JanusModule
 
@@ -39,7 +39,7 @@ def last_line(run: RunFile, outcome: Outcome, opens: Path) -> str:
         outcome: What has become of it.
         opens: Path to look at.
     """
-    results = RESULTS[run.log]
+    results = record_types()[run.log].results
     skipped = f", {outcome.num_failures:,} skipped" if outcome.num_failures else ""
     made = outcome.num_there - run.done_before
     if made > 0:
@@ -53,10 +53,10 @@ def last_line(run: RunFile, outcome: Outcome, opens: Path) -> str:
     return f"{done}{skipped}; open {printable(str(opens))}"
 
 
-def missing_line(run: RunFile, outcome: Outcome, folder: Path) -> str:
+def missing_line(run: RunFile, outcome: Outcome) -> str:
     """Return the message for a run that has not made everything."""
     return (
-        f"{folder}: {outcome.num_missing} of {run.asked_for} {RESULTS[run.log]} are missing;"
+        f"{outcome.num_missing} of {run.asked_for} {record_types()[run.log].results} are missing;"
         " expected all of them, but the trainer ended the run early (limit_predict_batches,"
         " fast_dev_run, max_time) or something deleted them; the same command without such a"
         " setting makes them"

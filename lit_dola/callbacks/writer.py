@@ -1,40 +1,35 @@
-"""Writing images as they are made, each with a record of the settings that made it."""
+"""Writing images, each with a record of its settings."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jsonargparse.typing import PositiveInt, restricted_number_type
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from PIL import Image
 
-from lit_dola.callbacks.open_run import cannot_write
 from lit_dola.callbacks.run_writer import RunWriter
 from lit_dola.data.plan import RunPlan
-from lit_dola.data.requests import Failure, ImageKey, ImageRequest
+from lit_dola.data.requests import Failure, ImageRequest, RequestKey
 from lit_dola.decoding.inspection import Inspection
-from lit_dola.errors import RankError, UserError, require
+from lit_dola.errors import UserError
 from lit_dola.janus.vq import to_pillow
 from lit_dola.reports.contact_sheet import write_prompt_grid
 from lit_dola.reports.gallery import write_gallery
 from lit_dola.reports.inspection_plot import write_inspection
-from lit_dola.reports.made import image_record
-from lit_dola.runs.claim import alone_in
 from lit_dola.runs.files import make_folder
 from lit_dola.runs.folder import image_path, prompt_folders
 from lit_dola.runs.image_file import Format, format_settings, tokens_file, write_image
-from lit_dola.runs.records import IMAGES, ImageRecord
+from lit_dola.runs.open_run import cannot_write
+from lit_dola.runs.records import ImageRecord
 from lit_dola.runs.resume import OnMismatch
+from lit_dola.settings.checks import require
+from lit_dola.settings.numbers import Quality
 from lit_dola.tasks.base import JanusModule
 from lit_dola.tasks.generate import GeneratedImages, LitDoLa
-
-if TYPE_CHECKING:
-    Quality = int
-else:
-    Quality = restricted_number_type("Quality", int, [(">=", 1), ("<=", 100)])
 
 _BYTES_PER_PIXEL = {"jpg": 0.45, "png": 1.6, "webp": 0.35}
 """Of crops of a photograph, 384 pixels wide, at the default quality."""
@@ -45,23 +40,23 @@ _RECORD_BYTES = 1500
 class ImageWriter(RunWriter):
     """Writes ``{index}_{prompt}/img_XX.jpg`` and one line per image to ``metadata.jsonl``.
 
-    Images that an earlier run left in the folder are kept and not made again.
+    Images of an earlier run in the folder are kept and not generated again.
 
     Args:
         output_dir: Folder of the run; created if needed.
         format: jpg, png or webp.
         quality: Quality of jpg and webp, 1 to 100.
-        save_tokens: Whether to save each image's tokens next to it, ``img_XX.npy``, int32.
-        grid: Whether to save all images of each prompt as one, too, ``grid.jpg``.
-        gallery: Whether to write ``index.html``, a page to look through the images.
-        on_mismatch: What to do if the folder holds images of other settings or prompts: error,
+        save_tokens: Save each image's tokens next to it, ``img_XX.npy``, int32.
+        grid: Also save all images of each prompt as one, ``grid.jpg``.
+        gallery: Write ``index.html``, a page to look through the images.
+        on_mismatch: Action if the folder holds images of other settings or prompts: error,
             new_folder (use ``{output_dir}-2``, or the next one that fits), or overwrite (delete
             those images).
         folders_per_group: How many folders of prompts to put into a folder such as ``00000-00999``;
             null: all into one, which slows some network file systems from 100,000 prompts on.
     """
 
-    kind = IMAGES
+    kind = ImageRecord
 
     def __init__(
         self,
@@ -81,7 +76,7 @@ class ImageWriter(RunWriter):
         self.grid = grid
         self.gallery = gallery
         self.folders_per_group = folders_per_group
-        self._inspected: set[ImageKey] = set()
+        self._inspected: set[RequestKey] = set()
 
     def settings(self) -> dict[str, Any]:
         """Return the format and, unless the format is lossless, the quality."""
@@ -100,18 +95,17 @@ class ImageWriter(RunWriter):
         require("matplotlib", "model.inspect", extra="evaluation")
         if absent := module.inspect - {request.key for request in plan.requests}:
             raise UserError(
-                f"model.inspect: {[*min(absent)]} is not an image of this run; expected [index of a"
-                f" prompt in {plan.prompt_file}, index of its image], both from 0"
+                f"{[*min(absent)]} is not an image of this run",
+                f"[index of a prompt in {plan.entry_file}, index of its image], both from 0",
+                setting="model.inspect",
             )
 
     def _file_of(self, request: ImageRequest) -> str:
         return f"{self._path(request).as_posix()}.{self.format}"
 
     def _path(self, request: ImageRequest) -> Path:
-        prompt = request.prompt
-        return image_path(
-            prompt.prompt_index, prompt.text, request.image_index, self.folders_per_group
-        )
+        entry = request.entry
+        return image_path(entry.index, entry.text, request.image_index, self.folders_per_group)
 
     def files_of(self, record: ImageRecord) -> Sequence[str] | None:
         """Return the image, and its tokens and inspection if asked for."""
@@ -133,14 +127,14 @@ class ImageWriter(RunWriter):
 
     def write_batch(self, results: GeneratedImages) -> Sequence[Failure]:
         """Submit a batch of images; inspections are written at once."""
-        for place, request in enumerate(results.requests):
-            image = to_pillow(results.pixels[place])
-            file = self._file_of(request)
-            record = image_record(results, place, self.record_settings(), file)
-            if place in results.inspections:
-                plot = self._write_inspection(record, image, results.inspections[place])
+        for made in results.images:
+            image = to_pillow(made.pixels)
+            file = self._file_of(made.request)
+            record = ImageRecord.of(made, self.run_settings, file, **self.settings())
+            if made.inspection is not None:
+                plot = self._write_inspection(record, image, made.inspection)
                 record = replace(record, inspection=plot.relative_to(self.output_dir).as_posix())
-            self.run.submit(self._write, record, image, results.tokens[place].numpy())
+            self.run.submit(self._write, record, image, made.tokens.numpy())
         return results.failures
 
     def _write(
@@ -170,13 +164,12 @@ class ImageWriter(RunWriter):
             self._make_folder_of(path)
             return write_inspection(path.with_suffix(""), inspection, image, record)
         except OSError as error:
-            raise RankError(cannot_write(self.output_dir, error)) from error
+            raise cannot_write(self.output_dir, error) from error
 
     def write_reports(self, trainer: Trainer) -> None:
         """Write the gallery, and each rank's share of the grids."""
         if self.gallery and trainer.is_global_zero:
-            with alone_in(self.output_dir):  # of two runs that end at once, the last one tells all
-                write_gallery(self.output_dir, self.outcome.num_failures)
+            write_gallery(self.output_dir, self.outcome.num_failures)
         if self.grid:
             folders = sorted(prompt_folders(self.output_dir))
             for prompt_folder in folders[trainer.global_rank :: trainer.world_size]:

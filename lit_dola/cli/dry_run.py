@@ -1,4 +1,4 @@
-"""``--dry_run true``: what a run would make, without a model or a device."""
+"""``--dry_run true``: the size of a run, without a model or a device."""
 
 import math
 from collections.abc import Iterator
@@ -8,16 +8,15 @@ from jsonargparse import Namespace
 
 from lit_dola.callbacks.run_writer import RunWriter
 from lit_dola.data.base import RequestDataModule
-from lit_dola.errors import printable
-from lit_dola.reports.status import amount
+from lit_dola.messages import amount, printable
 from lit_dola.runs.folder import RunFiles
-from lit_dola.tasks.batches import BatchModule
+from lit_dola.tasks.base import JanusModule
 
 
 def describe(
-    model: BatchModule, data: RequestDataModule, writer: RunWriter, trainer: Namespace
+    model: JanusModule, data: RequestDataModule, writer: RunWriter, trainer: Namespace
 ) -> Iterator[str]:
-    """Yield lines about what a run would make: how much, in how many batches, and how much disk.
+    """Yield lines about the size of a run: results, batches, disk.
 
     Args:
         model: The model, which is not loaded.
@@ -28,6 +27,7 @@ def describe(
     Raises:
         UserError: If the entries or the folder are unusable.
     """
+    data.attach(model)
     data.prepare_data()
     data.setup("predict")
     plan, results = data.plan, writer.kind.results
@@ -37,11 +37,11 @@ def describe(
     to_make = len(plan.requests) - there
     skipped = f", {amount(len(plan.failures), 'entries')} skipped" if plan.failures else ""
     yield (
-        f"{amount(to_make, results)} to make, {there:,} there already{skipped}, in"
+        f"{amount(to_make, results)} to generate, {there:,} existing{skipped}, in"
         f" {printable(str(writer.output_dir))}"
     )
     if others:
-        yield f"{others:,} of another run are there, too: see writer.on_mismatch"
+        yield f"{others:,} of another run exist, too: see writer.on_mismatch"
     ranks, size = _ranks(trainer), plan.batch_size
     share = math.ceil(to_make / (ranks or 1))
     who = f"{amount(ranks, 'ranks')}: at most {share:,} each" if ranks else "a rank per device"
@@ -55,7 +55,7 @@ def describe(
 
 
 def _done(writer: RunWriter) -> dict[Any, str]:
-    """Return what the results that are there are about, by key, as far as their files are."""
+    """Return the subjects of existing results, by key."""
     if not writer.output_dir.is_dir():
         return {}
     files = RunFiles(writer.output_dir)

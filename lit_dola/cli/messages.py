@@ -1,10 +1,10 @@
-"""What the command line says on stderr."""
+"""Lines of the command line on stderr."""
 
 import os
 import sys
 from collections.abc import Callable, Iterable
 
-from lit_dola.errors import one_line
+from lit_dola.messages import one_line
 
 
 def is_first_local_rank() -> bool:

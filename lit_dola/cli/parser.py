@@ -1,59 +1,57 @@
-"""The parser of the command line: one-line errors, and the old names of settings."""
+"""The parser of the command line: one-line errors with suggestions."""
 
 import re
-import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Container, Sequence
-from typing import Any, ClassVar
+from collections.abc import Container, Iterable, Mapping
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+from lit_dola.cli.arguments import ENV_PREFIX
 from lit_dola.cli.messages import fail
-from lit_dola.data.old_names import rename_arguments, rename_config
-from lit_dola.errors import suggestion
+from lit_dola.messages import suggestion
 
 _UNKNOWN = re.compile(
     r"unrecognized arguments: --(\S+)|does not accept option '(\S+)'|invalid choice: '(\w+)'"
 )
-"""How jsonargparse reports an unknown option, key or subcommand."""
+"""jsonargparse's messages about an unknown option, key or subcommand."""
 
 
-ENV_PREFIX = "LIT_DOLA"
-"""Prefix of environment variables: ``LIT_DOLA_PREDICT__MODEL__ALPHA=0.2``."""
+CONFIG_HELP = "Path to a configuration file in json or yaml format."
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Leaves examples as they are."""
+    """Formatter that leaves examples as they are."""
 
 
-PARSER: dict[str, Any] = {
-    "default_env": True,
-    "env_prefix": ENV_PREFIX,
-    "formatter_class": _HelpFormatter,
-}
-"""Arguments of every parser."""
+def parser_options(task: str | None = None) -> dict[str, Any]:
+    """Return the arguments of the parser of a task, or of the one that knows all tasks."""
+    return {
+        "default_env": True,
+        "env_prefix": ENV_PREFIX if task is None else f"{ENV_PREFIX}_{task.upper()}_",
+        "formatter_class": _HelpFormatter,
+    }
 
 
 class OneLineParser(ArgumentParser):
-    """Reports an error in one line, without jsonargparse's usage message, and knows old names."""
+    """Parser that reports an error in one line, without jsonargparse's usage message.
+
+    Args:
+        only: Keys that are read of some groups of a configuration file; it may have others, which
+            other tasks use. None: all.
+        options: Arguments of jsonargparse's parser.
+    """
 
     _config_file: Any = None
-    subcommands_action: Any = None
-    notes: ClassVar[list[str]] = []
-    """About old names, of this parser and those of subcommands."""
+    other_names: Iterable[str] = ()
+    """Further names to suggest for a misspelt one."""
 
-    def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
-        """Keep the action that subcommands are added to; Lightning does not."""
-        self.subcommands_action = super().add_subcommands(*args, **kwargs)
-        return self.subcommands_action
-
-    def parse_args(self, args: Any = None, namespace: Any = None, *rest: Any, **kwargs: Any) -> Any:
-        """Parse arguments, accepting the old names of settings."""
-        args, notes = rename_arguments(sys.argv[1:] if args is None else args)
-        self.notes.extend(notes)
-        args = _configs_first(args, self._subcommands())
-        return super().parse_args(args, namespace, *rest, **kwargs)
+    def __init__(
+        self, *args: Any, only: Mapping[str, Container[str]] | None = None, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self.only = only or {}
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
         """Read a configuration, remembering its path for error messages."""
@@ -64,16 +62,14 @@ class OneLineParser(ArgumentParser):
             self._config_file = None
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
-        """Parse a configuration, accepting the old names of settings."""
-        try:
-            config = yaml.safe_load(content)
-        except yaml.YAMLError:
-            config = None  # jsonargparse reports what is wrong
-        if isinstance(config, dict):
-            config, notes = rename_config(config)
-            if notes:
-                self.notes.extend(notes)
-                content = yaml.safe_dump(config)
+        """Parse a configuration, without the keys that only other tasks use."""
+        if self.only:
+            try:
+                config = yaml.safe_load(content)
+            except yaml.YAMLError:
+                config = None  # jsonargparse reports what is wrong
+            if isinstance(config, dict):
+                content = yaml.safe_dump(_without_others(config, self.only))
         return super().parse_string(content, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
@@ -85,27 +81,15 @@ class OneLineParser(ArgumentParser):
         unknown = _UNKNOWN.search(message)
         if not unknown:
             return ""
-        subcommands = self._subcommands()
-        known = [*subcommands]
-        for parser in (self, *subcommands.values()):
-            known += parser.get_defaults(skip_validation=True).keys()
+        known = [*self.other_names, *self.get_defaults(skip_validation=True).keys()]
         return suggestion(next(filter(None, unknown.groups())).split("=")[0], known)
 
-    def _subcommands(self) -> dict[str, ArgumentParser]:
-        return dict(getattr(self.subcommands_action, "choices", None) or {})
 
-
-def _configs_first(args: Sequence[str], subcommands: Container[str]) -> list[str]:
-    """Move ``--config`` before the flags of its subcommand, so that flags win wherever they are."""
-    place = next((place for place, arg in enumerate(args) if arg in subcommands), len(args))
-    before, after = [*args[: place + 1]], [*args[place + 1 :]]
-    flags = []
-    while after:
-        arg = after.pop(0)
-        if arg == "--config" and after:
-            before += [arg, after.pop(0)]
-        elif arg.startswith("--config="):
-            before.append(arg)
-        else:
-            flags.append(arg)
-    return before + flags
+def _without_others(config: dict[Any, Any], only: Mapping[str, Container[str]]) -> dict[Any, Any]:
+    found = {}
+    for name, value in config.items():
+        if name not in only:
+            found[name] = value
+        elif isinstance(value, dict):
+            found[name] = {key: part for key, part in value.items() if key in only[name]}
+    return {name: value for name, value in found.items() if value != {}}

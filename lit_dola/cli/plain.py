@@ -3,45 +3,48 @@
 Nothing that this file imports may import them: such a task starts in a fraction of a second.
 """
 
-from collections.abc import Callable
 from logging import getLogger
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from jsonargparse import ArgumentParser, Namespace
+from typing import Any
 
 from lit_dola import __version__
-from lit_dola.cli.parser import PARSER, OneLineParser
-from lit_dola.cli.shipped import configs
-from lit_dola.errors import printable
-from lit_dola.reports.compare import compare
+from lit_dola.cli.arguments import Arguments
+from lit_dola.cli.configs import list_or_copy_configs
+from lit_dola.cli.parser import CONFIG_HELP, OneLineParser, parser_options
+from lit_dola.messages import printable
+from lit_dola.registry import TASKS, resolve
+from lit_dola.reports.compare import compare as write_comparison
 from lit_dola.reports.status import status_as_json, status_as_text
 from lit_dola.runs.status import read_statuses
 
 _log = getLogger(__name__)
-
-ABOUT = "Make images with Janus and DoLa-static, and all that goes with it."
-"""What the program does."""
-TRAINER_TASKS = {
-    "predict": "Make images of prompts.",
-    "answer": "Answer questions about pictures.",
-    "rank": "Rank labels for pictures, or the images of a run for their prompts.",
-    "evaluate": "Run a task under several variants, and score or export the results.",
-    "play": "Show a page to try DoLa on.",
-    "serve": "Serve images to programs, as OpenAI's images endpoint does.",
+ABOUT = "Generate images with Janus and DoLa-static, and all that goes with it."
+_SPECIAL: dict[str, dict[str, dict[str, Any]]] = {
+    "compare": {
+        "runs": {"nargs": "+", "type": str, "help": "Folders that predict or answer has written."}
+    },
+    "status": {
+        "runs": {"nargs": "+", "type": str, "help": "Folders of runs or evaluations."},
+        "--json": {"action": "store_true", "help": "Print one JSON object per run."},
+    },
+    "configs": {"names": {"nargs": "*", "type": str, "help": "Those to copy; none: list all."}},
 }
-"""What the tasks that need a model do, see :data:`lit_dola.cli.tasks.TASKS`."""
+"""Arguments that are not flags with a value, by task."""
 
 
-class PlainTask(NamedTuple):
-    """A task that needs neither model nor trainer."""
+def compare(runs: list[str], output: str, seed: int = 0, copy_images: bool = False) -> None:
+    """Write a page that shows runs side by side.
 
-    description: str
-    function: Callable[..., Any]
-    """Its arguments are those of the command line."""
-    special: dict[str, dict[str, Any]]
-    """Arguments that are not flags with a value, and their options for ``add_argument``."""
-    run: Callable[[Namespace], None]
+    Args:
+        runs: Folders of runs, two or more.
+        output: Folder of the page; created if needed.
+        seed: Shuffles the order and sides of the blind comparison; can be changed on the page.
+        copy_images: Copy the images next to the page, so that its folder can be moved or sent;
+            otherwise the page refers to them where they are.
+    """
+    for note in write_comparison(runs, output, seed, copy_images):
+        _log.warning(note)
+    print(printable(str(Path(output) / "index.html")))
 
 
 def status(runs: list[str], json: bool = False) -> None:
@@ -50,9 +53,6 @@ def status(runs: list[str], json: bool = False) -> None:
     Args:
         runs: Folders of runs, or of evaluations.
         json: Print one JSON object per run.
-
-    Raises:
-        UserError: If a folder holds no run.
     """
     for place, found in enumerate(read_statuses(runs)):
         if json:
@@ -61,77 +61,50 @@ def status(runs: list[str], json: bool = False) -> None:
             print(("\n" if place else "") + printable(status_as_text(found)))
 
 
-def _compare(settings: Namespace) -> None:
-    for note in compare(settings.runs, settings.output, settings.seed, settings.copy_images):
-        _log.warning(note)
-    print(printable(str(Path(settings.output) / "index.html")))
-
-
-def _runs(help: str) -> dict[str, dict[str, Any]]:
-    return {"runs": {"nargs": "+", "type": str, "help": help}}
-
-
-PLAIN_TASKS = {
-    "compare": PlainTask(
-        "Write a page that shows runs side by side; images also blind.",
-        compare,
-        _runs("Folders that predict or answer has written."),
-        _compare,
-    ),
-    "status": PlainTask(
-        "Print how far a run is, while it runs and after.",
-        status,
-        {
-            **_runs("Folders of runs or evaluations."),
-            "--json": {"action": "store_true", "help": "Print one JSON object per run."},
-        },
-        lambda settings: status(settings.runs, settings.json),
-    ),
-    "configs": PlainTask(
-        "List the configurations that come with the package, or copy some.",
-        configs,
-        {"names": {"nargs": "*", "type": str, "help": "Those to copy; none: list all."}},
-        lambda settings: configs(settings.names, settings.output),
-    ),
-}
-"""The subcommands without a model."""
-
-
-def add_plain_tasks(parser: OneLineParser, new: Callable[..., ArgumentParser]) -> None:
-    """Add the plain tasks as subcommands.
+def configs(names: list[str], output: str = ".") -> None:
+    """List the configurations that come with the package, or copy some.
 
     Args:
-        parser: A parser that has subcommands already.
-        new: Makes the parser of a subcommand, from a keyword argument ``description``.
+        names: Those to copy; none: list all.
+        output: Folder to copy them to.
     """
-    for name, task in PLAIN_TASKS.items():
-        own = new(description=task.description)
-        for argument, options in task.special.items():
-            own.add_argument(argument, **options)
-        own.add_function_arguments(
-            task.function, skip={argument.strip("-") for argument in task.special}
-        )
-        parser.subcommands_action.add_subcommand(name, own, help=task.description)
+    list_or_copy_configs(names, output)
 
 
-def run_plain_task(args: list[str]) -> None:
-    """Run a plain task, or print the version or the help about all tasks."""
-    parser = OneLineParser(description=ABOUT, **PARSER)
+def plain_parser(name: str, **options: Any) -> OneLineParser:
+    """Return the parser of a plain task."""
+    parser = OneLineParser(description=TASKS[name].help, **options)
+    parser.add_argument("-c", "--config", action="config", help=CONFIG_HELP)
+    for argument, how in _SPECIAL[name].items():
+        parser.add_argument(argument, **how)
+    skip: set[str | int] = {argument.strip("-") for argument in _SPECIAL[name]}
+    parser.add_function_arguments(resolve(TASKS[name].function), skip=skip)
+    return parser
+
+
+def parser_of_all(parsers: dict[str, OneLineParser]) -> OneLineParser:
+    """Return the parser that knows all tasks.
+
+    Args:
+        parsers: Parsers of tasks, by name; the others know no settings.
+    """
+    parser = OneLineParser(description=ABOUT, **parser_options())
+    parser.other_names = TASKS
     parser.add_argument("-c", "--config", action="config", help=CONFIG_HELP)
     parser.add_argument("--version", action="version", version=f"lit-dola {__version__}")
-    parser.add_subcommands(dest="subcommand")
-    for name, description in TRAINER_TASKS.items():  # for the help, and for misspelt names
-        own = OneLineParser(description=description, **PARSER)
-        parser.subcommands_action.add_subcommand(name, own, help=description)
-    add_plain_tasks(parser, _new_parser)
-    config = parser.parse_args(args)
-    PLAIN_TASKS[config["subcommand"]].run(config[config["subcommand"]])
-
-
-CONFIG_HELP = "Path to a configuration file in json or yaml format."
-
-
-def _new_parser(**about: Any) -> ArgumentParser:
-    parser = OneLineParser(**about, **PARSER)
-    parser.add_argument("-c", "--config", action="config", help=CONFIG_HELP)
+    subcommands = parser.add_subcommands(dest="subcommand")
+    for name, task in TASKS.items():
+        own = parsers.get(name) or OneLineParser(description=task.help, **parser_options())
+        subcommands.add_subcommand(name, own, help=task.help)
     return parser
+
+
+def run_plain_task(arguments: Arguments) -> None:
+    """Run a plain task, or print the version or the help about all tasks."""
+    name = arguments.task
+    known = {name: plain_parser(name, **parser_options())} if name in _SPECIAL else {}
+    given = [*arguments.settings, *arguments.printing]
+    config = parser_of_all(known).parse_args([name, *given] if name else given)
+    settings = config[config["subcommand"]].as_dict()
+    settings.pop("config", None)
+    resolve(TASKS[config["subcommand"]].function)(**settings)

@@ -1,9 +1,9 @@
-"""What the data modules of all tasks share: ranks, batches and the plan of the run."""
+"""The data module of any task: ranks, batches and the plan of the run."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from lit_dola.data.plan import RunPlan
-from lit_dola.data.requests import OnError, Request, share
+from lit_dola.data.requests import Failure, OnError, Request, share
+from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint, ModelFolder
 
 
@@ -48,36 +49,67 @@ class ContiguousSampler(DistributedSampler[Request]):
         return len(self.indices)
 
 
+class TaskModule(Protocol):
+    """The module of a task, as its data module sees it."""
+
+    @property
+    def hparams(self) -> Any:
+        """Its settings by name."""
+
+    def open_model(self) -> ModelFolder:
+        """Open the checkpoint."""
+
+
 class RequestDataModule(LightningDataModule):
-    """Batches the requests of a run; a task's own data module makes its plan in ``setup``.
+    """Batches the requests of a run; a task's own data module creates its plan in ``setup``.
+
+    Settings of the model that shape requests come from the module that the trainer runs, or from
+    the one given to :meth:`attach`.
 
     Args:
-        model_path: As the setting ``data.model_path``.
-        batch_size: Requests per batch; auto: as many as the model's memory allows.
+        batch_setting: The model's setting for the number of requests per batch.
         on_error: As the setting ``data.on_error``.
     """
 
     plan: RunPlan
-    """What the run is to make; set by ``setup``."""
+    """The plan of the run; set by ``setup``."""
 
-    def __init__(
-        self, model_path: str, batch_size: int | Literal["auto"], on_error: OnError
-    ) -> None:
+    def __init__(self, batch_setting: str, on_error: OnError) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer requests than ranks
-        self.model_path = model_path
-        self.batch_size = batch_size
         self.on_error = on_error
+        self.batch_size: int | Literal["auto"] | None = None
+        """Requests per batch; None: as the model's setting says."""
+        self._batch_setting = batch_setting
+        self._module: TaskModule | None = None
 
-    @cached_property
-    def checkpoint(self) -> Checkpoint:
-        """The checkpoint of a Janus, opened once."""
-        return Checkpoint.open(self.model_path)
+    def attach(self, module: TaskModule) -> None:
+        """Prepare requests for a module, without a trainer or before it runs."""
+        self._module = module
 
     @property
+    def module(self) -> TaskModule:
+        """The module that the requests are for."""
+        if self._module is not None:
+            return self._module
+        assert self.trainer is not None
+        return cast(TaskModule, self.trainer.lightning_module)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Settings of the model, by name."""
+        return cast("Mapping[str, Any]", self.module.hparams)
+
+    @cached_property
     def model(self) -> ModelFolder:
-        """The model of the run."""
-        return self.checkpoint
+        """The model of the run, opened once."""
+        return self.module.open_model()
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The Janus of the run."""
+        assert isinstance(self.model, Checkpoint)
+        return self.model
 
     def prepare_data(self) -> None:
         """Fetch the model, once per node, if it is not on this machine yet."""
@@ -85,8 +117,26 @@ class RequestDataModule(LightningDataModule):
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the first rank."""
+        """Return whether this process is the first rank."""
         return self.trainer is None or self.trainer.is_global_zero
+
+    def make_plan(self, file: Any, requests: Sequence[Request], **more: Any) -> RunPlan:
+        """Return the plan of a run.
+
+        Args:
+            file: The file of the entries.
+            requests: The requests.
+            more: Further fields of :class:`RunPlan`.
+        """
+        size = self.batch_size or self.settings.get(self._batch_setting, "auto")
+        return RunPlan(
+            file,
+            self.on_error,
+            self.model,
+            requests=requests,
+            batch_size=None if size == "auto" else int(size),
+            **more,
+        )
 
     def predict_dataloader(self) -> DataLoader[list[Request]]:
         """Return batches of at most ``plan.batch_size`` requests."""
@@ -105,8 +155,32 @@ class RequestDataModule(LightningDataModule):
         return batch
 
 
+class BadEntries:
+    """Entries that cannot be used: skipped and collected, or an error.
+
+    Args:
+        on_error: As the setting ``data.on_error``.
+    """
+
+    def __init__(self, on_error: OnError) -> None:
+        self.found: list[Failure] = []
+        self.skipped = self.found if on_error == "skip" else None
+        """Receives entries that the reader of a file skips; None: they are errors."""
+
+    def add(self, entry: Any, error: UserError, file: Any) -> None:
+        """Skip an entry, or raise its error in the context of its file.
+
+        Raises:
+            UserError: If entries are not to be skipped.
+        """
+        error = error.within(f"entry {entry.index}")
+        if self.skipped is None:
+            raise error.within(file) from error
+        self.found.append(Failure(entry.index, None, entry.text, str(error)))
+
+
 def plan_of(trainer: Trainer) -> RunPlan:
-    """Return the plan of a trainer's run: the only place that looks at ``trainer.datamodule``.
+    """Return the plan of a trainer's run.
 
     Raises:
         TypeError: If the trainer's data module is not a :class:`RequestDataModule`.

@@ -6,17 +6,17 @@ who read prompts, questions or items.
 
 import codecs
 import csv
-import gc
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from lit_dola.data.requests import Failure
-from lit_dola.errors import UserError, first_line, require
+from lit_dola.errors import UserError
+from lit_dola.messages import first_line
+from lit_dola.settings.checks import require
 
 Entry = TypeVar("Entry")
 Places = Iterable[tuple[str, Any]]
@@ -56,7 +56,7 @@ def read_entries(
     try:
         return make_entries(entries_of(path), make, skipped)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error.__cause__
+        raise error.within(path) from error.__cause__
 
 
 def entries_of(path: Path) -> tuple[Places, Callable[..., Any]]:
@@ -131,7 +131,7 @@ def read_text(path: Path) -> str:
         name = encoding.removesuffix("-sig").upper()
         raise UserError(f"not {name}: {error.reason} at byte {error.start}") from error
     if not text.strip():
-        raise UserError("empty; expected at least one entry")
+        raise UserError("empty", "at least one entry")
     return text
 
 
@@ -145,18 +145,6 @@ def find_key(entry: Mapping[str, Any], keys: Sequence[str]) -> str | None:
     return next((key if key in entry else spelt[key] for key in keys if key in spelt), None)
 
 
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Pause it while many objects are made and few are freed, which it would look for in vain."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 def _as_it_is(entry: Any, where: str) -> Any:
     return entry
 
@@ -166,15 +154,15 @@ def _listed_in(document: Any) -> Iterable[Any]:
     if isinstance(document, list):
         return document
     if not isinstance(document, dict):
-        raise UserError(f"found {kind_of(document)}; expected a list or an object of prompts")
+        raise UserError(f"found {kind_of(document)}", "a list or an object of prompts")
     container = find_key(document, _CONTAINERS)
     if container and isinstance(document[container], list):
         return list(document[container])
     pairs = document.pairs if isinstance(document, _Pairs) else document.items()
     if pairs and not any(isinstance(value, str | dict) for _, value in pairs):
         raise UserError(
-            f"found an object with the keys {some_names(document)}; expected id -> prompt, or"
-            f" one of the keys {', '.join(_CONTAINERS)} with a list"
+            f"found an object with the keys {some_names(document)}",
+            f"id -> prompt, or one of the keys {', '.join(_CONTAINERS)} with a list",
         )
     return [
         {"id": key, **value} if isinstance(value, dict) else {"id": key, "prompt": value}
@@ -304,12 +292,12 @@ def check_writable(what: str, value: Any) -> None:
     while level := [inner for outer in level for inner in _inner(outer)]:
         depth += 1
         if depth > _MAX_DEPTH:
-            raise UserError(f"{what} is nested too deeply; expected at most {_MAX_DEPTH} levels")
+            raise UserError(f"{what} is nested too deeply", f"at most {_MAX_DEPTH} levels")
     try:
         (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{what} has half a surrogate pair, {error.object[error.start]!a}; expected Unicode"
+            f"{what} has half a surrogate pair, {error.object[error.start]!a}", "Unicode"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Reading what is to be ranked: pictures with labels."""
+"""Reading item files: pictures with labels to rank."""
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 from lit_dola.data.entry_file import check_writable, kind_of, read_entries
 from lit_dola.data.pictures import Picture
 from lit_dola.data.question_file import CheckedPictures, pictures_of
-from lit_dola.data.requests import Failure, Prompt
+from lit_dola.data.requests import Entry, Failure
 from lit_dola.errors import UserError
 
 
 class Item(NamedTuple):
     """One entry of an item file."""
 
-    prompt: Prompt
+    entry: Entry
     """Its metadata is the whole entry."""
     pictures: tuple[Picture, ...]
     names: tuple[str, ...]
@@ -34,7 +34,7 @@ def read_items(
     Args:
         path: JSON (a list of objects) or JSON Lines, whatever its suffix. Each entry has ``image``,
             a path, and ``labels``, a list of texts.
-        image_dir: What paths of pictures are relative to; None: the file's own folder.
+        image_dir: Folder that paths of pictures are relative to; None: the file's own folder.
         labels: The labels of entries that have none of their own.
         skipped: Receives bad entries; if None, the first one is an error.
 
@@ -54,33 +54,33 @@ def _item_of(folder: Path, common: Sequence[str] | None) -> Callable[[int, Any],
 
     def make(index: int, entry: Any) -> Item:
         if not isinstance(entry, dict):
-            raise UserError(f"found {kind_of(entry)}; expected an object with image and labels")
+            raise UserError(f"found {kind_of(entry)}", "an object with image and labels")
         names = pictures_of(entry)
         if len(names) > 1:
-            raise UserError(f"image is a list of {len(names)}; expected one path")
+            raise UserError(f"image is a list of {len(names)}", "one path")
         labels = check_labels(entry.get("labels", common))
         check_writable("the entry", entry)
-        return Item(Prompt(index, names[0], dict(entry)), checked.paths(names), names, labels)
+        return Item(Entry(index, names[0], dict(entry)), checked.paths(names), names, labels)
 
     return make
 
 
 def check_labels(labels: Any) -> tuple[str, ...]:
-    """Return labels if they are such.
+    """Check labels.
 
     Raises:
         UserError: If they are not a list of texts.
     """
     if labels is None:
-        raise UserError("no labels; expected the key labels, a list of texts, or data.labels")
+        raise UserError("no labels", "the key labels, a list of texts, or data.labels")
     if not isinstance(labels, list | tuple):
-        raise UserError(f"labels is {kind_of(labels)}; expected a list of texts")
+        raise UserError(f"labels is {kind_of(labels)}", "a list of texts")
     if not labels:
-        raise UserError("labels is an empty list; expected at least one text")
+        raise UserError("labels is an empty list", "at least one text")
     for label in labels:
         if not isinstance(label, str) or not label.strip():
             found = "empty" if isinstance(label, str) else kind_of(label)
-            raise UserError(f"a label is {found}; expected a text")
+            raise UserError(f"a label is {found}", "a text")
     return tuple(labels)
 
 
@@ -105,11 +105,11 @@ def read_run(path: Path, skipped: list[Failure] | None = None) -> list[Item]:
         except UserError as error:
             reason = f"prompt {index}: {error}"
             if skipped is None:
-                raise UserError(f"{path}: {reason}") from error
+                raise UserError(f"{reason}", at=path) from error
             skipped.append(Failure(index, None, prompt, reason))
             continue
         entry = {"prompt_index": index, "prompt": prompt, "image": list(names)}
-        items.append(Item(Prompt(index, prompt, entry), pictures, names, (prompt,)))
+        items.append(Item(Entry(index, prompt, entry), pictures, names, (prompt,)))
     return items
 
 
@@ -119,5 +119,5 @@ def _image(index: int, line: Any) -> tuple[int, int, str, str]:
     if not isinstance(line, dict) or any(
         type(line.get(key)) is not kind for key, kind in keys.items()
     ):
-        raise UserError("not the record of an image; expected metadata.jsonl of a run")
+        raise UserError("not the record of an image", "metadata.jsonl of a run")
     return line["prompt_index"], line["image_index"], line["prompt"], line["file"]

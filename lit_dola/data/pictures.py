@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lit_dola.errors import UserError, first_line
+from lit_dola.errors import UserError
+from lit_dola.messages import first_line
 
 Colour = tuple[int, int, int]
 
@@ -66,7 +67,7 @@ def _opened(picture: Picture) -> Iterator[Image.Image]:
     try:
         if not path.is_file():
             found = "a folder" if path.is_dir() else "nothing"
-            raise UserError(f"{path}: found {found}; expected an image file")
+            raise UserError(f"found {found}", "an image file", at=path)
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning)  # of odd metadata
@@ -76,17 +77,17 @@ def _opened(picture: Picture) -> Iterator[Image.Image]:
         raise
     except UnidentifiedImageError as error:
         raise UserError(
-            f"{path}: not an image; expected JPEG, PNG or another format that Pillow reads"
+            "not an image", "JPEG, PNG or another format that Pillow reads", at=path
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(
-            f"{path}: more than {Image.MAX_IMAGE_PIXELS} pixels, as files have that are made to"
-            " exhaust the memory; expected a smaller image"
+            f"more than {Image.MAX_IMAGE_PIXELS} pixels, as files have that are made to"
+            " exhaust the memory",
+            "a smaller image",
+            at=path,
         ) from error
     except Exception as error:  # Pillow's decoders raise whatever a broken file leads to
-        raise UserError(
-            f"{path}: a broken image: {first_line(error)}; expected a whole one"
-        ) from error
+        raise UserError(f"a broken image: {first_line(error)}", "a whole one", at=path) from error
 
 
 def _to_rgb(image: Image.Image, background: Colour) -> Image.Image:

@@ -1,4 +1,4 @@
-"""The plan of a run: what it is to make, and with which model."""
+"""The plan of a run: requested results and the model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,35 +12,37 @@ from lit_dola.janus.tokenizer import PromptEncoder
 
 @dataclass
 class RunPlan:
-    """What a run is to make, shared by the data module, the model and the callbacks.
+    """Requested results and their model, shared by the data module, the model and the callbacks.
 
-    The data module creates it, the writer removes the images that are already done, and the model
-    decides what the settings leave to it.
+    The data module creates it, the writer removes results that are done, and the model fills in
+    what the settings leave to it.
     """
 
-    prompt_file: Path
-    """For messages."""
+    entry_file: Path
+    """The file of the entries, for messages."""
     on_error: OnError
-    """Whether an image that cannot be made ends the run or is skipped."""
+    """Stop at a result that cannot be generated, or skip it."""
     model: ModelFolder
-    tokenizer: PromptEncoder | None
-    """The tokenizer of a Janus; None for another model."""
     requests: Sequence[Request]
-    """Results still to make; at first all that are asked for."""
+    """Results still to generate; at first all that are asked for."""
+    tokenizer: PromptEncoder | None = None
+    """The tokenizer of a Janus; None for another model."""
     failures: list[Failure] = field(default_factory=list)
-    """Entries of the prompt file that were skipped."""
+    """Skipped entries of the file."""
     num_done: int = 0
-    """Results that an earlier run has made."""
+    """Results of an earlier run."""
     batch_size: int | None = None
     """Results per batch; None until the model is loaded, if they depend on its memory."""
     per_entry: int = 1
     """Results per entry of the file, which are next to each other in ``requests``."""
+    ranked_run: Path | None = None
+    """The run whose images are ranked, if any."""
     compile: bool | None = None
-    """Whether the decoding step is compiled; None if the settings and the device decide."""
+    """Compiled or eager decoding step; None: as the settings and the device say."""
 
     def __post_init__(self) -> None:
         self.asked_for = self.requests
-        """All results that are asked for, whether done or not."""
+        """All results that are asked for, done or not."""
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -60,7 +62,7 @@ class RunPlan:
         return max(request.num_input_ids for request in self.requests)
 
     def keep(self, places: Sequence[int]) -> None:
-        """Keep only the requests at these places: the others are done already."""
+        """Keep only the requests at these positions: the others are done."""
         self.num_done = len(self.requests) - len(places)
         if self.num_done:
             self.__dict__.pop("longest_prompt", None)

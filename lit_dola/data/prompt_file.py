@@ -17,7 +17,7 @@ from lit_dola.data.entry_file import (
     read_text,
     some_names,
 )
-from lit_dola.data.requests import Failure, Prompt
+from lit_dola.data.requests import Entry, Failure
 from lit_dola.errors import UserError
 
 PROMPT_KEYS = ("prompt", "text", "caption", "prompts")
@@ -30,7 +30,7 @@ def read_prompts(
     skipped: list[Failure] | None = None,
     key: str | None = None,
     notes: list[str] | None = None,
-) -> list[Prompt]:
+) -> list[Entry]:
     """Read a prompt file, or a folder of them.
 
     Args:
@@ -41,7 +41,7 @@ def read_prompts(
             that file as ``style_index`` (HPSv2's form).
         skipped: Receives the entries that are not prompts; if None, the first one is an error.
         key: The key, or the column, that holds the prompt; None: one of :data:`PROMPT_KEYS`.
-        notes: Receives what of a folder was not read.
+        notes: Receives notes about files of a folder that were not read.
 
     Raises:
         UserError: If the file cannot be read, contains no prompt, or has a bad entry that is not
@@ -56,8 +56,9 @@ def read_prompts(
     read = texts or lists
     if not read:
         raise UserError(
-            f"{path}: a folder without prompts; expected .txt files with one prompt each, or"
-            f" {', '.join(LISTS)}"
+            "a folder without prompts",
+            f".txt files with one prompt each, or {', '.join(LISTS)}",
+            at=path,
         )
     if notes is not None and (left := [file.name for file in files if file not in read]):
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""
@@ -65,10 +66,10 @@ def read_prompts(
     try:
         return make_entries(_one_each(texts) if texts else _of_all(lists), make, skipped)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error.__cause__
+        raise error.within(path) from error.__cause__
 
 
-def check_prompts(entries: Iterable[Any]) -> list[Prompt]:
+def check_prompts(entries: Iterable[Any]) -> list[Entry]:
     """Return prompts from a list of the kind that a prompt file contains.
 
     Raises:
@@ -77,7 +78,7 @@ def check_prompts(entries: Iterable[Any]) -> list[Prompt]:
     return make_entries(listed(entries), prompt_maker(), None)
 
 
-def prompt_maker(key: str | None = None) -> Callable[[int, Any], Prompt]:
+def prompt_maker(key: str | None = None) -> Callable[[int, Any], Entry]:
     """Return a function that makes a prompt of an entry.
 
     Args:
@@ -85,7 +86,7 @@ def prompt_maker(key: str | None = None) -> Callable[[int, Any], Prompt]:
     """
     keys = PROMPT_KEYS if key is None else (key.strip().lower(),)
 
-    def make(index: int, entry: Any) -> Prompt:
+    def make(index: int, entry: Any) -> Entry:
         if isinstance(entry, str):
             text, metadata = entry, {}
         elif isinstance(entry, dict):
@@ -93,17 +94,17 @@ def prompt_maker(key: str | None = None) -> Callable[[int, Any], Prompt]:
             if own is None:
                 asked = "one of the keys " * (key is None) + ", ".join(keys[:3])
                 found = some_names(entry) or "no keys"
-                raise UserError(f"no prompt among {found}; expected {asked}{_OTHER_KEY}")
+                raise UserError(f"no prompt among {found}", f"{asked}{_OTHER_KEY}")
             text, metadata = entry[own], {name: entry[name] for name in entry if name != own}
         else:
-            raise UserError(f"found {kind_of(entry)}; expected a string or an object")
+            raise UserError(f"found {kind_of(entry)}", "a string or an object")
         if not isinstance(text, str):
-            raise UserError(f"prompt is {kind_of(text)}; expected a string")
+            raise UserError(f"prompt is {kind_of(text)}", "a string")
         if not text.strip():
-            raise UserError("prompt is empty; expected a text")
+            raise UserError("prompt is empty", "a text")
         check_writable("prompt", text)
         check_writable("metadata", metadata)
-        return Prompt(index, text.strip(), metadata)
+        return Entry(index, text.strip(), metadata)
 
     return make
 
@@ -128,7 +129,7 @@ def _styled(path: Path) -> Iterable[tuple[str, Any]]:
             place = {"style": path.stem, "style_index": index}
             yield f"{path.name}: {where}", {**place, **own} if isinstance(own, dict) else own
     except UserError as error:
-        raise UserError(f"{path.name}: {error}") from error.__cause__
+        raise error.within(path.name) from error.__cause__
 
 
 class OwnSettings(NamedTuple):
@@ -159,7 +160,7 @@ def own_settings(metadata: Mapping[str, Any]) -> OwnSettings:
     if isinstance(seed, str) and seed.strip().isdecimal():  # as tables have it
         seed = int(seed)
     if seed is not None and not (type(seed) is int and 0 <= seed <= _MOST_SEED):
-        raise UserError(f"seed is {seed!r:.40}; expected an integer, 0 <= seed <= {_MOST_SEED}")
+        raise UserError(f"seed is {seed!r:.40}", f"an integer, 0 <= seed <= {_MOST_SEED}")
     if negative is not None and not isinstance(negative, str):
-        raise UserError(f"negative_prompt is {kind_of(negative)}; expected a text")
+        raise UserError(f"negative_prompt is {kind_of(negative)}", "a text")
     return OwnSettings(seed, negative)

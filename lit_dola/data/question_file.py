@@ -1,4 +1,4 @@
-"""Reading question files: which pictures, and what is asked about them."""
+"""Reading question files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from lit_dola.data.entry_file import check_writable, kind_of, read_entries
 from lit_dola.data.pictures import Picture, check_picture
-from lit_dola.data.requests import Failure, Prompt
+from lit_dola.data.requests import Entry, Failure
 from lit_dola.errors import UserError
 
 QUESTION_KEYS = ("question", "text", "prompt")
@@ -16,7 +16,7 @@ QUESTION_KEYS = ("question", "text", "prompt")
 class Question(NamedTuple):
     """One entry of a question file."""
 
-    prompt: Prompt
+    entry: Entry
     """Its text is the question, its metadata the whole entry."""
     pictures: tuple[Picture, ...]
     names: tuple[str, ...]
@@ -32,7 +32,7 @@ def read_questions(
         path: JSON (a list of objects) or JSON Lines, also in a ``.json`` file as POPE's are. Each
             entry has ``image``, a path or a list of paths, and ``question``, ``text`` or
             ``prompt``.
-        image_dir: What paths of pictures are relative to; None: the file's own folder.
+        image_dir: Folder that paths of pictures are relative to; None: the file's own folder.
         skipped: Receives the entries that are not questions, or whose pictures are not there; if
             None, the first one is an error.
 
@@ -52,20 +52,20 @@ def _question_of(folder: Path) -> Callable[[int, Any], Question]:
 
     def make(index: int, entry: Any) -> Question:
         if not isinstance(entry, dict):
-            raise UserError(f"found {kind_of(entry)}; expected an object with image and question")
+            raise UserError(f"found {kind_of(entry)}", "an object with image and question")
         text = question_of(entry)
         names = pictures_of(entry)
         check_writable("the entry", entry)
-        return Question(Prompt(index, text, dict(entry)), checked.paths(names), names)
+        return Question(Entry(index, text, dict(entry)), checked.paths(names), names)
 
     return make
 
 
 class CheckedPictures:
-    """Pictures of a folder, each looked at once.
+    """Pictures of a folder, each checked once.
 
     Args:
-        folder: What names of pictures are relative to.
+        folder: Folder that names of pictures are relative to.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -76,7 +76,7 @@ class CheckedPictures:
         """Return the paths of pictures.
 
         Raises:
-            UserError: If one is not there, or is no picture.
+            UserError: If one is missing, or is not a picture.
         """
         paths = tuple(self.folder / name for name in names)
         for path in paths:
@@ -94,12 +94,12 @@ def question_of(entry: Mapping[str, Any]) -> str:
     """
     key = next((key for key in QUESTION_KEYS if key in entry), None)
     if key is None:
-        raise UserError(f"no question; expected one of the keys {', '.join(QUESTION_KEYS)}")
+        raise UserError("no question", f"one of the keys {', '.join(QUESTION_KEYS)}")
     text = entry[key]
     if not isinstance(text, str):
-        raise UserError(f"{key} is {kind_of(text)}; expected a string")
+        raise UserError(f"{key} is {kind_of(text)}", "a string")
     if not text.strip():
-        raise UserError(f"{key} is empty; expected a text")
+        raise UserError(f"{key} is empty", "a text")
     return text.strip()
 
 
@@ -110,12 +110,12 @@ def pictures_of(entry: Mapping[str, Any]) -> tuple[str, ...]:
         UserError: If it names none.
     """
     if "image" not in entry:
-        raise UserError("no image; expected the key image, a path or a list of paths")
+        raise UserError("no image", "the key image, a path or a list of paths")
     given = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
     if not given:
-        raise UserError("image is an empty list; expected at least one path")
+        raise UserError("image is an empty list", "at least one path")
     for name in given:
         if not isinstance(name, str) or not name.strip():
             found = "empty" if name == "" else kind_of(name)
-            raise UserError(f"image is {found}; expected a path or a list of paths")
+            raise UserError(f"image is {found}", "a path or a list of paths")
     return tuple(given)

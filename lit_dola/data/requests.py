@@ -1,25 +1,29 @@
-"""The nouns of a run: prompts and questions, what is requested of them, and failures."""
+"""The nouns of a run: entries of a file, requested results, and failures."""
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, overload
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, overload
 
+from lit_dola.data.columns import LogRecord
 from lit_dola.data.pictures import Picture
 
 OnError = Literal["stop", "skip"]
 
 
-class ImageKey(NamedTuple):
-    """Identifies an image within a run; also the key of its random stream."""
+class RequestKey(NamedTuple):
+    """Identifies a result within a run; also the key of its random stream."""
 
-    prompt_index: int
-    image_index: int
+    entry_index: int
+    sample_index: int
+    """Index among the results of the entry: of an image; 0 for answers and rankings."""
 
 
-class Prompt(NamedTuple):
-    """One entry of a prompt file."""
+@dataclass(slots=True)
+class Entry:
+    """One entry of a file: a prompt, a question, or an item to rank."""
 
-    prompt_index: int
+    index: int
     """Index in the file, from 0."""
     text: str
     metadata: dict[str, Any]
@@ -37,7 +41,7 @@ class NegativePrompt(NamedTuple):
 class EncodedPrompt(NamedTuple):
     """A prompt as the model reads it."""
 
-    prompt: Prompt
+    entry: Entry
     input_ids: list[int]
     """Token ids, from BOS to begin-of-image."""
     seed: int | None = None
@@ -46,88 +50,121 @@ class EncodedPrompt(NamedTuple):
     """As :attr:`ImageRequest.negative`."""
 
 
-class Failure(NamedTuple):
-    """A prompt or an image that was skipped, and why: one line of ``errors.jsonl``."""
+@dataclass(slots=True)
+class Request:
+    """One requested result, whatever the task."""
 
-    prompt_index: int
-    image_index: int | None
-    """None: every image of the prompt."""
-    prompt: str | None
-    """None: the entry contains no prompt."""
-    reason: str
-
-    @classmethod
-    def of(cls, request: "Request", reason: str) -> "Failure":
-        """Return the failure of a request; the reason names its entry."""
-        prompt, key = request.prompt, request.key
-        return cls(*key, prompt.text, f"entry {prompt.prompt_index}: {reason}")
-
-
-class Request(Protocol):
-    """One result to make, whatever the task."""
-
-    @property
-    def prompt(self) -> Prompt:
-        """The entry that it comes from."""
-
-    @property
-    def input_ids(self) -> list[int]:
-        """Token ids of its prompt."""
+    entry: Entry
+    input_ids: list[int]
+    """Token ids of its prompt; empty if the scorer builds its own."""
 
     @property
     def num_input_ids(self) -> int:
-        """How many of them there are, in its longest branch."""
+        """Number of token ids in its longest branch."""
+        return len(self.input_ids)
 
     @property
     def own_settings(self) -> dict[str, Any]:
-        """Settings that shape this result and not all of the run."""
+        """Settings that shape this result and not the whole run, as its record has them."""
+        return {}
 
     @property
-    def key(self) -> ImageKey:
-        """The key of its random stream; no other request of the run has it."""
+    def key(self) -> RequestKey:
+        """The key of its random stream, unique within the run."""
+        return RequestKey(self.entry.index, 0)
 
     @property
     def subject(self) -> str:
-        """What the result is about: a folder has results of one subject per key."""
+        """The content of the request in one line; a folder has results of one subject per key."""
+        return self.entry.text
 
 
-class ImageRequest(NamedTuple):
-    """One image to make."""
+@dataclass(slots=True)
+class ImageRequest(Request):
+    """One image to generate."""
 
-    prompt: Prompt
     image_index: int
     """Index among the images of its prompt, from 0."""
-    input_ids: list[int]
-    """Token ids of the prompt, from BOS to begin-of-image."""
     seed: int | None = None
     """Its own seed; None: the seed of the run."""
     negative: NegativePrompt | None = None
-    """What guidance leads away from; None: nothing in particular, the text is padded away."""
+    """The negative prompt; None: the text is padded away in the unconditional branch."""
 
     @property
     def num_input_ids(self) -> int:
-        """Token ids of its longest branch."""
+        """Number of token ids in its longest branch."""
         return max(len(self.input_ids), len(self.negative.input_ids) if self.negative else 0)
 
     @property
     def own_settings(self) -> dict[str, Any]:
-        """Settings that shape this image and not all of the run, as its record has them."""
+        """Settings that shape this image and not the whole run, as its record has them."""
         seed = {} if self.seed is None else {"seed": self.seed}
         return seed if self.negative is None else {**seed, "negative_prompt": self.negative.text}
 
     @property
-    def key(self) -> ImageKey:
-        """The key of its random stream."""
-        return ImageKey(self.prompt.prompt_index, self.image_index)
+    def key(self) -> RequestKey:
+        """Prompt index and image index."""
+        return RequestKey(self.entry.index, self.image_index)
+
+
+@dataclass(slots=True)
+class PictureRequest(Request):
+    """A request about pictures."""
+
+    pictures: tuple[Picture, ...]
+    names: tuple[str, ...]
+    """The pictures as the entry names them."""
+
+
+@dataclass(slots=True)
+class QuestionRequest(PictureRequest):
+    """One question to answer; in its token ids the image token stands for the pictures."""
 
     @property
     def subject(self) -> str:
-        """The prompt."""
-        return self.prompt.text
+        """The pictures and the question."""
+        return question_subject(self.names, self.entry.text)
+
+
+@dataclass(slots=True)
+class RankRequest(PictureRequest):
+    """Labels to rank for a picture, or pictures to rank for a text."""
+
+    labels: tuple[str, ...]
+    """The candidates, or one text."""
+    over: Literal["labels", "pictures"] = "labels"
+    """Which of the two are the candidates."""
+    input_ids: list[int] = field(default_factory=list, init=False)
+
+    @property
+    def subject(self) -> str:
+        """The pictures and the labels."""
+        return rank_subject(self.names, self.labels)
+
+
+@dataclass(frozen=True)
+class Failure(LogRecord):
+    """A skipped entry or result and the reason: one line of ``errors.jsonl``."""
+
+    log = "errors"
+    key_columns = ("prompt_index", "image_index")
+
+    prompt_index: int
+    image_index: int | None
+    """None: every result of the entry."""
+    prompt: str | None
+    """None: the entry has no text."""
+    reason: str
+
+    @classmethod
+    def of(cls, request: Request, reason: str) -> "Failure":
+        """Return the failure of a request; the reason names its entry."""
+        entry = request.entry
+        return cls(*request.key, entry.text, f"entry {entry.index}: {reason}")
 
 
 class ImageRequests(Sequence[ImageRequest]):
-    """Several images of each prompt, made when they are asked for: a million takes no memory.
+    """Several images of each prompt, created on access: a million takes no memory.
 
     Args:
         prompts: The prompts.
@@ -164,10 +201,10 @@ class ImageRequests(Sequence[ImageRequest]):
                 yield self._request(prompt, image)
 
     def _request(self, encoded: EncodedPrompt, image: int) -> ImageRequest:
-        prompt, input_ids, seed, negative = encoded
+        entry, input_ids, seed, negative = encoded
         if self._seeds is not None:
-            seed = self._seeds[prompt.prompt_index * len(self._images) + image]
-        return ImageRequest(prompt, self._images[image], input_ids, seed, negative)
+            seed = self._seeds[entry.index * len(self._images) + image]
+        return ImageRequest(entry, input_ids, self._images[image], seed, negative)
 
 
 class Selection(Sequence[Request]):
@@ -175,7 +212,7 @@ class Selection(Sequence[Request]):
 
     Args:
         requests: All of them.
-        places: Which ones.
+        places: Positions of the selected ones.
     """
 
     def __init__(self, requests: Sequence[Request], places: Sequence[int]) -> None:
@@ -195,88 +232,16 @@ class Selection(Sequence[Request]):
         return self._requests[self._places[place]]
 
 
-class QuestionRequest(NamedTuple):
-    """One question to answer."""
-
-    prompt: Prompt
-    """The entry; its text is the question, its metadata the whole entry."""
-    pictures: tuple[Picture, ...]
-    names: tuple[str, ...]
-    """The pictures as the entry names them."""
-    input_ids: list[int]
-    """Token ids of the prompt, with the image token at the places of the pictures."""
-
-    @property
-    def num_input_ids(self) -> int:
-        """How many token ids its prompt has."""
-        return len(self.input_ids)
-
-    @property
-    def own_settings(self) -> dict[str, Any]:
-        """None."""
-        return {}
-
-    @property
-    def key(self) -> ImageKey:
-        """The key of its random stream."""
-        return ImageKey(self.prompt.prompt_index, 0)
-
-    @property
-    def subject(self) -> str:
-        """The pictures and the question."""
-        return question_subject(self.names, self.prompt.text)
-
-
-class RankRequest(NamedTuple):
-    """Labels to rank for a picture, or pictures to rank for a text."""
-
-    prompt: Prompt
-    """The entry; its metadata is the whole entry."""
-    pictures: tuple[Picture, ...]
-    """One picture, or the candidates."""
-    names: tuple[str, ...]
-    """The pictures as the entry names them."""
-    labels: tuple[str, ...]
-    """The candidates, or one text."""
-    over: Literal["labels", "pictures"] = "labels"
-    """What the candidates are."""
-
-    @property
-    def input_ids(self) -> list[int]:
-        """None: the scorer makes its own."""
-        return []
-
-    @property
-    def num_input_ids(self) -> int:
-        """How many token ids its prompt has."""
-        return len(self.input_ids)
-
-    @property
-    def own_settings(self) -> dict[str, Any]:
-        """None."""
-        return {}
-
-    @property
-    def key(self) -> ImageKey:
-        """Index of the entry, and 0."""
-        return ImageKey(self.prompt.prompt_index, 0)
-
-    @property
-    def subject(self) -> str:
-        """The pictures and the labels."""
-        return rank_subject(self.names, self.labels)
-
-
 def rank_subject(pictures: Sequence[str], labels: Sequence[str]) -> str:
-    """Return what a ranking is about, in one line."""
+    """Return the subject of a ranking, in one line."""
     return json.dumps([*pictures, *labels], ensure_ascii=False)
 
 
 def question_subject(pictures: Sequence[str], question: str) -> str:
-    """Return what an answer is about, in one line."""
+    """Return the subject of an answer, in one line."""
     return " ".join([*pictures, question])
 
 
 def share(count: int, world_size: int, rank: int) -> range:
-    """Return the places of the requests that a rank makes, of ``count``; there may be none."""
+    """Return the positions of a rank's requests among ``count``; possibly none."""
     return range(count * rank // world_size, count * (rank + 1) // world_size)

@@ -7,12 +7,12 @@ contrasts are fused first, and a policy then decides which tokens may be drawn.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lit_dola.decoding.sampling import EntropyTemperature, sample
+from lit_dola.decoding.sampling import Sampling
 from lit_dola.dola import MASK_VALUE, apc_mask, log_contrast
 
 ApcPolicy = Literal["cond", "intersection", "union", "per_branch"]
@@ -26,30 +26,33 @@ ApcPolicy = Literal["cond", "intersection", "union", "per_branch"]
 """
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """How logits become scores, and scores a token; :class:`lit_dola.LitDoLa` explains each field.
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """Settings of the contrast alone; :class:`lit_dola.LitDoLa` explains each field."""
 
-    Example:
-        >>> Scoring(alpha=0.02, strength=0.2, cfg_weight=2.0)
-    """
-
-    alpha: float = 0.1
-    strength: float = 1.0
-    mid_norm: bool = False
-    apc: ApcPolicy = "cond"
-    cfg_weight: float = 5.0
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    entropy_temperature: EntropyTemperature | None = None
-    seed: int = 0
+    alpha: float
+    strength: float
+    mid_norm: bool
 
     @property
-    def baseline(self) -> "Scoring":
+    def baseline(self) -> Self:
         """The same without DoLa: no head set, nothing subtracted."""
         return replace(self, alpha=0.0, strength=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring(Contrast, Sampling):
+    """Settings that turn logits into a token; :class:`lit_dola.LitDoLa` explains each field.
+
+    The module of a task creates it from its settings of the same names.
+
+    Example:
+        >>> LitDoLa(alpha=0.02, strength=0.2, cfg_weight=2.0).scoring
+    """
+
+    apc: ApcPolicy
+    cfg_weight: float
+    seed: int
 
     @property
     def contrast(self) -> dict[str, Any]:
@@ -60,18 +63,6 @@ class Scoring:
             "apc": self.apc,
             "strength": self.strength,
         }
-
-    def draw(self, scores: Tensor, noise: Tensor) -> Tensor:
-        """Draw one token per row, see :func:`lit_dola.decoding.sampling.sample`."""
-        return sample(
-            scores,
-            noise,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            entropy_temperature=self.entropy_temperature,
-        )
 
 
 def classifier_free_guidance(cond: Tensor, uncond: Tensor, cfg_weight: float) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lit_dola.decoding.cache import KVCache
-from lit_dola.decoding.guidance import Scoring
+from lit_dola.decoding.guidance import Contrast
 from lit_dola.decoding.loop import ATTENDED_BUCKET
 from lit_dola.decoding.prefill import Branches, prefill, round_up
 from lit_dola.decoding.step import Decoder, run_window
@@ -20,7 +20,7 @@ class TextScorer:
     Args:
         janus: The model.
         head: Predicts and embeds the tokens.
-        scoring: The contrast: ``alpha``, ``strength`` and ``mid_norm``.
+        contrast: Settings of the contrast.
         layer: Index of the middle layer in ``hidden_states``; None turns DoLa off.
         texts_at_once: Texts whose tokens run together.
     """
@@ -29,12 +29,12 @@ class TextScorer:
         self,
         janus: Backbone,
         head: Head,
-        scoring: Scoring,
+        contrast: Contrast,
         *,
         layer: int | None,
         texts_at_once: int = 16,
     ) -> None:
-        self.decoder = Decoder.of(janus, head, scoring, layer)
+        self.decoder = Decoder.of(janus, head, contrast, layer)
         self.texts_at_once = texts_at_once
 
     @torch.no_grad()
@@ -51,10 +51,7 @@ class TextScorer:
 
     @torch.no_grad()
     def mean_log_probs(
-        self,
-        branches: Branches,
-        texts: Sequence[Sequence[int]],
-        embeddings: Tensor | None = None,
+        self, branches: Branches, texts: Sequence[Sequence[int]], embeddings: Tensor | None = None
     ) -> Tensor:
         """Return the mean log-probability per token of texts that follow a prompt.
 
@@ -109,11 +106,11 @@ class TextScorer:
 
     def _log_probs(self, states: Tensor) -> Tensor:
         """Turn states ``(layers, texts, branches, tokens, hidden)`` into log-probabilities."""
-        scoring = self.decoder.scoring
+        contrast = self.decoder.contrast
         final, *mid = self.decoder.head.logits(states).float()
-        scores = log_contrast(final, mid[0], scoring.strength)[0] if mid else final
-        if scoring.alpha > 0:
-            allowed = apc_mask(final[:, :1], scoring.alpha)
+        scores = log_contrast(final, mid[0], contrast.strength)[0] if mid else final
+        if contrast.alpha > 0:
+            allowed = apc_mask(final[:, :1], contrast.alpha)
             scores = scores.masked_fill(~allowed, float("-inf"))
         return scores.log_softmax(dim=-1)
 

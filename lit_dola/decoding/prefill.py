@@ -55,11 +55,7 @@ def prefill(
 
 
 def _run(
-    decoder: Decoder,
-    branches: Branches,
-    cache: KVCache,
-    rows: Tensor,
-    embeddings: Tensor | None,
+    decoder: Decoder, branches: Branches, cache: KVCache, rows: Tensor, embeddings: Tensor | None
 ) -> Tensor:
     """Run the branches of one prompt; returns the states of the last token of each.
 

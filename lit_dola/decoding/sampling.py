@@ -6,6 +6,7 @@ image does not depend on its batch, its device or the order of the run. It comes
 counter-based generator that takes a few integer operations on the device itself.
 """
 
+from dataclasses import dataclass
 from math import log
 from typing import NamedTuple
 
@@ -81,43 +82,47 @@ def entropy_of(scores: Tensor) -> Tensor:
     return entropy
 
 
-def sample(
-    scores: Tensor,
-    noise: Tensor,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    entropy_temperature: EntropyTemperature | None = None,
-) -> Tensor:
-    """Draw one token per row by the Gumbel-max trick.
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Settings of the draw.
 
     Args:
-        scores: Scores used as logits, ``(batch, vocab)``; ``-inf`` excludes a token.
-        noise: Gumbel noise of the same shape; not used when ``temperature`` is 0.
         temperature: 0 is greedy: the largest score, ties to the lowest token id.
         top_k: Keep the k most probable tokens only.
         top_p: Keep the smallest set of most probable tokens whose mass reaches ``top_p``.
         min_p: Keep tokens with at least ``min_p`` times the probability of the most probable one
             (Nguyen et al., "Turning Up the Heat: Min-p Sampling", 2024, section 3).
         entropy_temperature: Makes the temperature depend on the entropy of the scores.
-
-    Returns:
-        Token ids, int64 ``(batch,)``.
     """
-    scores = scores.float()
-    if temperature == 0:
-        return scores.argmax(dim=-1)
-    logits = temper(scores, temperature, entropy_temperature)
-    if top_k is not None:
-        threshold = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < threshold, float("-inf"))
-    if top_p is not None:
-        logits = logits.masked_fill(~_nucleus(logits, top_p), float("-inf"))
-    if min_p is not None:
-        logits = logits.masked_fill(logits < log(min_p), float("-inf"))  # the largest is 0
-    return (logits + noise).argmax(dim=-1)
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    entropy_temperature: EntropyTemperature | None
+
+    def draw(self, scores: Tensor, noise: Tensor) -> Tensor:
+        """Draw one token per row by the Gumbel-max trick.
+
+        Args:
+            scores: Scores used as logits, ``(batch, vocab)``; ``-inf`` excludes a token.
+            noise: Gumbel noise of the same shape; not used when the temperature is 0.
+
+        Returns:
+            Token ids, int64 ``(batch,)``.
+        """
+        scores = scores.float()
+        if self.temperature == 0:
+            return scores.argmax(dim=-1)
+        logits = temper(scores, self.temperature, self.entropy_temperature)
+        if self.top_k is not None:
+            threshold = logits.topk(min(self.top_k, logits.shape[-1]), dim=-1).values[..., -1:]
+            logits = logits.masked_fill(logits < threshold, float("-inf"))
+        if self.top_p is not None:
+            logits = logits.masked_fill(~_nucleus(logits, self.top_p), float("-inf"))
+        if self.min_p is not None:
+            logits = logits.masked_fill(logits < log(self.min_p), float("-inf"))  # the largest is 0
+        return (logits + noise).argmax(dim=-1)
 
 
 def temper(

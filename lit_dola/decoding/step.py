@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from lit_dola.decoding.cache import KVCache, StepView
-from lit_dola.decoding.guidance import Scoring, score_features
+from lit_dola.decoding.guidance import Contrast, Scoring, score_features
 from lit_dola.decoding.sampling import gumbel_noise
 from lit_dola.janus.layers import LayerAdapter, LayerCache
 from lit_dola.janus.model import Backbone, Head
@@ -32,7 +32,8 @@ class Decoder:
 
     language_model: LlamaModel
     head: Head
-    scoring: Scoring
+    contrast: Contrast
+    """A :class:`Scoring`, if tokens are drawn."""
     layer: int | None
     """Index of the middle layer in ``hidden_states``; None if the scores need none."""
     run_layer: LayerAdapter
@@ -44,16 +45,22 @@ class Decoder:
         cls,
         janus: Backbone,
         head: Head,
-        scoring: Scoring,
+        contrast: Contrast,
         layer: int | None,
         prior: Tensor | None = None,
     ) -> "Decoder":
         """Return the decoder of a model; without a middle layer DoLa is off."""
         if layer is None:
-            scoring = scoring.baseline
-        needed = layer if scoring.strength > 0 else None
+            contrast = contrast.baseline
+        needed = layer if contrast.strength > 0 else None
         run_layer = LayerAdapter.of(janus.language_model)
-        return cls(janus.language_model, head, scoring, needed, run_layer, prior)
+        return cls(janus.language_model, head, contrast, needed, run_layer, prior)
+
+    @property
+    def scoring(self) -> Scoring:
+        """Settings that turn logits into a token."""
+        assert isinstance(self.contrast, Scoring)
+        return self.contrast
 
 
 Step = Callable[[Decoder, KVCache, Tensor, Tensor, Tensor, Tensor, Tensor], Any]
@@ -166,7 +173,7 @@ def forward_layers(
         )
         if index == decoder.layer:
             mid_state.append(hidden_states[:, kept])
-    if decoder.scoring.mid_norm:
+    if decoder.contrast.mid_norm:
         mid_state = [language_model.norm(state) for state in mid_state]
     return torch.stack([language_model.norm(hidden_states[:, kept]), *mid_state])
 

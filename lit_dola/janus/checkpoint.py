@@ -16,8 +16,11 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
-from lit_dola.errors import UserError, given_path, printable
-from lit_dola.janus.files import read_json, shipped
+from lit_dola.errors import UserError
+from lit_dola.janus.files import read_json
+from lit_dola.messages import printable
+from lit_dola.settings.checks import given_path
+from lit_dola.shipped import shipped
 
 Layout = Literal["janus", "multi_modality"]
 """``model_type`` of transformers' layout and of DeepSeek's original one."""
@@ -76,7 +79,7 @@ class ModelFolder:
                 elif path.suffix in (".safetensors", ".bin"):
                     _digest_sample(digest, path)
         except OSError as error:
-            raise UserError(f"{error.filename}: not readable: {error.strerror}") from error
+            raise UserError(f"not readable: {error.strerror}", at=error.filename) from error
         return f"sha256:{digest.hexdigest()[:16]}"
 
     @property
@@ -156,14 +159,17 @@ def find_checkpoint(model_path: str) -> Path:
     """
     given_path("model.model_path", model_path)  # refuses an empty one
     if printable(model_path) != model_path:  # what reads weights and tokenizers cannot open it
-        raise UserError(f"model.model_path: {printable(model_path)} is not UTF-8; expected UTF-8")
+        raise UserError(
+            f"{printable(model_path)} is not UTF-8", "UTF-8", setting="model.model_path"
+        )
     if found := _local_folder(model_path):
         return found
     repo_id = VARIANTS[model_path].original if model_path in VARIANTS else model_path
     if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
         raise UserError(
-            f"model.model_path: no folder {model_path!r}; expected the folder of a Janus"
-            f" checkpoint, a name on the hub, or one of {', '.join(VARIANTS)}"
+            f"no folder {model_path!r}",
+            f"the folder of a Janus checkpoint, a name on the hub, or one of {', '.join(VARIANTS)}",
+            setting="model.model_path",
         )
     patterns = ["*.json", "*.jinja", "*.safetensors", "pytorch_model*.bin"]
     try:
@@ -171,9 +177,10 @@ def find_checkpoint(model_path: str) -> Path:
     except _HUB_ERRORS as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"model.model_path: {model_path!r} is not a local folder, and it could not be fetched"
-            f" from the hub ({type(error).__name__}: {reason}); expected the folder of a downloaded"
-            " checkpoint, or access to the hub"
+            f"{model_path!r} is not a local folder, and it could not be fetched from the hub"
+            f" ({type(error).__name__}: {reason})",
+            "the folder of a downloaded checkpoint, or access to the hub",
+            setting="model.model_path",
         ) from error
 
 
@@ -217,30 +224,31 @@ def read_config(folder: Path) -> tuple[Layout, JanusConfig]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{path}: not found; expected the folder of a Janus checkpoint")
+        raise UserError("not found", "the folder of a Janus checkpoint", at=path)
     config = read_json(path)
     layouts: tuple[Layout, ...] = get_args(Layout)
     layout = next((layout for layout in layouts if layout == config.get("model_type")), None)
     if layout is None:
         raise UserError(
-            f"{path}: model_type is {config.get('model_type')!r}; expected {layouts[0]!r}"
-            f" (transformers' layout) or {layouts[1]!r} (DeepSeek's)"
+            f"model_type is {config.get('model_type')!r}",
+            f"{layouts[0]!r} (transformers' layout) or {layouts[1]!r} (DeepSeek's)",
+            at=path,
         )
     try:
         if layout == "janus":
             for part in _SIZES:
                 if not isinstance(config[part], dict):
-                    raise UserError(f"{part} is {config[part]!r:.40}; expected an object")
+                    raise UserError(f"{part} is {config[part]!r:.40}", "an object")
             translated = JanusConfig.from_dict(config)
         else:
             translated = _translate_original(config)
         _check_sizes(translated)
     except KeyError as error:
-        raise UserError(f"{path}: setting {error} is missing") from error
+        raise UserError(f"setting {error} is missing", at=path) from error
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise error.within(path) from error
     except Exception as error:  # whatever transformers makes of a value that it did not expect
-        raise UserError(f"{path}: not readable as a Janus config: {error}") from error
+        raise UserError(f"not readable as a Janus config: {error}", at=path) from error
     # A config may name an attention that needs another package; this one needs none.
     for part in (translated, translated.text_config, translated.vision_config):
         part._attn_implementation = "sdpa"
@@ -273,16 +281,17 @@ def _check_sizes(config: JanusConfig) -> None:
         for name in names:
             value = getattr(getattr(config, part), name)
             if type(value) is not int or not 1 <= value < 2**31:
-                raise UserError(f"{part}: {name} is {value!r:.40}; expected a positive integer")
+                raise UserError(f"{part}: {name} is {value!r:.40}", "a positive integer")
         for name, value in getattr(config, part).to_dict().items():
             if _COUNTS.search(name) and isinstance(value, int) and value > 1000:
-                raise UserError(f"{part}: {name} is {value}; expected at most 1000")
+                raise UserError(f"{part}: {name} is {value}", "at most 1000")
     vision = config.vision_config
     tokens = (vision.image_size // vision.patch_size) ** 2
     if vision.num_image_tokens != tokens:
         raise UserError(
-            f"vision_config: num_image_tokens is {vision.num_image_tokens}; expected {tokens}, the"
-            f" places of {vision.patch_size} pixels in an image of {vision.image_size}"
+            f"vision_config: num_image_tokens is {vision.num_image_tokens}",
+            f"{tokens}, the places of {vision.patch_size} pixels in an image of"
+            f" {vision.image_size}",
         )
 
 

@@ -68,8 +68,9 @@ def load_deepseek_janus(
     check_installed()
     if checkpoint.layout != "multi_modality":
         raise UserError(
-            f"model.backend: DeepSeek's janus cannot read {checkpoint.folder}, which is in"
-            " transformers' layout; use backend 'transformers'"
+            f"DeepSeek's janus cannot read {checkpoint.folder}, which is in transformers'"
+            " layout; use backend 'transformers'",
+            setting="model.backend",
         )
     from janus.models import MultiModalityCausalLM
 
@@ -89,17 +90,19 @@ def check_installed() -> None:
     """
     if find_spec("janus") is None:
         raise UserError(
-            f"model.backend: DeepSeek's janus is not installed; {INSTALL}, or use backend"
-            " 'transformers'"
+            f"DeepSeek's janus is not installed; {INSTALL}, or use backend 'transformers'",
+            setting="model.backend",
         )
     if find_spec("janus.models") is None:
         raise UserError(
-            "model.backend: the installed 'janus' is the asyncio queue of that name, not"
-            f" DeepSeek's; pip uninstall janus, then {INSTALL}"
+            "the installed 'janus' is the asyncio queue of that name, not DeepSeek's; pip"
+            f" uninstall janus, then {INSTALL}",
+            setting="model.backend",
         )
     installed = version("transformers")
     if int(installed.split(".")[0]) >= 5:
         raise UserError(
-            f"model.backend: DeepSeek's janus cannot be imported under transformers {installed};"
-            " pip install 'transformers>=4.57,<5', or use backend 'transformers'"
+            f"DeepSeek's janus cannot be imported under transformers {installed}; pip install"
+            " 'transformers>=4.57,<5', or use backend 'transformers'",
+            setting="model.backend",
         )

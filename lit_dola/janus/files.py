@@ -7,26 +7,6 @@ from typing import Any
 from lit_dola.errors import UserError
 
 _LFS = b"version https://git-lfs"
-_PACKAGE = Path(__file__).parents[1]
-_SHIPPED = ("configs/", "checkpoints/", "recipes/shapes/demo")
-"""How the paths of files begin that come with the package; a repository has others, too."""
-
-
-def shipped_root() -> Path:
-    """Return the folder of the project's files: that in the wheel, or the repository itself."""
-    in_wheel = _PACKAGE / "shipped"
-    return in_wheel if in_wheel.is_dir() else _PACKAGE.parent
-
-
-def shipped(path: str) -> Path | None:
-    """Return a file or folder that comes with the package, by its path in the repository.
-
-    Example:
-        >>> shipped("checkpoints/shapes-janus").is_dir()
-        True
-    """
-    found = shipped_root() / path
-    return found if path.startswith(_SHIPPED) and found.exists() else None
 
 
 def refuse_pointer(path: Path) -> None:
@@ -39,11 +19,12 @@ def refuse_pointer(path: Path) -> None:
         with path.open("rb") as file:
             is_pointer = file.read(len(_LFS)) == _LFS
     except OSError as error:
-        raise UserError(f"{path}: not readable: {error.strerror}") from error
+        raise UserError(f"not readable: {error.strerror}", at=path) from error
     if is_pointer:
         raise UserError(
-            f"{path}: a Git LFS pointer in place of the file; expected the file itself, which"
-            " 'git lfs pull' fetches"
+            "a Git LFS pointer in place of the file",
+            "the file itself, which 'git lfs pull' fetches",
+            at=path,
         )
 
 
@@ -57,7 +38,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as UTF-8: {error}") from error
+        raise UserError(f"not readable as UTF-8: {error}", at=path) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -72,9 +53,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise UserError(f"{path}: not readable as JSON: {error}") from error
+        raise UserError(f"not readable as JSON: {error}", at=path) from error
     except RecursionError as error:
-        raise UserError(f"{path}: not readable as JSON: nested too deeply") from error
+        raise UserError("not readable as JSON: nested too deeply", at=path) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: found {content!r:.40}; expected a JSON object")
+        raise UserError(f"found {content!r:.40}", "a JSON object", at=path)
     return content

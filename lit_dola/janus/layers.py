@@ -45,7 +45,8 @@ class LayerAdapter:
                 return cls(name)
         raise UserError(
             f"transformers {version('transformers')}: its decoder layers take none of"
-            f" {', '.join(_CACHE_ARGUMENTS)}; expected a version that pyproject.toml admits"
+            f" {', '.join(_CACHE_ARGUMENTS)}",
+            "a version that pyproject.toml admits",
         )
 
     def __call__(

@@ -120,11 +120,7 @@ def _arrange(janus: Backbone) -> None:
         vq_model.to(memory_format=torch.channels_last)
 
 
-def _build(
-    model_class: type[Model],
-    checkpoint: Checkpoint,
-    pad_token_id: int,
-) -> Model:
+def _build(model_class: type[Model], checkpoint: Checkpoint, pad_token_id: int) -> Model:
     """Build a model without its weights."""
     try:
         janus = model_class(checkpoint.config, pad_token_id)

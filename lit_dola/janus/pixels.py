@@ -49,8 +49,8 @@ class PixelProcessor:
         expected = checkpoint.config.vision_config.image_size
         if processor.size != expected:
             raise UserError(
-                f"{checkpoint.folder / _FILE}: the image's size is {processor.size}; expected"
-                f" {expected}, as in config.json"
+                f"{checkpoint.folder / _FILE}: the image's size is {processor.size}",
+                f"{expected}, as in config.json",
             )
         return processor
 
@@ -67,7 +67,7 @@ class PixelProcessor:
         if isinstance(size, dict):
             size = size.get("height")
         if type(size) is not int or size < 1:
-            raise UserError(f"{path}: the image's size is {size!r}; expected a number of pixels")
+            raise UserError(f"the image's size is {size!r}", "a number of pixels", at=path)
         return cls(
             size,
             _number(path, config, "min_size", 14, int),
@@ -114,7 +114,7 @@ def _number(
 ) -> Any:
     value = config.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise UserError(f"{path}: {name} is {value!r}; expected a number above 0")
+        raise UserError(f"{name} is {value!r}", "a number above 0", at=path)
     return kind(value)
 
 
@@ -122,5 +122,5 @@ def _three(path: Path, config: dict[str, Any], name: str) -> tuple[float, float,
     value = config.get(name, [0.5] * 3)
     numbers = isinstance(value, list) and all(type(part) in (int, float) for part in value)
     if not numbers or len(value) != 3 or (name == "image_std" and 0 in value):
-        raise UserError(f"{path}: {name} is {value!r:.60}; expected three numbers")
+        raise UserError(f"{name} is {value!r:.60}", "three numbers", at=path)
     return value[0], value[1], value[2]

@@ -6,8 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lit_dola.errors import UserError, require
+from lit_dola.errors import UserError
 from lit_dola.janus.model import Backbone, linear_layers
+from lit_dola.settings.checks import require
 
 _log = getLogger(__name__)
 
@@ -81,11 +82,13 @@ def _check_int4(dtype: torch.dtype, device: torch.device) -> None:
         return
     if dtype != torch.bfloat16:
         raise UserError(
-            f"model.quantize: int4wo on a GPU, with weights in {dtype}; expected"
-            " --trainer.precision bf16-true"
+            f"int4wo on a GPU, with weights in {dtype}",
+            "--trainer.precision bf16-true",
+            setting="model.quantize",
         )
     if torch.cuda.get_device_capability(device) < (8, 0):
         raise UserError(
-            f"model.quantize: int4wo on {torch.cuda.get_device_name(device)}; expected a GPU of"
-            " compute capability 8.0 or more (Ampere), int8wo or float8wo"
+            f"int4wo on {torch.cuda.get_device_name(device)}",
+            "a GPU of compute capability 8.0 or more (Ampere), int8wo or float8wo",
+            setting="model.quantize",
         )

@@ -62,8 +62,8 @@ class QuestionEncoder(PromptEncoder):
         given = question.count(self._image_token)
         if given not in (0, pictures):
             raise UserError(
-                f"the question has {given} {self._image_token}; expected none, or one per picture:"
-                f" {pictures}"
+                f"the question has {given} {self._image_token}",
+                f"none, or one per picture: {pictures}",
             )
         placeholders = "" if given else f"{self._image_token}\n" * pictures
         turn = self.text(placeholders + question)

@@ -122,8 +122,9 @@ class PromptEncoder:
     def _known(self, token: int) -> int:
         if self._vocab_size is not None and token >= self._vocab_size:
             raise UserError(
-                f"{self._path}: token {token} is beyond the model's vocabulary of"
-                f" {self._vocab_size}; expected the tokenizer of this checkpoint"
+                f"token {token} is beyond the model's vocabulary of {self._vocab_size}",
+                "the tokenizer of this checkpoint",
+                at=self._path,
             )
         return token
 
@@ -139,7 +140,7 @@ class PromptEncoder:
         token = self._special_token(name, defaults)
         token_id = self._tokenizer.token_to_id(token) if isinstance(token, str) else None
         if token_id is None:
-            raise UserError(f"{self._path}: {name} {token!r} is not in the vocabulary")
+            raise UserError(f"{name} {token!r} is not in the vocabulary", at=self._path)
         return self._known(token_id)
 
     @staticmethod
@@ -148,7 +149,7 @@ class PromptEncoder:
         path = folder / "processor_config.json"
         sft_format = read_json(path).get("sft_format", "deepseek")
         if sft_format not in _SFT_FORMATS:
-            raise UserError(f"{path}: sft_format is {sft_format!r}; expected 'deepseek'")
+            raise UserError(f"sft_format is {sft_format!r}", "'deepseek'", at=path)
 
 
 class ChatTemplate:
@@ -204,9 +205,9 @@ class ChatTemplate:
         rendered = self._render(prompt)
         if prompt not in rendered:
             raise UserError(
-                f"{self.path}: the chat template renders {rendered!r:.80}, without the prompt"
-                f" {prompt!r:.40}; expected a template of a conversation, or model.roles pro or"
-                " base"
+                f"the chat template renders {rendered!r:.80}, without the prompt {prompt!r:.40}",
+                "a template of a conversation, or model.roles pro or base",
+                at=self.path,
             )
         return rendered
 
@@ -222,8 +223,9 @@ class ChatTemplate:
             )
         except Exception as error:  # a template is a program
             raise UserError(
-                f"{self.path}: the chat template fails: {type(error).__name__}: {error}; expected a"
-                " template of a conversation, or model.roles pro or base"
+                f"the chat template fails: {type(error).__name__}: {error}",
+                "a template of a conversation, or model.roles pro or base",
+                at=self.path,
             ) from error
 
 
@@ -242,7 +244,7 @@ def _default(path: Path, template: Any) -> str:
         named = {part.get("name"): part for part in template if isinstance(part, dict)}
         template = named.get("default", {}).get("template")
     if not isinstance(template, str):
-        raise UserError(f"{path}: chat_template is {template!r:.80}; expected a text")
+        raise UserError(f"chat_template is {template!r:.80}", "a text", at=path)
     return template
 
 
@@ -258,12 +260,12 @@ def _own_name(folder: Path, name: str | None) -> str:
 def _load_tokenizer(path: Path) -> Tokenizer:
     """Read a tokenizer, without the truncation and padding that its last user may have stored."""
     if not path.is_file():
-        raise UserError(f"{path}: not found; expected the tokenizer of a Janus checkpoint")
+        raise UserError("not found", "the tokenizer of a Janus checkpoint", at=path)
     refuse_pointer(path)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises nothing narrower
-        raise UserError(f"{path}: not a tokenizer of the tokenizers library: {error}") from error
+        raise UserError(f"not a tokenizer of the tokenizers library: {error}", at=path) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -42,9 +42,7 @@ class UnderstandingJanus(nn.Module):
         """Use a language model, for instance one that is loaded already for generation."""
         self.language_model = self.model.model.language_model = language_model
         self.text_head = Head(
-            features=nn.Identity(),
-            linear=self.model.lm_head,
-            embed=language_model.embed_tokens,
+            features=nn.Identity(), linear=self.model.lm_head, embed=language_model.embed_tokens
         )
 
     def embed_picture(self, pixels: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def load_weights(
     }
     found = [f"{kind}: {_shorten(names)}" for kind, names in problems.items() if names]
     if found:
-        raise UserError(f"{folder}: weights do not fit its config.json; {'; '.join(found)}")
+        raise UserError(f"weights do not fit its config.json; {'; '.join(found)}", at=folder)
 
 
 def _split(tensor: Tensor, names: tuple[str, ...]) -> tuple[Tensor, ...]:
@@ -166,22 +166,23 @@ def weight_files(folder: Path) -> dict[str, Collection[str] | None]:
                 isinstance(file, str) for file in weight_map.values()
             ):
                 raise UserError(
-                    f"{index}: weight_map is {weight_map!r:.40}; expected an object, weight -> file"
+                    f"{index}: weight_map is {weight_map!r:.40}", "an object, weight -> file"
                 )
             files: dict[str, Any] = {file: [] for file in sorted(set(weight_map.values()))}
             for name, file in weight_map.items():
                 files[file].append(name)
             for file in files:
                 if Path(file).name != file:
-                    raise UserError(f"{index}: names {file!r}; expected files of its own folder")
+                    raise UserError(f"{index}: names {file!r}", "files of its own folder")
                 if not (folder / file).is_file():
                     raise UserError(f"{folder / file}: not found, though {index.name} names it")
             return files
         if (folder / stem).is_file():
             return {stem: None}
     raise UserError(
-        f"{folder}: no weights; expected model.safetensors or pytorch_model.bin, whole or in"
-        " shards with an index"
+        "no weights",
+        "model.safetensors or pytorch_model.bin, whole or in shards with an index",
+        at=folder,
     )
 
 
@@ -211,9 +212,11 @@ def _read_file(
                 if wanted(name):
                     yield name, weights[name]
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not readable as weights: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"not readable as weights: {str(error).splitlines()[0]}", at=path
+        ) from error
     except KeyError as error:
-        raise UserError(f"{path}: weight {error} is missing, though the index names it") from error
+        raise UserError(f"weight {error} is missing, though the index names it", at=path) from error
 
 
 def _unpickle(path: Path) -> dict[str, Tensor]:
@@ -227,10 +230,10 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
         reason = "it holds something else than tensors" if "weights_only" in str(error) else error
         what = str(reason).splitlines()[0] if str(reason) else type(error).__name__
         raise UserError(
-            f"{path}: not readable as weights: {what}; expected a whole file of tensors"
+            f"not readable as weights: {what}", "a whole file of tensors", at=path
         ) from error
     if not isinstance(weights, dict) or not all(
         isinstance(name, str) and isinstance(weight, Tensor) for name, weight in weights.items()
     ):
-        raise UserError(f"{path}: not readable as weights: expected an object, name -> tensor")
+        raise UserError("not readable as weights: expected an object, name -> tensor", at=path)
     return weights

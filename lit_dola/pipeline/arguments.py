@@ -1,7 +1,6 @@
 """Arguments as people write them in Python, checked and brought into one form."""
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from lit_dola.data.pictures import LoadedPicture, Picture
-from lit_dola.errors import UserError, given_path
+from lit_dola.errors import UserError
 from lit_dola.janus.model import ImageBackbone
+from lit_dola.settings.checks import given_path
+from lit_dola.settings.numbers import MAX_SEED
 
 PictureLike = str | os.PathLike[str] | Image.Image
 Pair = tuple[tuple[Picture, ...], Any]
@@ -31,23 +32,16 @@ _OF_DIFFUSERS = {
     "output_type": "there is no such setting: the result has both images and tokens",
     "callback_on_step_end": "expected callback_on_step, which gets the images so far",
 }
-"""Arguments that users of diffusers may try, and what to say about them."""
-MOST_SEED = 2**32 - 1
+"""Arguments of diffusers, and their counterparts."""
 
 
 @contextmanager
-def in_python(settings: Iterable[str]) -> Iterator[None]:
-    """Name settings in errors as Python does: ``layer``, not ``model.layer``.
-
-    Args:
-        settings: Names of the settings; what else looks like one may be a file, as ``model.png``.
-    """
-    names = "|".join(map(re.escape, settings))
+def in_python() -> Iterator[None]:
+    """Name settings in errors as Python does: ``layer``, not ``model.layer``."""
     try:
         yield
     except UserError as error:
-        as_in_python = re.sub(rf"(?:--)?\bmodel\.(?=(?:{names})\b)", "", str(error))
-        raise UserError(as_in_python) from error
+        raise error.in_python() from error
 
 
 def refuse_strangers(names: Iterable[str], elsewhere: Iterable[str], method: str) -> None:
@@ -56,7 +50,7 @@ def refuse_strangers(names: Iterable[str], elsewhere: Iterable[str], method: str
     Args:
         names: Names of the arguments.
         elsewhere: Settings that :meth:`JanusPipeline.from_pretrained` takes, or only a run.
-        method: What was called.
+        method: Name of the method.
 
     Raises:
         UserError: If there is one.
@@ -66,8 +60,8 @@ def refuse_strangers(names: Iterable[str], elsewhere: Iterable[str], method: str
             raise UserError(f"{name}: a name of diffusers; {_OF_DIFFUSERS[name]}")
         if name in elsewhere:
             raise UserError(
-                f"{name}: not a setting of {method}; expected it in from_pretrained, or on the"
-                " command line"
+                f"{name}: not a setting of {method}",
+                "it in from_pretrained, or on the command line",
             )
 
 
@@ -79,7 +73,7 @@ def check_texts(name: str, texts: Any) -> list[Any]:
     """
     given = [texts] if isinstance(texts, str) else texts
     if not isinstance(given, Iterable) or isinstance(given, Mapping | bytes):
-        raise UserError(f"{name}: found {type(texts).__name__}; expected a text or a list of texts")
+        raise UserError(f"{name}: found {type(texts).__name__}", "a text or a list of texts")
     return [*given]
 
 
@@ -98,25 +92,26 @@ def seeds_of_images(
     """
     seeds = [*seed]
     for each in seeds:
-        if type(each) is not int or not 0 <= each <= MOST_SEED:
-            raise UserError(f"seed: {each!r}; expected integers, 0 <= seed <= {MOST_SEED}")
+        if type(each) is not int or not 0 <= each <= MAX_SEED:
+            raise UserError(f"{each!r}", f"integers, 0 <= seed <= {MAX_SEED}", setting="seed")
     size = parallel_size or len(seeds) // max(num_prompts, 1)
     if not seeds or len(seeds) != num_prompts * size:
         images = f"{num_prompts} prompt(s)" + (f" of {size} images" if parallel_size else "")
-        raise UserError(f"seed: {len(seeds)} seeds for {images}; expected one for each image")
+        raise UserError(f"{len(seeds)} seeds for {images}", "one for each image", setting="seed")
     return seeds, size
 
 
 def check_callback(callback: Any) -> None:
-    """Check what is to be called after each step.
+    """Check the callback for steps.
 
     Raises:
         UserError: If it cannot be called.
     """
     if callback is not None and not callable(callback):
         raise UserError(
-            f"callback_on_step: found {type(callback).__name__}; expected a function that takes an"
-            " ImageStep"
+            f"found {type(callback).__name__}",
+            "a function that takes an ImageStep",
+            setting="callback_on_step",
         )
 
 
@@ -124,15 +119,17 @@ def check_pictures(images: Any) -> list[tuple[Picture, ...]]:
     """Return one picture or a list of them as a list; in a list, a list is several of one entry.
 
     Raises:
-        UserError: If something is no picture.
+        UserError: If something is not a picture.
     """
     listed = [images] if isinstance(images, str | os.PathLike | Image.Image) else images
     if not isinstance(listed, Sequence):
         raise UserError(
-            f"images: found {type(images).__name__}; expected a path, an image of Pillow, or a list"
+            f"found {type(images).__name__}",
+            "a path, an image of Pillow, or a list",
+            setting="images",
         )
     if not listed:
-        raise UserError("images: empty; expected at least one")
+        raise UserError("empty", "at least one", setting="images")
     return [_pictures(each) for each in listed]
 
 
@@ -143,10 +140,12 @@ def pair(pictures: list[tuple[Picture, ...]], questions: list[Any]) -> list[Pair
         UserError: If there are not as many.
     """
     if not questions:
-        raise UserError("questions: empty; expected at least one")
+        raise UserError("empty", "at least one", setting="questions")
     counts = len(pictures), len(questions)
     if 1 not in counts and counts[0] != counts[1]:
-        raise UserError(f"images: {counts[0]} for {counts[1]} questions; expected as many, or one")
+        raise UserError(
+            f"{counts[0]} for {counts[1]} questions", "as many, or one", setting="images"
+        )
     return [(pictures[i % counts[0]], questions[i % counts[1]]) for i in range(max(counts))]
 
 
@@ -160,11 +159,13 @@ def _picture(given: Any) -> Picture:
         return LoadedPicture(given)
     if isinstance(given, str | os.PathLike):
         return given_path("images", given)
-    raise UserError(f"images: found {type(given).__name__}; expected a path or an image of Pillow")
+    raise UserError(
+        f"found {type(given).__name__}", "a path or an image of Pillow", setting="images"
+    )
 
 
 def name_of(picture: Picture) -> str:
-    """Return what a record calls a picture: its path, or what it is."""
+    """Return the name of a picture in a record: its path, or its size."""
     if isinstance(picture, Path):
         return picture.as_posix()
     return f"<{picture.image.width} x {picture.image.height} image>"
@@ -180,13 +181,17 @@ def check_device(device: torch.device | str | None) -> torch.device:
     try:
         found = torch.device(device or ("cuda" if gpus else "cpu"))
     except RuntimeError as error:
-        raise UserError(f"device: {device!r} is no device; expected cpu, cuda or cuda:1") from error
+        raise UserError(
+            f"{device!r} is an unknown device", "cpu, cuda or cuda:1", setting="device"
+        ) from error
     if found.type == "cuda" and (found.index or 0) >= gpus:
-        raise UserError(f"device: {found}, but this machine has {gpus} GPUs; expected cpu or fewer")
+        raise UserError(
+            f"{found}, but this machine has {gpus} GPUs", "cpu or fewer", setting="device"
+        )
     if found.type == "mps" and torch.backends.mps.is_available():
         return found
     if found.type not in ("cpu", "cuda"):
-        raise UserError(f"device: {found}; expected cpu or cuda")
+        raise UserError(f"{found}", "cpu or cuda", setting="device")
     return found
 
 
@@ -194,21 +199,21 @@ def check_tokens(janus: ImageBackbone, tokens: Any) -> Tensor:
     """Return the tokens of images as ``(images, num_image_tokens)``.
 
     Raises:
-    UserError: If they are no tokens of this model's images.
+    UserError: If they are not tokens of this model's images.
     """
     length, codes = janus.num_image_tokens, janus.image_head.linear.out_features
     expected = f"integers from 0 to {codes - 1} of shape (images, {length}) or ({length},)"
     try:
         found = tokens if isinstance(tokens, Tensor) else torch.from_numpy(np.asarray(tokens))
     except (TypeError, ValueError) as error:
-        raise UserError(f"tokens: {error}; expected {expected}") from error
+        raise UserError(f"{error}", f"{expected}", setting="tokens") from error
     images = found[None] if found.dim() == 1 else found
     if images.dim() != 2 or images.shape[1] != length:
-        raise UserError(f"tokens: found shape {tuple(found.shape)}; expected {expected}")
+        raise UserError(f"found shape {tuple(found.shape)}", f"{expected}", setting="tokens")
     if found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
-        raise UserError(f"tokens: found {found.dtype}; expected {expected}")
+        raise UserError(f"found {found.dtype}", f"{expected}", setting="tokens")
     if images.numel() and not 0 <= int(images.min()) <= int(images.max()) < codes:
         raise UserError(
-            f"tokens: found {int(images.min())} to {int(images.max())}; expected {expected}"
+            f"found {int(images.min())} to {int(images.max())}", f"{expected}", setting="tokens"
         )
     return images

@@ -3,32 +3,38 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast, get_args
 
-from lit_dola.data.requests import ImageKey
+from lightning.pytorch import Trainer
+
+from lit_dola.callbacks.progress import RunProgress
+from lit_dola.callbacks.quiet import quiet_lightning
+from lit_dola.data.base import RequestDataModule
+from lit_dola.data.requests import RequestKey
 from lit_dola.errors import UserError
 from lit_dola.pipeline.arguments import (
     PictureLike,
     check_callback,
     check_pictures,
     check_texts,
+    in_python,
     name_of,
     pair,
     refuse_strangers,
     seeds_of_images,
 )
-from lit_dola.pipeline.calls import GivenCalls, ImageCall, generations_of, sound
-from lit_dola.pipeline.given import GivenItems, GivenPrompts, GivenQuestions
-from lit_dola.pipeline.loaded import LoadedJanus
+from lit_dola.pipeline.in_memory import ItemsInMemory, PromptsInMemory, QuestionsInMemory
+from lit_dola.pipeline.loaded import PRECISIONS, LoadedJanus
+from lit_dola.pipeline.shared_batches import CallsInMemory, ImageCall, generations_of, sound
 from lit_dola.reports.generation import Generation
-from lit_dola.reports.made import answer_record, rank_record
 from lit_dola.runs.answers import AnswerRecord
 from lit_dola.runs.ranks import RankRecord
+from lit_dola.runs.records import RunSettings
+from lit_dola.settings.declared import takes_settings_of
 from lit_dola.tasks.answer import Answers, LitAnswer
+from lit_dola.tasks.base import JanusModule
 from lit_dola.tasks.generate import LitDoLa
 from lit_dola.tasks.preview import ImageStep, OnImageStep
 from lit_dola.tasks.rank import LitRank, Rankings
-from lit_dola.tasks.signature import takes_settings_of
 
-OF_LOADING = {"model_path", "roles", "backend", "quantize"}
 JanusScorer = Literal["likelihood", "yes_no"]
 
 
@@ -46,7 +52,7 @@ class JanusPipeline(LoadedJanus):
         >>> pipeline.generate("a red circle", parallel_size=2).images[0].save("circle.png")
     """
 
-    @takes_settings_of(LitDoLa, leave_out=OF_LOADING)
+    @takes_settings_of(LitDoLa, leave_out=LitDoLa.loading)
     def generate(
         self,
         prompts: str | Sequence[str],
@@ -58,31 +64,31 @@ class JanusPipeline(LoadedJanus):
         progress: bool = True,
         **settings: Any,
     ) -> Generation:
-        """Generate the images that ``main.py predict`` makes of the same prompts and settings.
+        """Generate the images of ``main.py predict`` for the same prompts and settings.
 
-        The pipeline itself can be called in the same way. What is not given is as the checkpoint
-        recommends, see :attr:`recommended`, and else as the signature says.
+        The pipeline itself can be called in the same way. Settings that are not given are as the
+        checkpoint recommends, see :attr:`recommended`, or else as the signature says.
 
         Args:
             prompts: One or more prompts.
-            dola: Whether to use DoLa; without it every step is exactly Janus' own.
+            dola: Use DoLa; without it every step is exactly Janus' own.
             seed: An image depends only on its seed and on the indices of its prompt and of itself.
-                A list has one seed per image, all images of the first prompt first, and makes as
-                many images as it has seeds.
-            inspect: Whether to measure where DoLa changed each image: see
-                :attr:`Generation.inspections` and :meth:`Generation.figure`.
+                A list has one seed per image, all images of the first prompt first, and as many
+                images are generated as it has seeds.
+            inspect: Measure where DoLa changed each image: see :attr:`Generation.inspections` and
+                :meth:`Generation.figure`.
             callback_on_step: Called after each decoding step with the images so far, which it can
                 decode; an exception that it raises ends the call.
-            progress: Whether to show progress, in a terminal or a notebook.
+            progress: Show progress, in a terminal or a notebook.
             settings: Those of :class:`lit_dola.LitDoLa`.
 
         Returns:
-            Images, tokens, and how each image was made; it can be saved as a run.
+            Images, tokens and settings; it can be saved as a run.
 
         Raises:
             UserError: If a setting or prompt is invalid, or the model's logits are not finite.
         """
-        refuse_strangers(settings, OF_LOADING, "generate")
+        refuse_strangers(settings, LitDoLa.loading, "generate")
         check_callback(callback_on_step)
         given, seeds = check_texts("prompts", prompts), None
         if isinstance(seed, Sequence):
@@ -95,15 +101,15 @@ class JanusPipeline(LoadedJanus):
         model = self._image_model({**settings, **fixed}, callback_on_step)
         if inspect:
             size = model.parallel_size
-            model.inspect = {ImageKey(*divmod(place, size)) for place in range(len(given) * size)}
-        data = GivenPrompts(given, model, self.checkpoint, self.encoder, seeds)
+            model.inspect = {RequestKey(*divmod(place, size)) for place in range(len(given) * size)}
+        data = PromptsInMemory(given, self.checkpoint, self.encoder, seeds)
         parts, made_with = self._run(model, data, progress)
         (made,) = generations_of(parts, made_with, [0] * len(data.plan.requests))
         return made
 
     __call__ = generate
 
-    @takes_settings_of(LitDoLa, leave_out={*OF_LOADING, "seed", "parallel_size", "inspect"})
+    @takes_settings_of(LitDoLa, leave_out={*LitDoLa.loading, *LitDoLa.of_call})
     def generate_each(
         self,
         calls: Sequence[ImageCall],
@@ -117,7 +123,7 @@ class JanusPipeline(LoadedJanus):
         Args:
             calls: Prompt, number of images and seed of each call.
             callback_on_step: As in :meth:`generate`.
-            progress: Whether to show progress, in a terminal or a notebook.
+            progress: Show progress, in a terminal or a notebook.
             settings: Those of :class:`lit_dola.LitDoLa`.
 
         Returns:
@@ -131,10 +137,10 @@ class JanusPipeline(LoadedJanus):
             >>> calls = [ImageCall("a red circle", 2, seed=1), ImageCall("a blue square")]
             >>> circles, square = pipeline.generate_each(calls, alpha=0.02)
         """
-        refuse_strangers(settings, OF_LOADING, "generate_each")
+        refuse_strangers(settings, LitDoLa.loading, "generate_each")
         check_callback(callback_on_step)
         model = self._image_model({**settings, **self._fixed}, callback_on_step)
-        data = GivenCalls(calls, model, self.checkpoint, self.encoder)
+        data = CallsInMemory(calls, self.checkpoint, self.encoder)
         parts, made_with = self._run(model, data, progress)
         return generations_of(parts, made_with, data.call_of)
 
@@ -147,7 +153,7 @@ class JanusPipeline(LoadedJanus):
         model.on_image_step = on_image_step
         return model
 
-    @takes_settings_of(LitAnswer, leave_out=OF_LOADING)
+    @takes_settings_of(LitAnswer, leave_out=LitDoLa.loading)
     def answer(
         self,
         images: PictureLike | Sequence[PictureLike | Sequence[PictureLike]],
@@ -163,7 +169,7 @@ class JanusPipeline(LoadedJanus):
                 list in the list is several pictures of one question. One picture can have several
                 questions, and one question can be asked about several pictures.
             questions: One or more questions.
-            progress: Whether to show progress, in a terminal or a notebook.
+            progress: Show progress, in a terminal or a notebook.
             settings: Those of :class:`lit_dola.tasks.answer.LitAnswer`.
 
         Returns:
@@ -176,17 +182,17 @@ class JanusPipeline(LoadedJanus):
         Example:
             >>> pipeline.answer("photo.jpg", "What is in the image?", max_new_tokens=64)[0].answer
         """
-        refuse_strangers(settings, OF_LOADING, "answer")
+        refuse_strangers(settings, LitDoLa.loading, "answer")
         pairs = pair(check_pictures(images), check_texts("questions", questions))
         model = LitAnswer.checked({**settings, **self._fixed})
         model.janus = self.understanding
-        data = GivenQuestions(pairs, model, self.checkpoint)
+        data = QuestionsInMemory(pairs, self.checkpoint)
         parts, made_with = self._run(model, data, progress)
         found = [it for part in cast(list[Answers], parts) for it in sound(part).answers]
-        records = [answer_record(answer, made_with, name_of) for answer in found]
+        records = [AnswerRecord.of(*answer, made_with.with_file(), name_of) for answer in found]
         return sorted(records, key=lambda record: record.key)
 
-    @takes_settings_of(LitRank, leave_out=OF_LOADING)
+    @takes_settings_of(LitRank, leave_out=LitDoLa.loading)
     def rank(
         self,
         images: PictureLike | Sequence[PictureLike],
@@ -202,9 +208,9 @@ class JanusPipeline(LoadedJanus):
             images: A picture, as a path or an image of Pillow, or a list.
             labels: A list of texts, which is ranked for each picture; or one text, for which the
                 pictures are ranked.
-            scorer: How this Janus scores: likelihood or yes_no. A SigLIP is another model, which
-                ``main.py rank`` can load.
-            progress: Whether to show progress, in a terminal or a notebook.
+            scorer: likelihood or yes_no. A SigLIP is another model, which ``main.py rank`` can
+                load.
+            progress: Show progress, in a terminal or a notebook.
             settings: Those of :class:`lit_dola.tasks.rank.LitRank`.
 
         Returns:
@@ -220,14 +226,38 @@ class JanusPipeline(LoadedJanus):
             >>> (ranking,) = pipeline.rank(made.images, "a red circle")
             >>> best = made.images[ranking.order[0]]
         """
-        refuse_strangers(settings, OF_LOADING, "rank")
+        refuse_strangers(settings, LitDoLa.loading, "rank")
         if scorer not in get_args(JanusScorer):
-            raise UserError(f"scorer: {scorer!r}; expected 'likelihood' or 'yes_no'")
+            raise UserError(f"{scorer!r}", "'likelihood' or 'yes_no'", setting="scorer")
         pictures = [picture for entry in check_pictures(images) for picture in entry]
         one_text = isinstance(labels, str)
         pairs = [(tuple(pictures), labels)] if one_text else [((it,), labels) for it in pictures]
         model = LitRank.checked({**settings, "scorer": scorer, **self._fixed})
         model.janus = self.understanding
-        parts, made_with = self._run(model, GivenItems(pairs, model, self.checkpoint), progress)
+        parts, made_with = self._run(model, ItemsInMemory(pairs, self.checkpoint), progress)
         found = [it for part in cast(list[Rankings], parts) for it in sound(part).rankings]
-        return [rank_record(ranking, made_with, name_of) for ranking in found]
+        return [RankRecord.of(*ranking, made_with.with_file(), name_of) for ranking in found]
+
+    @property
+    def _fixed(self) -> dict[str, Any]:
+        return {"model_path": self.checkpoint.name, "roles": self.roles}
+
+    def _run(
+        self, model: JanusModule, data: RequestDataModule, progress: bool
+    ) -> tuple[list[Any], RunSettings]:
+        """Run a task; return the results of its steps, and every setting that shaped them."""
+        on_cpu = self.device.type == "cpu"
+        with quiet_lightning(), in_python():
+            trainer = Trainer(
+                accelerator="cpu" if on_cpu else "gpu",
+                devices=1 if on_cpu else [self.device.index or 0],
+                precision=PRECISIONS[self.weight.dtype],
+                logger=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                enable_progress_bar=progress,
+                callbacks=[RunProgress()] if progress else [],
+            )
+            results = trainer.predict(model, datamodule=data)
+        settings = model.record_settings(data.plan, trainer.precision)
+        return results or [], RunSettings(settings, model.batching())

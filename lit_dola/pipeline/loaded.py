@@ -1,4 +1,4 @@
-"""A Janus that is loaded once and runs any number of tasks."""
+"""A loaded Janus on its device."""
 
 import os
 from functools import cached_property
@@ -6,39 +6,38 @@ from typing import Any, Self, cast
 
 import numpy.typing as npt
 import torch
-from lightning.pytorch import Trainer
 from PIL import Image
 from torch import Tensor
 
-from lit_dola.callbacks.progress import RunProgress
-from lit_dola.callbacks.quiet import quiet_lightning
-from lit_dola.data.base import RequestDataModule
-from lit_dola.data.datamodule import encoder_of
+from lit_dola.data.prompts import encoder_of
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import Backend, load_janus, load_understanding, move_model
 from lit_dola.janus.model import ImageBackbone
 from lit_dola.janus.quantization import Quantization
+from lit_dola.janus.recommended import recommended_settings
 from lit_dola.janus.tokenizer import PromptEncoder, Roles
 from lit_dola.janus.understanding import UnderstandingJanus
 from lit_dola.janus.vq import decode_pixels, to_pillow
-from lit_dola.pipeline.arguments import check_device, check_tokens, in_python
-from lit_dola.runs.records import versions
-from lit_dola.tasks.base import JanusModule
-from lit_dola.tasks.recommended import recommended_settings
+from lit_dola.pipeline.arguments import check_device, check_tokens
+from lit_dola.tasks.generate import LitDoLa
 
-PRECISIONS = {torch.float32: "32-true", torch.bfloat16: "bf16-true", torch.float16: "16-true"}
-"""Dtypes of weights, and what Lightning calls a trainer with them."""
+PRECISIONS: dict[torch.dtype, Any] = {
+    torch.float32: "32-true",
+    torch.bfloat16: "bf16-true",
+    torch.float16: "16-true",
+}
+"""Precision of a trainer, by the dtype of weights."""
 
 
 class LoadedJanus:
-    """A loaded Janus: its parts, its device, and how a task runs on it.
+    """A loaded Janus: its parts and its device.
 
     Args:
         janus: The model, on its device.
         checkpoint: The checkpoint that it was loaded from.
         roles: Role names in the prompt's conversation.
-        quantize: How its weights are quantized, if they are.
+        quantize: Quantization of its weights, if any.
     """
 
     def __init__(
@@ -82,7 +81,9 @@ class LoadedJanus:
         device = check_device(device)
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         if dtype not in PRECISIONS:
-            raise UserError(f"dtype: {dtype}; expected one of {', '.join(map(str, PRECISIONS))}")
+            raise UserError(
+                str(dtype), f"one of {', '.join(map(str, PRECISIONS))}", setting="dtype"
+            )
         checkpoint = Checkpoint.open(os.fspath(model_path))
         encoder = encoder_of(checkpoint, roles)
         janus = load_janus(
@@ -105,21 +106,22 @@ class LoadedJanus:
     @cached_property
     def recommended(self) -> dict[str, Any]:
         """Settings that the checkpoint recommends for images."""
-        return recommended_settings(str(self.checkpoint.folder))
+        return recommended_settings(str(self.checkpoint.folder), LitDoLa)
 
     @property
     def device(self) -> torch.device:
         """Device of the model."""
-        return self._weight.device
+        return self.weight.device
 
     @property
-    def _weight(self) -> Tensor:
+    def weight(self) -> Tensor:
+        """A weight of the language model, with its dtype and device."""
         weight: Tensor = self.janus.language_model.embed_tokens.weight
         return weight
 
     def __repr__(self) -> str:
         size = sum(weight.numel() for weight in cast(Any, self.janus).parameters())
-        name, dtype = self.checkpoint.name, str(self._weight.dtype).removeprefix("torch.")
+        name, dtype = self.checkpoint.name, str(self.weight.dtype).removeprefix("torch.")
         return (
             f"<{type(self).__name__} {name}, {size / 1e6:,.1f}M parameters, {dtype}, {self.device}>"
         )
@@ -133,7 +135,7 @@ class LoadedJanus:
         return load_understanding(
             self.checkpoint,
             pad_token_id=self.encoder.pad_token_id,
-            dtype=self._weight.dtype,
+            dtype=self.weight.dtype,
             device=self.device,
             quantize=self.quantize,
             language_model=None if self.quantize else self.janus.language_model,
@@ -152,14 +154,14 @@ class LoadedJanus:
         return self
 
     def decode(self, tokens: Tensor | npt.ArrayLike) -> list[Image.Image]:
-        """Decode the tokens of images, as a generation or a run has saved them.
+        """Decode the tokens of images, as saved by a generation or a run.
 
         Args:
             tokens: Integers ``(images, num_image_tokens)``, or ``(num_image_tokens,)`` for one
-                image; a tensor, or what NumPy makes an array of.
+                image; a tensor or an array-like.
 
         Raises:
-            UserError: If they are no tokens of this model's images.
+            UserError: If they are not tokens of this model's images.
 
         Example:
             >>> (image,) = pipeline.decode(np.load("outputs/00000_a_cat/img_00.npy"))
@@ -169,39 +171,8 @@ class LoadedJanus:
             decoded = [*decode_pixels(self.janus, images.to(self.device, torch.long))]
         if None in decoded:
             raise UserError(
-                f"tokens: the VQ decoder's pixels of image {decoded.index(None)} are NaN or"
-                " infinite; expected a dtype with more range, such as bfloat16"
+                f"the VQ decoder's pixels of image {decoded.index(None)} are NaN or infinite",
+                "a dtype with more range, such as bfloat16",
+                setting="tokens",
             )
         return [to_pillow(pixels[0]) for pixels in decoded if pixels is not None]
-
-    @property
-    def _fixed(self) -> dict[str, Any]:
-        return {"model_path": self.checkpoint.name, "roles": self.roles}
-
-    def _run(
-        self, model: JanusModule, data: RequestDataModule, progress: bool
-    ) -> tuple[list[Any], dict[str, Any]]:
-        """Run a task; returns the results of its steps, and every setting that shaped them."""
-        with quiet_lightning(), in_python(model.hparams):
-            trainer = self._trainer(progress)
-            results = trainer.predict(model, datamodule=data)
-        settings = {
-            **model.record_settings(data.plan, trainer.precision),
-            **model.batching(),
-            "versions": versions(),
-        }
-        return results or [], settings
-
-    def _trainer(self, progress: bool) -> Trainer:
-        on_cpu = self.device.type == "cpu"
-        precision: Any = PRECISIONS[self._weight.dtype]
-        return Trainer(
-            accelerator="cpu" if on_cpu else "gpu",
-            devices=1 if on_cpu else [self.device.index or 0],
-            precision=precision,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=progress,
-            callbacks=[RunProgress()] if progress else [],
-        )

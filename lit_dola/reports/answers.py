@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_dola.data.requests import ImageKey
+from lit_dola.data.requests import RequestKey
 from lit_dola.reports.accuracy import is_right
 from lit_dola.reports.html import image_address, page_file, write_page
-from lit_dola.runs.answers import ANSWERS, AnswerRecord
+from lit_dola.runs.answers import AnswerRecord
 from lit_dola.runs.records import common_settings
 
 QUESTIONS_PER_PAGE = 5_000
@@ -18,7 +18,7 @@ class AnswerRun(NamedTuple):
 
     name: str
     folder: Path
-    records: dict[ImageKey, AnswerRecord]
+    records: dict[RequestKey, AnswerRecord]
 
 
 def write_answers(folder: Path, num_failures: int = 0) -> None:
@@ -31,7 +31,7 @@ def write_answers(folder: Path, num_failures: int = 0) -> None:
     Raises:
         OSError: If the page cannot be written.
     """
-    records = {record.key: record for record in ANSWERS.read(folder)}
+    records = {record.key: record for record in AnswerRecord.read(folder)}
     run = AnswerRun(folder.resolve().name, folder, records)
     settings = common_settings(run.records.values())
     write_answer_pages(
@@ -46,7 +46,7 @@ def write_answers(folder: Path, num_failures: int = 0) -> None:
 def write_answer_pages(
     output: Path,
     runs: Sequence[AnswerRun],
-    keys: Sequence[ImageKey],
+    keys: Sequence[RequestKey],
     *,
     settings: Sequence[tuple[str, Sequence[Any]]],
     num_failures: int = 0,
@@ -63,8 +63,8 @@ def write_answer_pages(
         keys: Questions that all runs have answered, in order.
         settings: Names of settings and the values of each run.
         num_failures: Lines of ``errors.jsonl``.
-        notes: What does not match between the runs.
-        copy_images: Whether to copy the pictures next to the page.
+        notes: Mismatches between the runs.
+        copy_images: Copy the pictures next to the page.
 
     Raises:
         OSError: If the page cannot be written.
@@ -99,7 +99,7 @@ def write_answer_pages(
 
 
 def _question(
-    runs: Sequence[AnswerRun], key: ImageKey, output: Path, copy_images: bool
+    runs: Sequence[AnswerRun], key: RequestKey, output: Path, copy_images: bool
 ) -> dict[str, Any]:
     """Return a question and its answers, as the template shows them."""
     records = [run.records[key] for run in runs]
@@ -117,7 +117,7 @@ def _question(
             image_address(
                 runs[0].folder / picture,
                 output,
-                f"images/{key.prompt_index}/{place}-{Path(picture).name}" if copy_images else None,
+                f"images/{key.entry_index}/{place}-{Path(picture).name}" if copy_images else None,
             )
             for place, picture in enumerate(first.pictures)
         ],

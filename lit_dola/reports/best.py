@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from lit_dola.data.requests import Failure
 from lit_dola.reports.gallery import write_gallery
-from lit_dola.runs.claim import alone_in
 from lit_dola.runs.files import to_json, write_atomically
-from lit_dola.runs.ranks import BEST, RANKS
+from lit_dola.runs.ranks import BEST, RankRecord
 from lit_dola.runs.record_log import RecordLog
 from lit_dola.runs.records import common_settings
 
@@ -21,7 +21,7 @@ def write_best(run: Path, ranks: Path) -> None:
     Raises:
         OSError: If a file cannot be written.
     """
-    records = list(RANKS.read(ranks))
+    records = list(RankRecord.read(ranks))
     prompts: dict[str, Any] = {}
     for record in records:
         files = record.metadata["image"]
@@ -31,5 +31,4 @@ def write_best(run: Path, ranks: Path) -> None:
         }
     content = {"settings": common_settings(records), "prompts": prompts}
     write_atomically(run / BEST, [to_json(content)])
-    with alone_in(run):
-        write_gallery(run, RecordLog(run, "errors").count())
+    write_gallery(run, RecordLog(run, Failure).count())

@@ -9,14 +9,16 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageChops
 
-from lit_dola.data.requests import ImageKey
-from lit_dola.errors import UserError, given_path, printable
+from lit_dola.data.requests import RequestKey
+from lit_dola.errors import UserError
+from lit_dola.messages import printable
+from lit_dola.registry import record_types
 from lit_dola.reports.answers import AnswerRun, write_answer_pages
 from lit_dola.reports.html import image_address, write_page
-from lit_dola.runs.answers import ANSWERS
+from lit_dola.runs.answers import AnswerRecord
 from lit_dola.runs.folder import image_files
-from lit_dola.runs.record_log import RESULTS
-from lit_dola.runs.records import IMAGES, ONLY_WITH_DOLA, Kind, common_settings
+from lit_dola.runs.records import ONLY_WITH_DOLA, ImageRecord, RunRecord, common_settings
+from lit_dola.settings.checks import given_path
 
 _VARIES = "varies"
 _COLUMNS = 48
@@ -28,8 +30,8 @@ class _Run(NamedTuple):
 
     name: str
     folder: Path
-    kind: Kind[Any]
-    records: dict[ImageKey, Any]
+    kind: type[RunRecord]
+    records: dict[RequestKey, Any]
     settings: dict[str, Any]
 
 
@@ -55,47 +57,51 @@ def compare(
     folders = [given_path("compare", run) for run in runs]
     page_folder = given_path("output", output)
     if len(runs) < 2:
-        raise UserError(f"compare: {len(runs)} run; expected two or more")
+        raise UserError(f"{len(runs)} run", "two or more", setting="compare")
     loaded = [_load(printable(name), folder) for name, folder in zip(_names(folders), folders)]
     kind = loaded[0].kind
     if other := next((run for run in loaded if run.kind != kind), None):
         raise UserError(
-            f"compare: {loaded[0].folder} has {kind.results} and {other.folder} has"
-            f" {other.kind.results}; expected runs of one kind"
+            f"{loaded[0].folder} has {kind.results} and {other.folder} has {other.kind.results}",
+            "runs of one kind",
+            setting="compare",
         )
     keys = sorted(set.intersection(*(set(run.records) for run in loaded)))
     keys = [key for key in keys if len({run.records[key].subject for run in loaded}) == 1]
     notes = _mismatches(loaded, keys)
     if not keys:
         raise UserError(
-            f"compare: none of the {kind.results} is in all of {', '.join(map(str, folders))}:"
-            f" {'; '.join(notes)}; expected runs of the same {kind.subject} file"
+            f"none of the {kind.results} is in all of {', '.join(map(str, folders))}:"
+            f" {'; '.join(notes)}",
+            f"runs of the same {kind.entry_noun} file",
+            setting="compare",
         )
-    if any(path for log in RESULTS for path in page_folder.glob(f"{log}*.jsonl")):
+    if any(path for log in record_types() for path in page_folder.glob(f"{log}*.jsonl")):
         raise UserError(
-            f"output: {page_folder} is the folder of a run, whose gallery would be replaced;"
-            " expected another folder"
+            f"{page_folder} is the folder of a run, whose gallery would be replaced",
+            "another folder",
+            setting="output",
         )
     try:
         page_folder.mkdir(parents=True, exist_ok=True)
         _write(loaded, keys, notes, page_folder, seed, copy_images)
     except OSError as error:
         where = error.filename or page_folder
-        raise UserError(f"output: cannot write to {where}: {error.strerror}") from error
+        raise UserError(f"cannot write to {where}: {error.strerror}", setting="output") from error
     return notes
 
 
 def _load(name: str, folder: Path) -> _Run:
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: not a folder; expected one that predict has written")
+        raise UserError("not a folder", "one that predict has written", at=folder)
     files = image_files(folder) if folder.is_dir() else set()
-    kind: Kind[Any] = IMAGES
-    records: list[Any] = [record for record in IMAGES.read(folder) if record.file in files]
+    kind: type[RunRecord] = ImageRecord
+    records: list[Any] = [record for record in ImageRecord.read(folder) if record.file in files]
     if not records:
-        kind, records = ANSWERS, [*ANSWERS.read(folder)]
+        kind, records = AnswerRecord, [*AnswerRecord.read(folder)]
     if not records:
         raise UserError(
-            f"{folder}: no results of a run; expected a folder that predict or answer has written"
+            "no results of a run", "a folder that predict or answer has written", at=folder
         )
     by_key = {record.key: record for record in records}
     settings = {name: _VARIES for record in records for name in record.settings}
@@ -110,16 +116,16 @@ def _names(folders: Sequence[Path]) -> list[str]:
     """
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) < len(parts):
-        raise UserError("compare: a run is given twice; expected different runs")
+        raise UserError("a run is given twice", "different runs", setting="compare")
     by_depth = (["/".join(path[-depth:]) for path in parts] for depth in count(1))
     return next(names for names in by_depth if len(set(names)) == len(names))
 
 
-def _mismatches(runs: list[_Run], keys: list[ImageKey]) -> list[str]:
+def _mismatches(runs: list[_Run], keys: list[RequestKey]) -> list[str]:
     """Describe which results cannot be compared, and what makes the comparison unfair."""
     notes = []
     shared = set(keys)
-    results, subject = runs[0].kind.results, runs[0].kind.subject
+    results, subject = runs[0].kind.results, runs[0].kind.entry_noun
     texts = [{key[0]: record.subject for key, record in run.records.items()} for run in runs]
     for run, prompts in zip(runs[1:], texts[1:]):
         both = sorted(prompts.keys() & texts[0].keys())
@@ -144,7 +150,7 @@ def _mismatches(runs: list[_Run], keys: list[ImageKey]) -> list[str]:
 
 def _write(
     runs: list[_Run],
-    keys: list[ImageKey],
+    keys: list[RequestKey],
     notes: list[str],
     output: Path,
     seed: int,
@@ -155,7 +161,7 @@ def _write(
     differences = {
         name: value for name, value in values.items() if any(v != value[0] for v in value)
     }
-    if runs[0].kind is ANSWERS:
+    if runs[0].kind is AnswerRecord:
         answers = [AnswerRun(run.name, run.folder, run.records) for run in runs]
         write_answer_pages(
             output,
@@ -171,7 +177,7 @@ def _write(
         for key in keys
     }
     prompts = []
-    for index, group in groupby(keys, key=lambda key: key.prompt_index):
+    for index, group in groupby(keys, key=lambda key: key.entry_index):
         images = list(group)
         first = runs[0].records[images[0]]
         prompts.append(
@@ -181,7 +187,7 @@ def _write(
                 "metadata": first.metadata,
                 "rows": [
                     {
-                        "index": key.image_index,
+                        "index": key.sample_index,
                         "files": rows[key],
                         "splits": _splits([run.folder / run.records[key].file for run in runs]),
                     }
@@ -205,7 +211,7 @@ def _write(
     )
 
 
-def _address(run: _Run, number: int, key: ImageKey, output: Path, copy_images: bool) -> str:
+def _address(run: _Run, number: int, key: RequestKey, output: Path, copy_images: bool) -> str:
     """Return an image's URL relative to the page: of a copy, or of the image itself."""
     file = run.records[key].file
     copy = f"images/{number}/{file}" if copy_images else None

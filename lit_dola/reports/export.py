@@ -28,7 +28,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from lit_dola.data.entry_file import find_key
-from lit_dola.data.requests import Prompt
+from lit_dola.data.requests import Entry
 from lit_dola.errors import UserError
 from lit_dola.reports.contact_sheet import tile
 from lit_dola.runs.files import make_folder, safe_name, to_json, write_atomically, write_png
@@ -91,7 +91,7 @@ def write_export(export: Export, run: Path, records: Iterable[ImageRecord], fold
     _delete_others(folder, form.owned, {*layout.images, *layout.texts})
 
 
-def check_export(export: Export, prompts: Iterable[Prompt], images: Sequence[int]) -> None:
+def check_export(export: Export, prompts: Iterable[Entry], images: Sequence[int]) -> None:
     """Check that prompts can be exported, before anything is drawn.
 
     Args:
@@ -104,8 +104,8 @@ def check_export(export: Export, prompts: Iterable[Prompt], images: Sequence[int
     """
     _FORMS[export].arrange(
         [
-            [ImageRecord("", text, index, image, {}, metadata) for image in images]
-            for index, text, metadata in prompts
+            [ImageRecord("", it.text, it.index, image, {}, it.metadata) for image in images]
+            for it in prompts
         ]
     )
 
@@ -149,8 +149,9 @@ def _geneval2(prompts: Prompts) -> _Layout:
         path = f"images/{first.prompt_index:05}.png"
         if first.prompt in layout.paths_by_prompt:
             raise UserError(
-                f"export geneval2: {first.prompt!r:.60} is there twice, at {first.prompt_index};"
-                " expected different prompts, which name the images"
+                f"{first.prompt!r:.60} is there twice, at {first.prompt_index}",
+                "different prompts, which name the images",
+                setting="export geneval2",
             )
         layout.images[path] = [first]
         layout.paths_by_prompt[first.prompt] = path
@@ -164,9 +165,11 @@ def _t2i_compbench(prompts: Prompts) -> _Layout:
         too_long = len(name.encode()) > _LONGEST_NAME
         if too_long or set(record.prompt) & set("/\0_\n"):
             raise UserError(
-                f"export t2i-compbench: prompt {record.prompt_index}, {record.prompt!r:.60}, cannot"
-                f" be the name of a file; expected at most {_LONGEST_NAME} bytes, and no / or _,"
-                " at which the benchmark's program divides it"
+                f"prompt {record.prompt_index}, {record.prompt!r:.60}, cannot be the name of a"
+                " file",
+                f"at most {_LONGEST_NAME} bytes, and no / or _, at which the benchmark's program"
+                " divides it",
+                setting="export t2i-compbench",
             )
         layout.images[f"samples/{name}"] = [record]
     return layout
@@ -179,12 +182,15 @@ def _wise(prompts: Prompts) -> _Layout:
         own = _value(first, "prompt_id")
         if not isinstance(own, str | int) or not str(own).isdecimal():
             raise UserError(
-                f"export wise: prompt {first.prompt_index} has no prompt_id; expected"
-                " data.prompt_json to be a list of WISE's, or a folder of its lists"
+                f"prompt {first.prompt_index} has no prompt_id",
+                "data.prompt_json to be a list of WISE's, or a folder of its lists",
+                setting="export wise",
             )
         path = f"{int(own)}.png"
         if path in layout.images:
-            raise UserError(f"export wise: prompt_id {own} is there twice; expected different ones")
+            raise UserError(
+                f"prompt_id {own} is there twice", "different ones", setting="export wise"
+            )
         layout.images[path] = [first]
     return layout
 
@@ -196,13 +202,14 @@ def _hpsv2(prompts: Prompts) -> _Layout:
         style, index = _value(first, "style"), _value(first, "style_index")
         if not isinstance(style, str) or safe_name(style) != style or type(index) is not int:
             raise UserError(
-                f"export hpsv2: prompt {first.prompt_index} has no style or style_index; expected"
-                " data.prompt_json to be the folder of HPSv2's lists, such as anime.json"
+                f"prompt {first.prompt_index} has no style or style_index",
+                "data.prompt_json to be the folder of HPSv2's lists, such as anime.json",
+                setting="export hpsv2",
             )
         path = f"{style}/{index:05}.jpg"
         if path in layout.images:
             raise UserError(
-                f"export hpsv2: prompt {index} of {style} is there twice; expected each once"
+                f"prompt {index} of {style} is there twice", "each once", setting="export hpsv2"
             )
         layout.images[path] = [first]
     return layout
@@ -225,8 +232,9 @@ def _dpg(prompts: Prompts) -> _Layout:
         other = ids.setdefault(name.casefold(), own)  # some file systems ignore case
         if f"{name}.png" in layout.images or other != own:
             raise UserError(
-                f"export dpg: the ids {other!r} and {own!r} both become {name}.png; expected ids"
-                " that differ as names of files"
+                f"the ids {other!r} and {own!r} both become {name}.png",
+                "ids that differ as names of files",
+                setting="export dpg",
             )
         layout.images[f"{name}.png"] = records
     return layout
@@ -242,13 +250,16 @@ def _dpg_id(records: list[ImageRecord]) -> str:
     name = first.metadata.get("id")
     if not isinstance(name, str) or not safe_name(name):
         raise UserError(
-            f"export dpg: prompt {first.prompt_index} has no id; expected data.prompt_json to be"
-            " DPG-Bench's folder of prompts, or prompts with the names of its files as ids"
+            f"prompt {first.prompt_index} has no id",
+            "data.prompt_json to be DPG-Bench's folder of prompts, or prompts with the names"
+            " of its files as ids",
+            setting="export dpg",
         )
     if len(records) not in (1, 4):
         raise UserError(
-            f"export dpg: {len(records)} images of prompt {name!r}; expected model.parallel_size 4,"
-            " as its authors advise, or 1"
+            f"{len(records)} images of prompt {name!r}",
+            "model.parallel_size 4, as its authors advise, or 1",
+            setting="export dpg",
         )
     return name
 
@@ -256,8 +267,8 @@ def _dpg_id(records: list[ImageRecord]) -> str:
 def _only_one(export: Export, records: list[ImageRecord]) -> ImageRecord:
     if len(records) > 1:
         raise UserError(
-            f"export {export}: {len(records)} images of prompt {records[0].prompt_index}; expected"
-            " model.parallel_size 1: the benchmark has one image per prompt"
+            f"export {export}: {len(records)} images of prompt {records[0].prompt_index}",
+            "model.parallel_size 1: the benchmark has one image per prompt",
         )
     return records[0]
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lit_dola.messages import label
 from lit_dola.reports.intervals import Estimate
 from lit_dola.runs.files import write_atomically
-from lit_dola.tasks.variants import label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

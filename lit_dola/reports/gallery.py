@@ -10,11 +10,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from lit_dola.reports.again import flags
 from lit_dola.reports.html import digest_of, page_file, template_digest, write_page
+from lit_dola.reports.reproduce import flags
 from lit_dola.runs.ranks import BEST, best_files
 from lit_dola.runs.record_log import RecordLog
-from lit_dola.runs.records import IMAGES, ONLY_WITH_DOLA, ImageRecord, common_settings
+from lit_dola.runs.records import ONLY_WITH_DOLA, ImageRecord, common_settings
 
 IMAGES_PER_PAGE = 10_000
 """After this many images the next prompt starts a new page."""
@@ -52,7 +52,7 @@ def write_gallery(folder: Path, num_failures: int = 0) -> None:
     Raises:
         OSError: If a page cannot be written.
     """
-    log = RecordLog(folder, IMAGES.log)
+    log = RecordLog(folder, ImageRecord)
     index = folder / page_file(1)
     # What changes a page without a younger file, such as a file that is gone, begins its digest.
     made_of = f"{template_digest()}-{num_failures}-{int((folder / BEST).exists())}-"
@@ -105,7 +105,7 @@ def _divided(log: RecordLog, pages: list[_Page]) -> Iterator[ImageRecord]:
     page, prompt = _Page(1, 0, 0), None
     pages.append(page)
     for line, content in log.merged():
-        record = IMAGES.from_line(line)
+        record = ImageRecord.from_line(line)
         if record.prompt_index != prompt:
             if page.num_images >= IMAGES_PER_PAGE:
                 page = _Page(page.number + 1, page.end, page.end)
@@ -131,7 +131,7 @@ def _prompts(
     log: RecordLog, page: _Page, settings: dict[str, Any], best: set[str]
 ) -> Iterator[dict[str, Any]]:
     """Yield the prompts of a page, as the template shows them."""
-    records = (IMAGES.from_line(line) for line, _ in log.merged(page.start, page.end))
+    records = (ImageRecord.from_line(line) for line, _ in log.merged(page.start, page.end))
     for _, images in groupby(records, key=lambda record: record.prompt_index):
         yield _prompt(list(images), settings, best)
 

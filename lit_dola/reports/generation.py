@@ -1,25 +1,31 @@
-"""What a pipeline returns: images that know how they were made, and can become a run on disk."""
+"""Result of a pipeline: images with their settings, which can be saved as a run."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from lit_dola.decoding.inspection import Inspection
-from lit_dola.errors import UserError, given_path, require
+from lit_dola.errors import UserError
+from lit_dola.janus.vq import to_pillow
+from lit_dola.registry import record_types
 from lit_dola.reports.contact_sheet import tile
 from lit_dola.reports.gallery import write_gallery
 from lit_dola.reports.inspection_plot import inspection_figure, write_inspection
 from lit_dola.runs.files import make_folder
 from lit_dola.runs.folder import image_path
 from lit_dola.runs.image_file import Format, encode_image, format_settings, write_image
-from lit_dola.runs.record_log import RESULTS, RecordLog
-from lit_dola.runs.records import IMAGES, ImageRecord
+from lit_dola.runs.record_log import RecordLog
+from lit_dola.runs.records import ImageRecord, RunSettings
+from lit_dola.settings.checks import given_path, require
+from lit_dola.tasks.generate import GeneratedImage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,10 +52,45 @@ class Generation:
     """RGB; ``info`` has the prompt and, as ``parameters``, the settings in JSON."""
     tokens: Tensor
     """Int32 ``(images, num_image_tokens)``, on the CPU."""
-    records: list[ImageRecord]
-    """Prompt, indices and every setting of each image; ``file`` is empty until it is saved."""
+    made: list[GeneratedImage]
+    """Request and statistics of each image."""
+    settings: RunSettings
+    """Every setting that shaped the images."""
     inspections: list[Inspection] = field(default_factory=list)
-    """Where DoLa changed each image, step by step, if ``inspect`` was true; else empty."""
+    """Figures for every step of each image, if ``inspect`` was true; else empty."""
+
+    @classmethod
+    def of(cls, made: Sequence[GeneratedImage], settings: RunSettings) -> "Generation":
+        """Return the generation of images, in their order."""
+        return cls(
+            [to_pillow(image.pixels) for image in made],
+            torch.stack([image.tokens for image in made]),
+            [image._replace(pixels=torch.empty(0), inspection=None) for image in made],
+            settings,
+            [image.inspection for image in made if image.inspection is not None],
+        )
+
+    @cached_property
+    def records(self) -> list[ImageRecord]:
+        """Prompt, indices and every setting of each image; ``file`` is empty until it is saved."""
+        return [ImageRecord.of(image, self.settings) for image in self.made]
+
+    def record(self, index: int, format: Format, quality: int) -> ImageRecord:
+        """Return the record of an image in a file.
+
+        Args:
+            index: Index of the image.
+            format: jpg, png or webp.
+            quality: Quality of jpg and webp, 1 to 100.
+        """
+        request = self.made[index].request
+        stem = image_path(request.entry.index, request.entry.text, request.image_index)
+        return ImageRecord.of(
+            self.made[index],
+            self.settings,
+            f"{stem.as_posix()}.{format}",
+            **format_settings(format, quality),
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -65,7 +106,7 @@ class Generation:
         """Plot where DoLa changed an image, which was generated with ``inspect=True``.
 
         Args:
-            index: Which of the images.
+            index: Index of the image.
 
         Returns:
             A figure of matplotlib, which must be installed.
@@ -74,7 +115,7 @@ class Generation:
             UserError: If the images were not inspected.
         """
         if not self.inspections:
-            raise UserError("figure: the images were not inspected; expected inspect=True")
+            raise UserError("the images were not inspected", "inspect=True", setting="figure")
         require("matplotlib", "inspect", extra="evaluation")
         return inspection_figure(self.inspections[index], self.images[index], self.records[index])
 
@@ -99,11 +140,11 @@ class Generation:
         """Return the file that ``predict`` writes for an image, with its record in it.
 
         Args:
-            index: Which of the images.
+            index: Index of the image.
             format: jpg, png or webp.
             quality: Quality of jpg and webp, 1 to 100.
         """
-        record = _named(self.records[index], format, quality)
+        record = self.record(index, format, quality)
         return encode_image(self.images[index], record.provenance(), format, quality)
 
     def save(
@@ -121,8 +162,8 @@ class Generation:
             folder: A new or empty folder.
             format: jpg, png or webp.
             quality: Quality of jpg and webp, 1 to 100.
-            save_tokens: Whether to save each image's tokens next to it.
-            gallery: Whether to write ``index.html``.
+            save_tokens: Save each image's tokens next to it.
+            gallery: Write ``index.html``.
 
         Returns:
             The gallery, or the folder if there is none.
@@ -133,37 +174,28 @@ class Generation:
         path = given_path("folder", folder)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if any(RecordLog(path, log).exists() for log in RESULTS):
-                raise UserError(f"folder: {path} holds results of a run; expected another one")
+            if any(RecordLog(path, kind).exists() for kind in record_types().values()):
+                raise UserError(f"{path} holds results of a run", "another one", setting="folder")
             lines = []
-            for place, record in enumerate(self.records):
+            for place in range(len(self)):
                 tokens = self.tokens[place].numpy() if save_tokens else None
-                saved = _named(record, format, quality)
+                saved = self.record(place, format, quality)
                 make_folder((path / saved.file).parent)
                 if self.inspections:
                     saved = self._save_inspection(path, place, saved)
                 write_image(path, saved, self.images[place], format, quality, tokens)
                 lines.append(saved.to_line())
-            RecordLog(path, IMAGES.log).write(lines)
+            RecordLog(path, ImageRecord).write(lines)
             if gallery:
                 write_gallery(path)
         except OSError as error:
             where = error.filename or path
-            raise UserError(f"folder: cannot write to {where}: {error.strerror}") from error
+            raise UserError(
+                f"cannot write to {where}: {error.strerror}", setting="folder"
+            ) from error
         return path / "index.html" if gallery else path
 
     def _save_inspection(self, folder: Path, place: int, record: ImageRecord) -> ImageRecord:
         stem = (folder / record.file).with_suffix("")
         plot = write_inspection(stem, self.inspections[place], self.images[place], record)
         return replace(record, inspection=plot.relative_to(folder).as_posix())
-
-
-def _named(record: ImageRecord, format: Format, quality: int) -> ImageRecord:
-    """Return the record with the file that the image is written to."""
-    stem = image_path(record.prompt_index, record.prompt, record.image_index)
-    settings: dict[str, Any] = {}
-    for name, value in record.settings.items():
-        settings[name] = value
-        if name == "precision":  # behind it, as in predict's records
-            settings |= format_settings(format, quality)
-    return replace(record, file=f"{stem.as_posix()}.{format}", settings=settings)

@@ -8,25 +8,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lit_dola.messages import rate_of
 from lit_dola.runs.status import RankStatus, RunStatus
 
 duration = tqdm.format_interval
 """Returns seconds as ``MM:SS`` or ``H:MM:SS``."""
-
-
-_ONE = {"entries": "entry", "batches": "batch"}
-
-
-def amount(count: int, results: str) -> str:
-    """Return ``1 image`` or ``2 images``."""
-    return f"{count:,} {_ONE.get(results, results.removesuffix('s')) if count == 1 else results}"
-
-
-def rate_of(rate: float, results: str) -> str:
-    """Return a rate, such as ``1.4 images/s`` or, if it is low, ``12 s/image``."""
-    if rate >= 1:
-        return f"{rate:.3g} {results}/s"
-    return f"{1 / rate:.3g} s/{results.removesuffix('s')}"
 
 
 def progress_of(done: int, asked_for: int) -> str:
@@ -46,7 +32,8 @@ def remarks(ranks: Iterable[RankStatus]) -> Iterator[str]:
 
 def status_as_text(status: RunStatus) -> str:
     """Return how far a run is, in a few lines."""
-    who = "".join(f", process {claim['process']} on {claim['host']}" for claim in status.claims)
+    holder = status.holder
+    who = f", process {holder.process} on {holder.host}" if holder else ""
     lines = [f"{status.folder}: {status.state}{who}", *_rows(status)]
     return "\n".join(lines)
 
@@ -97,7 +84,7 @@ def status_as_json(status: RunStatus) -> str:
             "rate": status.rate,
             "seconds_left": status.seconds_left,
             "ranks": [asdict(rank) for rank in status.ranks],
-            "claims": [*status.claims],
+            "claims": [status.holder._asdict()] if status.holder else [],
             **{name: run.get(name) for name in ("began", "ended", "batch_size", "settings")},
         },
         ensure_ascii=False,

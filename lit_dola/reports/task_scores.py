@@ -37,7 +37,7 @@ def scores_of(records: Sequence[AnswerRecord | RankRecord], file: Path) -> list[
         if right is not None:
             scores.append(Score(skill_of(record.metadata), *record.key, float(right)))
     if not scores:
-        raise UserError(f"{file}: no entry has a label; expected the key label, which is right")
+        raise UserError("no entry has a label", "the key label, which is right", at=file)
     return scores
 
 

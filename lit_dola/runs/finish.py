@@ -1,30 +1,31 @@
-"""Finishing a run: one log of what all ranks have made, and what is missing."""
+"""Finishing a run: merging the logs of all ranks, and counting what is missing."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
-from lit_dola.data.requests import ImageKey, Request
-from lit_dola.runs.claim import Claim, alone_in
+from lit_dola.data.columns import Line
+from lit_dola.data.requests import Failure, Request, RequestKey
 from lit_dola.runs.folder import RunFiles
-from lit_dola.runs.record_log import Record, RecordLog
-from lit_dola.runs.records import Kind
+from lit_dola.runs.record_log import RecordLog
+from lit_dola.runs.records import RunRecord
 from lit_dola.runs.resume import FilesOf
 
 
 class Outcome(NamedTuple):
-    """What has become of the results that a run was asked for."""
+    """Counts of the requested results at the end of a run."""
 
     num_there: int = 0
-    """Results that are there."""
+    """Existing results."""
     num_missing: int = 0
-    """Results that are neither there nor skipped."""
+    """Results that neither exist nor were skipped."""
     num_failures: int = 0
     """Lines of ``errors.jsonl``: prompts and results that were skipped."""
 
 
 def finish_run(
-    kind: Kind[Any],
-    claim: Claim,
+    kind: type[RunRecord],
+    folder: Path,
     files_of: FilesOf,
     asked_for: Sequence[Request],
     to_make: Sequence[Request],
@@ -32,36 +33,33 @@ def finish_run(
     """Merge the logs of all ranks, and count what was skipped and what is missing.
 
     Args:
-        kind: What kind of results the run has made.
-        claim: Its claim on its folder.
+        kind: Record type of the results.
+        folder: Folder of the run.
         files_of: Files that belong to a record.
-        asked_for: What it was to make.
+        asked_for: Its requests.
         to_make: Those of them that were missing when it started.
 
     Raises:
         OSError: If the logs cannot be written.
     """
-    folder = claim.folder
-    made: set[ImageKey] = set()
+    made: set[RequestKey] = set()
     failed: set[tuple[int, int]] = set()
     files = RunFiles(folder)  # a folder may have been deleted meanwhile
 
-    def note_made(line: Record) -> Record:
+    def note_made(line: Line) -> Line:
         record = kind.from_line(line)
         if all(files.modified(file) is not None for file in files_of(record) or ()):
             made.add(record.key)
         return line
 
-    def note_failed(line: Record) -> Record:
+    def note_failed(line: Line) -> Line:
         failed.add((line["prompt_index"], line["image_index"]))
         return line
 
-    with alone_in(folder):
-        living = claim.others()
-        num_failures = RecordLog(folder, "errors").merge(note_failed, living)
-        if not to_make:
-            return Outcome(len(asked_for), 0, num_failures)
-        RecordLog(folder, kind.log).merge(note_made, living)
+    num_failures = RecordLog(folder, Failure).merge(note_failed)
+    if not to_make:
+        return Outcome(len(asked_for), 0, num_failures)
+    RecordLog(folder, kind).merge(note_made)
     keys = [request.key for request in asked_for]
     return Outcome(
         sum(key in made for key in keys),

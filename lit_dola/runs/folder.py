@@ -1,4 +1,4 @@
-"""The folder of a run: where images lie, and which are there."""
+"""The folder of a run: paths of images, and the existing ones."""
 
 import os
 import re
@@ -7,9 +7,11 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
+from lit_dola.data.requests import Failure
 from lit_dola.errors import UserError
+from lit_dola.registry import record_types
 from lit_dola.runs.files import TEMPORARY_FILE, safe_name
-from lit_dola.runs.record_log import RESULTS, RecordLog
+from lit_dola.runs.record_log import RecordLog
 
 _PROMPT_FOLDER = re.compile(r"\d{5,}(_.*)?")
 _GROUP = re.compile(r"\d{5,}-\d{5,}")
@@ -136,7 +138,7 @@ def prompt_folders(folder: Path) -> Iterator[Path]:
         is_group = _GROUP.fullmatch(entry.name)
         if is_group or _PROMPT_FOLDER.fullmatch(entry.name):
             if entry.is_symlink():
-                raise UserError(f"{entry.path}: a symbolic link; expected a folder")
+                raise UserError("a symbolic link", "a folder", at=entry.path)
             if is_group and entry.is_dir():
                 yield from prompt_folders(Path(entry.path))
             elif entry.is_dir():
@@ -144,9 +146,9 @@ def prompt_folders(folder: Path) -> Iterator[Path]:
 
 
 def delete_results(folder: Path) -> None:
-    """Delete the results of a run, everything made from them, and folders that become empty."""
-    for name in (*RESULTS, "errors"):
-        RecordLog(folder, name).merge(keep=lambda record: None)
+    """Delete the results of a run, everything derived from them, and folders left empty."""
+    for kind in (*record_types().values(), Failure):
+        RecordLog(folder, kind).merge(keep=lambda line: None)
     files = image_files(folder)
     for name in files:
         (folder / name).unlink()

@@ -12,9 +12,9 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from lit_dola import __version__
+from lit_dola.data.columns import Line
 from lit_dola.errors import UserError
 from lit_dola.runs.files import write_atomically
-from lit_dola.runs.record_log import Record
 from lit_dola.runs.records import ImageRecord
 
 Format = Literal["jpg", "png", "webp"]
@@ -66,12 +66,13 @@ def read_image(path: Path) -> Image.Image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
-            f"{path}: not readable as an image: {error}; expected it as predict has written it;"
-            " delete it, and the same command makes it again"
+            f"not readable as an image: {error}",
+            "it as predict has written it; delete it, and the same command makes it again",
+            at=path,
         ) from error
 
 
-def encode_image(image: Image.Image, record: Record, format: Format, quality: int) -> bytes:
+def encode_image(image: Image.Image, record: Line, format: Format, quality: int) -> bytes:
     """Encode an image file.
 
     Args:
@@ -131,7 +132,7 @@ def tokens_file(file: str) -> str:
     return Path(file).with_suffix(".npy").as_posix()
 
 
-def _exif(record: Record) -> Image.Exif:
+def _exif(record: Line) -> Image.Exif:
     """Return EXIF with the prompt as the description and the record, as JSON, as the comment."""
     prompt = record["prompt"][:_MAX_EXIF_CHARACTERS]
     description = _CONTROL.sub(" ", prompt)

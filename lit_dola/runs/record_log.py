@@ -1,87 +1,49 @@
-"""The JSON Lines files of a run: each rank appends to its own, and the first rank merges them."""
+"""JSON Lines files of a run: each rank appends to its own, and the first rank merges them."""
 
 import json
 from array import array
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from lit_dola.data.entry_file import no_garbage_collection, refuse_constant
+from lit_dola.collector import no_garbage_collection
+from lit_dola.data.columns import Line, LogRecord
+from lit_dola.data.entry_file import refuse_constant
 from lit_dola.errors import UserError
 from lit_dola.runs.files import to_json, write_atomically
 
-Record = dict[str, Any]
-"""A line as it is written."""
-
-_LARGEST = 2**63
-"""What no index reaches."""
-_TYPES: dict[str, dict[str, set[type]]] = {
-    "metadata": {
-        "file": {str, type(None)},
-        "prompt": {str},
-        "prompt_index": {int},
-        "image_index": {int},
-        "metadata": {dict, type(None)},
-        "inspection": {str, type(None)},
-        "forwards": {int, type(None)},
-        "at_once": {int, type(None)},
-    },
-    "answers": {
-        "question_index": {int},
-        "pictures": {list},
-        "answer": {str},
-        "tokens": {list},
-        "settings": {dict},
-    },
-    "ranks": {
-        "item_index": {int},
-        "pictures": {list},
-        "labels": {list},
-        "scores": {list},
-        "order": {list},
-        "settings": {dict},
-    },
-    "errors": {
-        "prompt": {str, type(None)},
-        "prompt_index": {int},
-        "image_index": {int, type(None)},
-    },
-}
-"""Types of a record's keys, by log; None also stands for a key that is not there."""
-RESULTS = {"metadata": "images", "answers": "answers", "ranks": "rankings"}
-"""Logs of results, and what the results are called."""
 _CHUNK = 1 << 20
 _decode = json.JSONDecoder(parse_constant=refuse_constant).decode
 
 
 class _Line(NamedTuple):
-    """A line that holds a record, and where it is."""
+    """A line and its place."""
 
-    record: Record
+    record: Line
     content: bytes
     file: int
-    """Which of the log's files holds it."""
+    """Number of the log's file that holds it."""
     offset: int
 
 
 class RecordLog:
-    """The JSON Lines files of one kind in a run's folder: one per rank, and their merged file.
+    """The JSON Lines files of one kind of records: one per rank, and their merged file.
 
     Args:
         folder: Folder of the run.
-        name: ``metadata``, ``answers``, ``ranks`` or ``errors``.
+        kind: The dataclass of its records.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.path = folder / f"{name}.jsonl"
-        self._types = _TYPES[name]
+    def __init__(self, folder: Path, kind: type[LogRecord]) -> None:
+        self.path = folder / f"{kind.log}.jsonl"
+        self._kind = kind
 
     def of_rank(self, rank: int, run: str) -> Path:
-        """Return the file that a rank of a run appends to; ``run`` is the token of its claim."""
+        """Return the file that a rank of a run appends to, by the token of the run's claim."""
         return self.path.with_suffix(f".{rank}.{run}.jsonl")
 
-    def read(self) -> Iterator[Record]:
+    def read(self) -> Iterator[Line]:
         """Yield the records, skipping lines torn by a power cut.
 
         Raises:
@@ -89,7 +51,7 @@ class RecordLog:
         """
         return (line.record for line in self._lines(self._files()))
 
-    def merged(self, start: int = 0, end: int | None = None) -> Iterator[tuple[Record, bytes]]:
+    def merged(self, start: int = 0, end: int | None = None) -> Iterator[tuple[Line, bytes]]:
         """Yield the records of the merged file, and their lines.
 
         Args:
@@ -116,7 +78,7 @@ class RecordLog:
                 count += count_lines(path)[0]
         return count
 
-    def write(self, records: Iterable[Record]) -> None:
+    def write(self, records: Iterable[Line]) -> None:
         """Write the merged file of a run that is made at once.
 
         Raises:
@@ -124,25 +86,19 @@ class RecordLog:
         """
         write_atomically(self.path, map(to_json, records))
 
-    def merge(
-        self,
-        keep: Callable[[Record], Record | None] = lambda record: record,
-        living: Container[str] = (),
-    ) -> int:
+    def merge(self, keep: Callable[[Line], Line | None] = lambda line: line) -> int:
         """Merge all files into one, sorted, with one line per result; one process at a time.
 
         Memory holds where each line is, in 24 bytes, not the lines. If the merged file is all that
         there is, and nothing of it changes, it is not written again.
 
         Args:
-            keep: Returns the record as it is to be written; None drops it.
-            living: Runs that still append to their files, which are read but not deleted.
+            keep: Returns the line to write; None drops it.
 
         Returns:
             The number of lines.
         """
-        files = self._files()
-        ended = [part for part in self._parts() if part.suffixes[-2][1:] not in living]
+        files, ended = self._files(), self._parts()
         merged = len(files) - 1
         found, changed = _Places(), dict[int, bytes]()
         last, size = (-1, -2), 0
@@ -152,7 +108,7 @@ class RecordLog:
                 kept = keep(line.record)
                 is_same = kept is line.record
                 if kept is not None:
-                    place = _place(kept)
+                    place = self._kind.place_of(kept)
                     if not is_same:
                         changed[len(found)] = to_json(kept)
                     found.add(place, line.offset * len(files) + line.file)
@@ -184,25 +140,16 @@ class RecordLog:
                         continue
                     except RecursionError:
                         record = None
-                    if not self._is_record(record):
+                    if not self._kind.is_line(record):
                         raise UserError(
-                            f"{path}: line {number}: not a record of a run; expected the folder of"
-                            " a run, or an empty one"
+                            f"line {number}: not a record of a run",
+                            "the folder of a run, or an empty one",
+                            at=path,
                         )
                     yield _Line(record, line, place, began)
 
-    def _is_record(self, line: Any) -> bool:
-        """Return whether a line is a record of this log."""
-        if not isinstance(line, dict):
-            return False
-        for key, allowed in self._types.items():
-            value = line.get(key)
-            if type(value) not in allowed or (type(value) is int and abs(value) >= _LARGEST):
-                return False
-        return True
-
     def _files(self) -> list[Path]:
-        # The merged file comes last: lines that another run is merging now are found there.
+        # The merged file comes last: lines that the run is merging now are found there.
         return [*self._parts(), self.path]
 
     def _parts(self) -> list[Path]:
@@ -225,7 +172,7 @@ def count_lines(path: Path, start: int = 0) -> tuple[int, int]:
 
 
 class _Places:
-    """Which results lines are about, and where they lie, as numbers in a row."""
+    """Keys of lines and their offsets, as arrays of numbers."""
 
     def __init__(self) -> None:
         self.prompts, self.images, self.where = array("q"), array("q"), array("q")
@@ -270,12 +217,3 @@ def _copied(
             assert file is not None
             file.seek(offset)
             yield file.readline().rstrip(b"\n") + b"\n"
-
-
-def _place(record: Record) -> tuple[int, int]:
-    """Sort key of a line: by prompt and image; a line about a whole prompt comes first."""
-    for index in ("question_index", "item_index"):
-        if index in record:
-            return record[index], 0
-    image_index = record["image_index"]
-    return record["prompt_index"], -1 if image_index is None else image_index

@@ -1,84 +1,105 @@
-"""What a run says about each of its results, as in ``metadata.jsonl``: one record per result."""
+"""Records of results: one line per result in a log such as ``metadata.jsonl``."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 from lit_dola import __version__
-from lit_dola.data.old_names import rename_settings
-from lit_dola.data.requests import ImageKey
-from lit_dola.runs.record_log import RESULTS, Record, RecordLog
+from lit_dola.data.columns import REST, Line, LogRecord
+from lit_dola.data.requests import ImageRequest, RequestKey
+from lit_dola.runs.record_log import RecordLog
 
 ONLY_WITH_DOLA = ("alpha", "strength", "layer_ratio", "layer", "mid_norm", "apc")
-"""Settings that mean nothing where DoLa is off."""
+"""Settings without effect where DoLa is off."""
 
 
-class RunRecord(Protocol):
-    """What a record says, whatever the task."""
+class RunRecord(LogRecord):
+    """The record of a result, whatever the task; a subclass has the columns."""
+
+    results: ClassVar[str]
+    """Plural noun of the results."""
+    entry_noun: ClassVar[str]
+    """Noun of an entry of the file."""
+    settings: dict[str, Any]
+    """Every setting that shaped the result, and the versions of the packages."""
+    metadata: dict[str, Any]
+    """Other content of the result's entry."""
 
     @property
-    def key(self) -> ImageKey:
-        """Which result of the run it is."""
+    def key(self) -> RequestKey:
+        """Key of the result within the run."""
+        entry, *sample = (getattr(self, name) for name in self.key_columns)
+        return RequestKey(entry, *(sample or [0]))
 
     @property
     def subject(self) -> str:
-        """What the result is about, see :class:`lit_dola.data.requests.Request`."""
+        """The content of the request, see :attr:`lit_dola.data.requests.Request.subject`."""
+        raise NotImplementedError
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Every setting that shaped the result, and the versions of the packages."""
+    def with_metadata(self, metadata: dict[str, Any]) -> Self:
+        """Return the record with the current metadata of its entry."""
+        return replace(self, metadata=metadata)  # type: ignore[type-var]
 
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """What else the entry of the result holds."""
-
-    def with_metadata(self, metadata: dict[str, Any]) -> "RunRecord":
-        """Return the record with what the entry holds now."""
-
-    def to_line(self) -> Record:
-        """Return the line to write."""
-
-
-R = TypeVar("R", bound=RunRecord)
-
-
-@dataclass(frozen=True)
-class Kind(Generic[R]):
-    """A kind of results, and where their records are."""
-
-    log: str
-    """Name of the log, without its suffix."""
-    subject: str
-    """What one of them is about."""
-    from_line: Callable[[Record], R]
-    """Reads a line of the log."""
-
-    @property
-    def results(self) -> str:
-        """What the results are called."""
-        return RESULTS[self.log]
-
-    def read(self, folder: Path) -> Iterator[R]:
+    @classmethod
+    def read(cls, folder: Path) -> Iterator[Self]:
         """Yield the records of a folder, in the order of its log.
 
         Raises:
-            UserError: If a line is no such record.
+            UserError: If a line is not such a record.
         """
-        return map(self.from_line, RecordLog(folder, self.log).read())
+        return map(cls.from_line, RecordLog(folder, cls).read())
+
+
+class RunSettings(NamedTuple):
+    """Every setting that shapes the results of a run, in the order of a record."""
+
+    model: Mapping[str, Any]
+    batching: Mapping[str, Any]
+    """Settings known once the model is loaded."""
+
+    def with_file(self, **file: Any) -> dict[str, Any]:
+        """Return all settings and the versions of the packages.
+
+        Args:
+            file: Settings of the result's file.
+        """
+        return {**self.model, **file, **self.batching, "versions": versions()}
+
+
+class GeneratedLike(Protocol):
+    """A generated image, as its record sees it."""
+
+    @property
+    def request(self) -> ImageRequest:
+        """Its request."""
+
+    @property
+    def forwards(self) -> int | None:
+        """As :attr:`ImageRecord.forwards`."""
+
+    @property
+    def at_once(self) -> int | None:
+        """As :attr:`ImageRecord.at_once`."""
 
 
 @dataclass(frozen=True)
-class ImageRecord:
-    """What a line of ``metadata.jsonl`` says about an image."""
+class ImageRecord(RunRecord):
+    """A line of ``metadata.jsonl``: an image."""
+
+    log = "metadata"
+    results = "images"
+    entry_noun = "prompt"
+    key_columns = ("prompt_index", "image_index")
 
     file: str
     """Path of the image, relative to the run's folder, with ``/``."""
     prompt: str
     prompt_index: int
     image_index: int
-    settings: dict[str, Any]
+    settings: dict[str, Any] = field(metadata=REST)
     """Every setting that shaped the image, and the versions of the packages."""
     metadata: dict[str, Any]
     """Everything else in the prompt file's entry."""
@@ -89,66 +110,49 @@ class ImageRecord:
     at_once: int | None = None
     """Images decoded at once, if its batch was divided because it did not fit into memory."""
 
-    @property
-    def key(self) -> ImageKey:
-        """Prompt index and image index."""
-        return ImageKey(self.prompt_index, self.image_index)
+    @classmethod
+    def of(
+        cls, image: GeneratedLike, settings: RunSettings, file: str = "", **of_file: Any
+    ) -> "ImageRecord":
+        """Return the record of an image.
+
+        Args:
+            image: The image.
+            settings: Settings of its run.
+            file: Path of its file, relative to the run's folder; empty if there is none yet.
+            of_file: Settings of the file, e.g. its format.
+        """
+        request = image.request
+        return cls(
+            file,
+            request.entry.text,
+            *request.key,
+            {**settings.with_file(**of_file), **request.own_settings},
+            request.entry.metadata,
+            forwards=image.forwards,
+            at_once=image.at_once,
+        )
 
     @property
     def subject(self) -> str:
         """The prompt."""
         return self.prompt
 
-    def with_metadata(self, metadata: dict[str, Any]) -> "ImageRecord":
-        """Return the record with what the entry holds now."""
-        return replace(self, metadata=metadata)
-
-    @classmethod
-    def from_line(cls, line: Record) -> "ImageRecord":
-        """Read a line, also one written when settings had older names."""
-        settings = {name: value for name, value in line.items() if name not in _OWN}
-        return cls(
-            line.get("file") or "",
-            line["prompt"],
-            line["prompt_index"],
-            line["image_index"],
-            rename_settings(settings),
-            line.get("metadata") or {},
-            line.get("inspection"),
-            line.get("forwards"),
-            line.get("at_once"),
-        )
-
-    def provenance(self) -> Record:
+    def provenance(self) -> Line:
         """Return what an image file carries about itself: everything but the entry's metadata."""
-        return {
-            "file": self.file,
-            "prompt": self.prompt,
-            "prompt_index": self.prompt_index,
-            "image_index": self.image_index,
-            **self.settings,
-        }
+        line = self.to_line()
+        return {name: line[name] for name in line if name not in _NOT_IN_FILES}
 
-    def to_line(self) -> Record:
-        """Return the line to write."""
-        inspection = {"inspection": self.inspection} if self.inspection is not None else {}
-        return {
-            **self.provenance(),
-            "metadata": self.metadata,
-            **inspection,
-            **self.how_it_went(),
-        }
-
-    def how_it_went(self) -> Record:
-        """Return what is known about how the image was made, other than its settings."""
+    def how_it_went(self) -> Line:
+        """Return what is known about the generation of the image, other than its settings."""
         known = {"forwards": self.forwards, "at_once": self.at_once}
         return {name: value for name, value in known.items() if value is not None}
 
 
-_OWN = {field.name for field in fields(ImageRecord)} - {"settings"}
-IMAGES = Kind("metadata", "prompt", ImageRecord.from_line)
+_NOT_IN_FILES = ("metadata", "inspection", "forwards", "at_once")
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the versions of the packages that shape a result."""
     packages = {name: version(name) for name in ("torch", "transformers", "lightning")}
@@ -159,12 +163,13 @@ def common_settings(records: Iterable[RunRecord]) -> dict[str, Any]:
     """Return the settings that are the same in all records."""
     common: dict[str, Any] | None = None
     for record in records:
+        settings = record.settings
         if common is None:
-            common = record.settings
-        elif common != record.settings:
+            common = settings
+        elif common != settings:
             common = {
                 name: value
                 for name, value in common.items()
-                if name in record.settings and record.settings[name] == value
+                if name in settings and settings[name] == value
             }
     return common or {}

@@ -1,37 +1,30 @@
-"""Starting a run in a folder: which folder to use, and what an earlier run left to do."""
+"""Starting a run: choosing its folder, and finding what an earlier run left to do."""
 
 import json
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from hashlib import sha256
 from itertools import count
 from logging import getLogger
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal, NamedTuple
 
+from lit_dola.data.columns import Line
 from lit_dola.data.plan import RunPlan
-from lit_dola.data.requests import ImageKey
+from lit_dola.data.requests import Failure, RequestKey
 from lit_dola.errors import UserError
-from lit_dola.runs.claim import Claim, alone_in
+from lit_dola.registry import record_types
+from lit_dola.runs.claim import Claim, FolderInUse
 from lit_dola.runs.files import append_line
 from lit_dola.runs.folder import RunFiles, delete_results
 from lit_dola.runs.image_file import is_whole
-from lit_dola.runs.record_log import RESULTS, Record, RecordLog
-from lit_dola.runs.records import Kind, RunRecord
+from lit_dola.runs.record_log import RecordLog
+from lit_dola.runs.records import RunRecord
 from lit_dola.runs.run_file import NAME as RUN_FILE
 from lit_dola.runs.run_file import RunFile
 
 OnMismatch = Literal["error", "new_folder", "overwrite"]
-_BEFORE_THEY_EXISTED = {
-    "strength": 1.0,
-    "min_p": None,
-    "entropy_temperature": None,
-    "speculative": None,
-    "negative_prompt": None,
-}
-"""What settings amount to in a record that is older than they are."""
 FilesOf = Callable[[Any], Sequence[str] | None]
 """Returns the files that belong to a record, relative to the folder; None if it must be made again
 whatever is there."""
@@ -40,11 +33,11 @@ _log = getLogger(__name__)
 
 
 class RunStart(NamedTuple):
-    """Where a run writes, and what it has to make."""
+    """The folder of a run, and the results still to generate."""
 
     folder: Path
     missing: Sequence[int]
-    """Places of the requests that are not done yet."""
+    """Positions of the requests that are not done."""
     began: float
     """When the run began, in the file system's own time."""
     token: str
@@ -54,7 +47,7 @@ class RunStart(NamedTuple):
 
 
 def start_run(
-    kind: Kind[Any],
+    kind: type[RunRecord],
     plan: RunPlan,
     output_dir: Path,
     on_mismatch: OnMismatch,
@@ -64,10 +57,10 @@ def start_run(
     """Prepare the folder of a run, keeping the results of an earlier one.
 
     Args:
-        kind: What kind of results it makes.
-        plan: What the run is to make.
+        kind: Record type of its results.
+        plan: The plan of the run.
         output_dir: Folder that the user asked for.
-        on_mismatch: What to do if the folder has results of other settings or subjects.
+        on_mismatch: Action if the folder has results of other settings or subjects.
         settings: Settings by name, as a record has them.
         files_of: Files that belong to a record.
 
@@ -81,9 +74,9 @@ def start_run(
     """
     wanted = _Wanted(kind, settings, {}, {}, {}, files_of)
     for request in plan.requests[:: plan.per_entry]:
-        index = request.prompt.prompt_index
+        index = request.entry.index
         wanted.subjects[index] = request.subject
-        wanted.metadata[index] = request.prompt.metadata
+        wanted.metadata[index] = request.entry.metadata
         if own := request.own_settings:
             wanted.own_settings[index] = own
     claim, found = claim_folder(wanted, output_dir, on_mismatch)
@@ -92,8 +85,8 @@ def start_run(
         with TemporaryFile(dir=folder) as file:  # fails now rather than after an hour
             began = os.fstat(file.fileno()).st_mtime
         for failure in plan.failures:
-            log = RecordLog(folder, "errors").of_rank(0, claim.token)
-            append_line(log, failure._asdict())
+            log = RecordLog(folder, Failure).of_rank(0, claim.token)
+            append_line(log, failure.to_line())
     except BaseException:
         claim.release()
         raise
@@ -105,14 +98,14 @@ def start_run(
 
 
 class _Wanted(NamedTuple):
-    """What a run is to make, as far as it concerns what is there already."""
+    """The requests of a run, as far as earlier results are compared with them."""
 
-    kind: Kind[Any]
+    kind: type[RunRecord]
     settings: Mapping[str, Any]
     subjects: dict[int, str]
-    """What the results are about, by the index of their entry in the file."""
+    """Subjects of the results, by the index of their entry in the file."""
     metadata: dict[int, dict[str, Any]]
-    """What else the entries hold, likewise."""
+    """Metadata of the entries, likewise."""
     own_settings: dict[int, dict[str, Any]]
     """Settings of single entries, likewise."""
     files_of: FilesOf
@@ -126,19 +119,19 @@ class _Keys:
     def __init__(self) -> None:
         self._images: dict[int, int] = {}
         """By prompt, a number whose bits are its images."""
-        self._others: set[ImageKey] = set()
+        self._others: set[RequestKey] = set()
 
-    def add(self, key: ImageKey) -> None:
+    def add(self, key: RequestKey) -> None:
         """Add a key."""
-        if key.image_index < self._FEW:
-            images = self._images.get(key.prompt_index, 0)
-            self._images[key.prompt_index] = images | 1 << key.image_index
+        if key.sample_index < self._FEW:
+            images = self._images.get(key.entry_index, 0)
+            self._images[key.entry_index] = images | 1 << key.sample_index
         else:
             self._others.add(key)
 
-    def __contains__(self, key: ImageKey) -> bool:
-        if key.image_index < self._FEW:
-            return bool(self._images.get(key.prompt_index, 0) >> key.image_index & 1)
+    def __contains__(self, key: RequestKey) -> bool:
+        if key.sample_index < self._FEW:
+            return bool(self._images.get(key.entry_index, 0) >> key.sample_index & 1)
         return key in self._others
 
     def __bool__(self) -> bool:
@@ -146,7 +139,7 @@ class _Keys:
 
 
 class _Found(NamedTuple):
-    """What an earlier run left."""
+    """Results of an earlier run."""
 
     done: _Keys
     """Results that are complete."""
@@ -161,64 +154,58 @@ class _Mismatch(Exception):
 def claim_folder(
     wanted: _Wanted, output_dir: Path, on_mismatch: OnMismatch
 ) -> tuple[Claim, _Found]:
-    """Claim a folder that has no results of other settings or subjects, or of another kind.
+    """Claim a folder without results of other settings or subjects, or of another kind.
 
     Raises:
-        UserError: If ``output_dir`` has some and ``on_mismatch`` is ``error``, or if a run of other
-            settings or subjects is writing to the folder.
-        OSError: If the folder cannot be made.
+        UserError: If ``output_dir`` has some and ``on_mismatch`` is ``error``, or if a run is
+            writing to the folder.
+        OSError: If the folder cannot be created.
     """
-    subject = f"{wanted.kind.subject}s"
-    entries = [sorted(wanted.subjects.items()), sorted(wanted.own_settings.items())]
-    digest = sha256(json.dumps(entries).encode()).hexdigest()[:16]
     folder = output_dir
     for number in count(2):
         folder.mkdir(parents=True, exist_ok=True)
-        claim = Claim(folder, {**wanted.settings, subject: digest})
+        claim = Claim(folder)
         try:
-            found = _take(claim, wanted, on_mismatch)
+            claim.take()
+            found = _take_over(claim, wanted, on_mismatch)
             break
-        except _Mismatch as mismatch:
+        except (FolderInUse, _Mismatch) as mismatch:
+            if isinstance(mismatch, FolderInUse) and on_mismatch != "new_folder":
+                raise
             if on_mismatch == "error":
                 raise UserError(
-                    f"writer.output_dir: {folder} holds results of another run: {mismatch};"
-                    f" expected the same settings and {subject}, another folder, or"
-                    " writer.on_mismatch new_folder or overwrite"
+                    f"{folder} holds results of another run: {mismatch}",
+                    f"the same settings and {wanted.kind.entry_noun}s, another folder, or"
+                    " writer.on_mismatch new_folder or overwrite",
+                    setting="writer.output_dir",
                 ) from None
         folder = Path(f"{os.path.abspath(output_dir)}-{number}")
     if folder != output_dir:
-        _log.warning("%s holds results of another run; writing to %s", output_dir, folder)
+        _log.warning("%s belongs to another run; writing to %s", output_dir, folder)
     return claim, found
 
 
-def _take(claim: Claim, wanted: _Wanted, on_mismatch: OnMismatch) -> _Found:
-    """Claim a folder unless it has results of another run.
+def _take_over(claim: Claim, wanted: _Wanted, on_mismatch: OnMismatch) -> _Found:
+    """Keep the complete results of a claimed folder, or delete those of another run.
 
     Raises:
-        _Mismatch: If it has; the message says how that run differed.
+        _Mismatch: If there are some and they are not to be deleted.
     """
     try:
-        claim.take()
-    except UserError as error:
-        if on_mismatch == "new_folder":
-            raise _Mismatch(str(error)) from error
-        raise
-    try:
-        with alone_in(claim.folder):  # an equal run, started at once, must not delete ours
-            try:
-                return _keep_complete(claim, wanted)
-            except _Mismatch:
-                if on_mismatch != "overwrite":
-                    raise
-                delete_results(claim.folder)
-                return _Found(_Keys(), {})
+        try:
+            return _keep_complete(claim.folder, wanted)
+        except _Mismatch:
+            if on_mismatch != "overwrite":
+                raise
+            delete_results(claim.folder)
+            return _Found(_Keys(), {})
     except BaseException:
         claim.release()
         raise
 
 
 def differences(
-    kind: Kind[Any],
+    kind: type[RunRecord],
     records: Iterable[RunRecord],
     settings: Mapping[str, Any],
     subjects: Mapping[int, str],
@@ -226,15 +213,15 @@ def differences(
     """Return how an earlier run differed, one text per difference; empty if it did not.
 
     Args:
-        kind: What kind of results.
+        kind: Record type of the results.
         records: Records of the earlier run's results.
         settings: Settings by name, as a record has them.
-        subjects: What the results are about, by the index of their entry in the file.
+        subjects: Subjects of the results, by the index of their entry in the file.
     """
     for record in records:
         found = [
             *_other_settings(record.settings, settings),
-            *_other_subject(kind, record.key.prompt_index, record.subject, subjects),
+            *_other_subject(kind, record.key.entry_index, record.subject, subjects),
         ]
         if found:
             return found
@@ -242,17 +229,16 @@ def differences(
 
 
 def _other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    before = {**_BEFORE_THEY_EXISTED, **before}
     for name, value in now.items():
         if name in before and not _is_same(name, before, now):
             yield f"{name} was {json.dumps(before[name])}, is {json.dumps(value)}"
 
 
 def _other_subject(
-    kind: Kind[Any], index: int, subject: str, subjects: Mapping[int, str]
+    kind: type[RunRecord], index: int, subject: str, subjects: Mapping[int, str]
 ) -> Iterator[str]:
     if subjects.get(index, subject) != subject:
-        yield f"{kind.subject} {index} was {subject!r:.60}, is {subjects[index]!r:.60}"
+        yield f"{kind.entry_noun} {index} was {subject!r:.60}, is {subjects[index]!r:.60}"
 
 
 def _is_same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
@@ -260,12 +246,10 @@ def _is_same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bo
         if "checkpoint" in before and before["checkpoint"] == now.get("checkpoint"):
             return True
         return os.path.normpath(str(before[name])) == os.path.normpath(str(now[name]))
-    if name == "roles" and before[name] == "auto":  # an old record: what auto led to is not known
-        return True
     return bool(before[name] == now[name])
 
 
-def _keep_complete(claim: Claim, wanted: _Wanted) -> _Found:
+def _keep_complete(folder: Path, wanted: _Wanted) -> _Found:
     """Merge the logs, dropping records of incomplete results, and return the others.
 
     The others get the metadata that their entries have now.
@@ -273,18 +257,18 @@ def _keep_complete(claim: Claim, wanted: _Wanted) -> _Found:
     Raises:
         _Mismatch: If a record is of another run; nothing was changed.
     """
-    folder, kind = claim.folder, wanted.kind
-    for log, results in RESULTS.items():
-        if log != kind.log and any(RecordLog(folder, log).read()):
-            raise _Mismatch(f"it made {results}, not {kind.results}")
+    kind = wanted.kind
+    for other in record_types().values():
+        if other is not kind and any(RecordLog(folder, other).read()):
+            raise _Mismatch(f"it generated {other.results}, not {kind.results}")
     found = _Found(_Keys(), {})
     files, verified = RunFiles(folder), _verified(folder)
 
-    def keep(line: Record) -> Record | None:
+    def keep(line: Line) -> Line | None:
         record = kind.from_line(line)
         key = record.key
-        other = [*_other_subject(kind, key.prompt_index, record.subject, wanted.subjects)]
-        own = wanted.own_settings.get(key.prompt_index)
+        other = [*_other_subject(kind, key.entry_index, record.subject, wanted.subjects)]
+        own = wanted.own_settings.get(key.entry_index)
         if own or record.settings != found.settings:  # those of the record before are fine
             now = {**wanted.settings, **own} if own else wanted.settings
             other = [*_other_settings(record.settings, now), *other]
@@ -300,21 +284,20 @@ def _keep_complete(claim: Claim, wanted: _Wanted) -> _Found:
             if modified is None or (modified > verified and not is_whole(folder / name)):
                 return None
         found.done.add(key)
-        now = wanted.metadata.get(key.prompt_index, record.metadata)
+        now = wanted.metadata.get(key.entry_index, record.metadata)
         return line if now == record.metadata else record.with_metadata(now).to_line()
 
-    living = claim.others()
-    RecordLog(folder, kind.log).merge(keep, living)
+    RecordLog(folder, kind).merge(keep)
     # This run finds its own failures again.
-    RecordLog(folder, "errors").merge(lambda line: None, living)
+    RecordLog(folder, Failure).merge(lambda line: None)
     return found
 
 
 def _verified(folder: Path) -> float:
-    """Return until when files were seen to be complete, in the file system's own time.
+    """Return the time until which files are known to be complete, as the file system has it.
 
-    A run that ended in order has written all its files as wholes, and ``run.json`` after them. A
-    file that was damaged later is younger.
+    A run that ended in order wrote every file completely, and ``run.json`` after them. A file that
+    was damaged later is younger.
     """
     run = RunFile.read(folder)
     if run is None or run.ended is None:

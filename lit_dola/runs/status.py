@@ -6,12 +6,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_high
-from typing import Any, Literal
+from typing import Literal, cast
 
-from lit_dola.data.requests import share
+from lit_dola.data.requests import Failure, share
 from lit_dola.errors import UserError
-from lit_dola.runs.claim import living_runs
-from lit_dola.runs.record_log import RESULTS, RecordLog, count_lines
+from lit_dola.registry import record_types
+from lit_dola.runs.claim import Holder, holder_of
+from lit_dola.runs.record_log import RecordLog, count_lines
+from lit_dola.runs.records import RunRecord
 from lit_dola.runs.run_file import RunFile
 
 _SILENCE = 120.0
@@ -57,8 +59,8 @@ class RunStatus:
     rate: float | None = None
     """Results per second since the model was loaded."""
     seconds_left: float | None = None
-    claims: Sequence[dict[str, Any]] = ()
-    """Host and process of the living runs that write to the folder."""
+    holder: Holder | None = None
+    """The run that is writing to the folder."""
     run: RunFile | None = None
     """Who makes it, and with which settings."""
 
@@ -68,11 +70,11 @@ class RankCounter:
 
     Args:
         folder: Folder of the run.
-        log: Name of the log of its results.
+        kind: Record type of its results.
     """
 
-    def __init__(self, folder: Path, log: str) -> None:
-        self._log = RecordLog(folder, log)
+    def __init__(self, folder: Path, kind: type[RunRecord]) -> None:
+        self._log = RecordLog(folder, kind)
         self._read: dict[Path, tuple[int, int]] = {}
 
     def count(self, token: str, ranks: int) -> list[tuple[int, float | None]]:
@@ -131,10 +133,10 @@ def read_statuses(folders: Iterable[str]) -> Iterator[RunStatus]:
         try:
             within = sorted(path for path in folder.iterdir() if path.is_dir())
         except OSError as error:
-            raise UserError(f"{folder}: {error.strerror}; expected the folder of a run") from error
-        runs = [path for path in (folder, *within) if _log_of(path)]
+            raise UserError(f"{error.strerror}", "the folder of a run", at=folder) from error
+        runs = [path for path in (folder, *within) if _kind_of(path)]
         if not runs:
-            raise UserError(f"{folder}: no run; expected the folder of a run or an evaluation")
+            raise UserError("no run", "the folder of a run or an evaluation", at=folder)
         yield from map(read_status, runs if folder not in runs else [folder])
 
 
@@ -144,19 +146,19 @@ def read_status(folder: Path) -> RunStatus:
     Args:
         folder: Folder that holds a run.
     """
-    run, log = RunFile.read(folder), _log_of(folder)
-    assert log is not None
-    claims = living_runs(folder)
-    skipped = RecordLog(folder, "errors").count()
-    state: State = "running" if claims else "stopped"
+    run, kind = RunFile.read(folder), _kind_of(folder)
+    assert kind is not None
+    holder = holder_of(folder)
+    skipped = RecordLog(folder, Failure).count()
+    state: State = "running" if holder else "stopped"
     if run is None:
-        there = RecordLog(folder, log).count()
-        return RunStatus(folder, state, RESULTS[log], there, None, skipped, claims=claims)
-    counts = RankCounter(folder, log).count(run.token, run.ranks)
+        done = RecordLog(folder, kind).count()
+        return RunStatus(folder, state, kind.results, done, None, skipped, holder=holder)
+    counts = RankCounter(folder, kind).count(run.token, run.ranks)
     new = sum(done for done, _ in counts)
     last = max((when for _, when in counts if when is not None), default=None)
     ranks = rank_statuses(run, counts)
-    if run.ended is not None and not claims:
+    if run.ended is not None and not holder:
         ranks, last = [], run.ended
         new = (run.num_there or 0) - run.done_before
         if not run.num_missing:
@@ -167,25 +169,25 @@ def read_status(folder: Path) -> RunStatus:
     return RunStatus(
         folder,
         state,
-        RESULTS[log],
+        kind.results,
         min(run.done_before + new, run.asked_for),
         run.asked_for,
         skipped,
         ranks,
         rate,
         left / rate if rate and state == "running" else None,
-        claims,
+        holder,
         run,
     )
 
 
-def _log_of(folder: Path) -> str | None:
-    """Return the name of the log of a folder's results; None if it holds no run."""
-    run = RunFile.read(folder)
-    if run is not None and run.log in RESULTS:
-        return run.log
+def _kind_of(folder: Path) -> type[RunRecord] | None:
+    """Return the record type of a folder's results; None if it holds no run."""
+    run, known = RunFile.read(folder), record_types()
+    if run is not None and run.log in known:
+        return cast(type[RunRecord], known[run.log])
     with suppress(OSError):
-        for name in RESULTS:
-            if RecordLog(folder, name).exists():
-                return name
+        for kind in known.values():
+            if RecordLog(folder, kind).exists():
+                return cast(type[RunRecord], kind)
     return None

@@ -1,73 +1,90 @@
-"""What every task on a Janus needs: its checkpoint, middle layer, loading and sharding."""
+"""The module of any task: settings that all tasks share, loading, and what a record says."""
 
-import math
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import fields
-from logging import getLogger
-from typing import Any, ClassVar, Literal, Self, get_type_hints
+from typing import Any, ClassVar, Self
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse.typing import ClosedUnitInterval, PositiveInt
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.memory import is_oom_error
 
-from lit_dola.data.base import shards_the_model
-from lit_dola.data.old_names import notes, rename_settings
+from lit_dola.data.base import plan_of, shards_the_model
 from lit_dola.data.plan import RunPlan
-from lit_dola.decoding.cache import images_that_fit
-from lit_dola.decoding.guidance import Scoring
-from lit_dola.decoding.sampling import EntropyTemperature
+from lit_dola.decoding.prefill import PREFILL_BUCKET
 from lit_dola.dola import pick_static_layer_index
-from lit_dola.errors import RankError, UserError, printable, refuse_null, suggestion
+from lit_dola.errors import RankError, UserError
 from lit_dola.janus.checkpoint import Checkpoint, ModelFolder
 from lit_dola.janus.model import Backbone
-from lit_dola.janus.packing import pack_weights, unpack_weights
 from lit_dola.janus.quantization import Quantization
-from lit_dola.tasks.batches import EXACT, BatchModule
-from lit_dola.tasks.expected import expected
+from lit_dola.janus.tokenizer import Roles
+from lit_dola.messages import printable
+from lit_dola.settings.declared import Declared
 
-_log = getLogger(__name__)
+EXACT = ("32-true", "64-true")
+"""Precisions in which a result does not depend on its batch."""
 _PRECISIONS = ("32-true", "bf16-true", "16-true", "64-true")
-_NOT_RECORDED = {"parallel_size", "inspect"}
-"""Settings that do not change any single result."""
-_BATCHING = {"images_per_batch", "questions_per_batch", "compile"}
-_WRONG = re.compile(r'Parser key "(\w+)"')
-"""How jsonargparse names a setting that is wrong."""
-_ROUNDING = {*_BATCHING, "speculative"}
-"""Settings that change how a result is rounded: only in low precision this changes the result."""
 
 
-class JanusModule(BatchModule):
-    """Loads a Janus, checks it against the settings, and records them.
+class JanusModule(Declared, LightningModule):
+    """Module of a task: loads a model, checks it against the settings, and records them.
 
-    A task subclasses this, loads its parts of the model in :meth:`load`, makes its token loop in
-    :meth:`make_generator`, and calls :meth:`run_in_parts` in its ``predict_step``.
+    A task declares its own settings, loads its parts of the model in :meth:`load`, and runs a batch
+    in ``predict_step``.
 
     Args:
-        model_path: As the setting ``model.model_path``.
-        dola: As the setting ``model.dola``.
-        layer_ratio: As the setting ``model.layer_ratio``.
-        layer: As the setting ``model.layer``.
-        compile: As the setting ``model.compile``.
-        quantize: As the setting ``model.quantize``.
+        model_path: Checkpoint: a local folder, a name on the Hugging Face hub, or one of
+            Janus-1.3B, Janus-Pro-1B, Janus-Pro-7B. DeepSeek's layout and transformers' both load.
+        dola: Use DoLa; without it every step is exactly Janus' own.
+        alpha: Threshold of the head set (DoLa's relative top): tokens with at least ``alpha`` times
+            the probability of the most probable token may be drawn; 0: every token may be.
+        strength: How much of the middle layer is subtracted: 1 is DoLa, 0 leaves the baseline's
+            distribution on the head set; with alpha 0, too, it is the baseline itself.
+        layer_ratio: Relative depth of the middle layer (DoLa's premature layer) that the final
+            layer is contrasted with.
+        layer: Index of the middle layer in ``hidden_states`` (0 is the embedding); overrides
+            ``layer_ratio``.
+        mid_norm: Apply the model's final norm to the middle layer first, as a logit lens does; DoLa
+            itself does not.
+        roles: Role names in the prompt's conversation: pro (<|User|>), base (User), or auto: from
+            the checkpoint's chat template, else from the checkpoint's name.
+        quantize: Store the weights of the language model and the head in fewer bits, using torchao:
+            fewer bytes to store and to read per step, and different results. int8wo and float8wo: 8
+            bits, a scale per output channel; int4wo: 4 bits, a scale per 32 weights.
     """
 
-    shared: ClassVar[tuple[str, ...]] = ("model_path", "roles", "quantize", "seed")
+    loading: ClassVar[tuple[str, ...]] = ("model_path", "roles", "quantize")
+    """Settings of the loaded model."""
+    shared: ClassVar[tuple[str, ...]] = loading
     """Settings that all variants of an evaluation share."""
+    unrecorded: ClassVar[tuple[str, ...]] = ()
+    """Settings that shape no single result."""
+    rounding: ClassVar[tuple[str, ...]] = ()
+    """Settings that only affect rounding, and hence a result only in low precision."""
+    listed_last = (
+        "preprocess", "system_prompt", "seed", "roles", "backend", "compile", "quantize", "inspect"
+    )  # fmt: skip
+    items = "images"
+    """Plural noun for the requests of a batch."""
+    batch_setting = "images_per_batch"
+    """The setting for the number of requests per batch."""
     janus: Backbone
-    """The model, once it is loaded."""
+    """The model, once loaded."""
 
     def __init__(
         self,
-        model_path: str,
-        *,
-        dola: bool,
-        layer_ratio: float,
-        layer: int | None,
-        compile: bool | Literal["auto"],
-        quantize: Quantization | None,
+        model_path: str = "deepseek-ai/Janus-Pro-7B",
+        dola: bool = True,
+        alpha: ClosedUnitInterval = 0.1,
+        strength: ClosedUnitInterval = 1.0,
+        layer_ratio: ClosedUnitInterval = 0.8,
+        layer: PositiveInt | None = None,
+        mid_norm: bool = False,
+        roles: Roles = "auto",
+        quantize: Quantization | None = None,
     ) -> None:
-        super().__init__(model_path, compile)
+        super().__init__()
+        self.save_hyperparameters(self.given)
+        self.model_path = model_path
         self.dola = dola
         self.layer_ratio = layer_ratio
         self.layer = layer
@@ -75,45 +92,38 @@ class JanusModule(BatchModule):
         self.on_step: list[Callable[[int], None]] = []
         """Called after each decoding step with the number of tokens drawn per sequence."""
         self.before_loading: list[Callable[[], None]] = []
-        """Called when all settings are known to fit and the model is about to be loaded."""
+        """Called once all settings are checked, before the model is loaded."""
 
-    @classmethod
-    def checked(cls, settings: Mapping[str, Any]) -> Self:
-        """Create a model from settings by name, each checked as on the command line.
+    @property
+    def plan(self) -> RunPlan:
+        """The plan of the trainer's run."""
+        return plan_of(self.trainer)
+
+    @property
+    def is_exact(self) -> bool:
+        """Return whether a result does not depend on its batch, in the trainer's precision."""
+        return self.trainer.precision in EXACT
+
+    @property
+    def compiles(self) -> bool:
+        """Return whether the decoding step is compiled."""
+        return False
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Upper limit of tokens drawn per sequence; 0 if none is drawn."""
+        return 0
+
+    def open_model(self) -> ModelFolder:
+        """Open the checkpoint, fetching it if needed, without loading weights.
 
         Raises:
-            UserError: If a setting is unknown or out of range.
+            UserError: If it cannot be found or fetched, or its config is unusable.
         """
-        for note in notes(settings):
-            _log.warning(note)
-        settings = rename_settings(settings)
-        parser = ArgumentParser(exit_on_error=False)
-        known = parser.add_class_arguments(cls)
-        for name in settings.keys() - set(known):
-            raise UserError(f"{name}: not a setting of the model{suggestion(name, known)}")
-        refuse_null(cls, settings)
-        try:
-            return cls(**parser.parse_object(settings).as_dict())
-        except ArgumentError as error:
-            wrong = _WRONG.search(str(error))
-            if not wrong or wrong[1] not in settings:
-                raise UserError(" ".join(str(error).split())) from error
-            name = wrong[1]
-            hint = get_type_hints(cls.__init__)[name]
-            raise UserError(
-                f"{name}: {settings[name]!r}; expected {expected(name, hint)}"
-            ) from error
-
-    def make_scoring(self) -> Scoring:
-        """Return how logits become scores and tokens, from the settings of the same names."""
-        values = {field.name: self.hparams[field.name] for field in fields(Scoring)}
-        if values["entropy_temperature"]:
-            values["entropy_temperature"] = EntropyTemperature(*values["entropy_temperature"])
-        scoring = Scoring(**values)
-        return scoring if self.dola else scoring.baseline
+        return Checkpoint.open(self.model_path)
 
     def take_model(self, other: Self) -> None:
-        """Use the loaded model of another module of the same checkpoint, if it has one."""
+        """Share the loaded model of another module of the same checkpoint, if it has one."""
         if hasattr(other, "janus"):
             self.janus = other.janus
 
@@ -125,47 +135,35 @@ class JanusModule(BatchModule):
         """
         if not self.dola:
             return None
-        num_layers = model.num_layers
+        num_layers: int = model.num_layers
         if self.layer is None:
             return pick_static_layer_index(num_layers + 1, True, self.layer_ratio)
         if self.layer < num_layers:
-            return self.layer
+            return int(self.layer)
         raise UserError(
-            f"model.layer: {self.layer} is not a middle layer of {self.model_path}; expected 1 to"
-            f" {num_layers - 1}, its final layer is {num_layers}"
+            f"{self.layer} is not a middle layer of {self.model_path}",
+            f"1 to {num_layers - 1}, its final layer is {num_layers}",
+            setting="model.layer",
         )
 
     def setup(self, stage: str) -> None:
         """Check the settings before anything is loaded.
 
         Raises:
-            UserError: If the trainer's precision is none that weights can have, or the settings do
-                not fit the checkpoint or one another.
+            UserError: If the weights cannot have the trainer's precision, or the settings do not
+                fit the checkpoint or one another.
         """
         precision = self.trainer.precision
         if precision not in _PRECISIONS:
             raise UserError(
-                f"trainer.precision: {precision}; expected {', '.join(_PRECISIONS)}: the weights"
-                " are loaded in the precision, and there is nothing to mix"
+                precision,
+                f"{', '.join(_PRECISIONS)}: weights are loaded in the precision, mixing does not"
+                " apply",
+                setting="trainer.precision",
             )
         self.check(self.plan.model)
-        on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        if on_cpu and self.quantize and self.compile_step is True:
-            raise UserError(
-                "model.compile: a compiled step with quantized weights never ends on a CPU (torch"
-                " 2.13); expected false"
-            )
         if shards_the_model(self.trainer):
             self.check_sharded()
-
-    def check_sharded(self) -> None:
-        """Check the settings of a run whose ranks share one model.
-
-        Raises:
-            UserError: If they need the whole model on each rank.
-        """
-        if self.quantize:
-            raise UserError("model.quantize: quantized weights cannot be sharded; expected null")
 
     def check(self, model: ModelFolder) -> None:
         """Check the settings against the model.
@@ -174,6 +172,15 @@ class JanusModule(BatchModule):
             UserError: If they do not fit.
         """
         self.middle_layer(model)
+
+    def check_sharded(self) -> None:
+        """Check the settings of a run whose ranks share one model.
+
+        Raises:
+            UserError: If they need the whole model on each rank.
+        """
+        if self.quantize:
+            raise UserError("quantized weights cannot be sharded", "null", setting="model.quantize")
 
     def configure_model(self) -> None:
         """Load the model, in the trainer's precision and directly onto its device.
@@ -187,40 +194,9 @@ class JanusModule(BatchModule):
             self.load_model(self.plan)
 
     def load_model(self, plan: RunPlan) -> None:
-        """Load the model, and decide how many sequences a batch has.
-
-        Raises:
-            UserError: As :meth:`configure_model`.
-        """
-        if not hasattr(self, "janus"):
-            self._load(plan)
-            if shards_the_model(self.trainer):
-                self.shard_layers()
-        language_model = self.janus.language_model
-        if plan.batch_size is None:
-            slots = plan.longest_prompt + self.max_new_tokens
-            weight = language_model.embed_tokens.weight
-            fitting = images_that_fit(language_model.config, slots, weight)
-            on_all_ranks = self.trainer.strategy.reduce(
-                torch.tensor(fitting, device=weight.device), reduce_op="min"
-            )
-            share = math.ceil(len(plan.requests) / self.trainer.world_size)
-            plan.batch_size = min(int(on_all_ranks), share)
-
-    def load(self, checkpoint: Checkpoint, **how: Any) -> Backbone:
-        """Load what the task needs of the model.
-
-        Args:
-            checkpoint: The checkpoint.
-            how: ``pad_token_id``, ``dtype``, ``device`` and ``quantize``, as
-                :func:`lit_dola.janus.loading.load_janus` takes them.
-
-        Raises:
-            UserError: If it cannot be loaded.
-        """
-        raise NotImplementedError
-
-    def _load(self, plan: RunPlan) -> None:
+        """Load the model, unless another module has shared it; arguments and errors as above."""
+        if hasattr(self, "janus"):
+            return
         try:
             self.janus = self.load(
                 plan.checkpoint,
@@ -232,7 +208,22 @@ class JanusModule(BatchModule):
         except RuntimeError as error:
             if not is_oom_error(error):
                 raise
-            raise RankError(self.out_of_memory("the weights")) from error
+            raise self.out_of_memory("the weights") from error
+        if shards_the_model(self.trainer):
+            self.shard_layers()
+
+    def load(self, checkpoint: Checkpoint, **options: Any) -> Backbone:
+        """Load the parts of the model that the task needs.
+
+        Args:
+            checkpoint: The checkpoint.
+            options: ``pad_token_id``, ``dtype``, ``device`` and ``quantize``, as
+                :func:`lit_dola.janus.loading.load_janus` takes them.
+
+        Raises:
+            UserError: If it cannot be loaded.
+        """
+        raise NotImplementedError
 
     def shard_layers(self) -> None:
         """Leave each rank a part of every layer; a layer is whole only while it runs."""
@@ -241,47 +232,52 @@ class JanusModule(BatchModule):
         for layer in self.janus.language_model.layers:
             fully_shard(layer, reshard_after_forward=True)
 
-    def on_predict_start(self) -> None:
-        """Prepare the token loop."""
-        # By now the precision plugin has cast the whole module.
-        self.janus.restore_float32()
-        if self.compiles:
-            unpack_weights(self.janus)
-        else:
-            pack_weights(self.janus)
-        self.generator = self.make_generator()
+    def out_of_memory(self, what: str) -> RankError:
+        """Return the error for a lack of memory."""
+        batch_setting = f"model.{self.batch_setting}"
+        return RankError(
+            f"out of memory at {what} of {self.model_path} in {self.trainer.precision}",
+            "a device with more free memory, --trainer.precision bf16-true, --model.quantize"
+            " int8wo, --trainer.strategy fsdp2 on several GPUs, a smaller"
+            f" --{batch_setting} or model",
+            mentions=("model.quantize", batch_setting),
+        )
 
-    def on_predict_end(self) -> None:
-        """Free the token loop and its cache: an evaluation keeps the models of all its variants."""
-        del self.generator
-
-    @property
-    def max_new_tokens(self) -> int:
-        """Tokens that the task draws per sequence, at most."""
-        raise NotImplementedError
-
-    def call_on_step(self, tokens: int) -> None:
-        """Report progress: tokens drawn per sequence."""
-        for call in self.on_step:
-            call(tokens)
-
-    def record_settings(self, plan: RunPlan, precision: str) -> dict[str, Any]:
-        """Return every setting that shapes a result, with what ``auto`` led to.
+    def take_batching(self, plan: RunPlan, precision: str, earlier: Mapping[str, Any]) -> None:
+        """In low precision, resolve ``auto`` as the run that is continued did.
 
         Args:
             plan: The plan of the run.
-            precision: That of the trainer, as ``bf16-true``.
+            precision: The trainer's precision.
+            earlier: Settings of a result of the earlier run, as its record has them.
+        """
+
+    def batching(self) -> dict[str, Any]:
+        """Return what else shapes a result in low precision; known once the model is loaded."""
+        if self.is_exact:
+            return {}
+        return {
+            self.batch_setting: self.plan.batch_size,
+            "compile": self.compiles,
+            "prefill_bucket": PREFILL_BUCKET,
+        }
+
+    def record_settings(self, plan: RunPlan, precision: str) -> dict[str, Any]:
+        """Return every setting that shapes a result, with ``auto`` resolved.
+
+        Args:
+            plan: The plan of the run.
+            precision: The trainer's precision, e.g. ``bf16-true``.
 
         Raises:
             UserError: If the model has no such layer.
         """
-        left_out = _NOT_RECORDED | _ROUNDING if precision in EXACT else _NOT_RECORDED
+        left_out = {*self.unrecorded, *(self.rounding if precision in EXACT else ())}
         settings = {
             name: _recorded(value)
             for name, value in self.hparams.items()
             if name not in left_out
-            and not name.startswith("_")
-            and not (name in _BATCHING and value == "auto")  # see batching()
+            and not (name in self.rounding and value == "auto")  # see batching()
         }
         return {
             **settings,

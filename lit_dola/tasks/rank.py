@@ -1,38 +1,28 @@
 """Ranking labels for a picture, or pictures for a text, with DoLa-static on three scorers."""
 
 import math
-from typing import Any, NamedTuple, Self
+from dataclasses import fields
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
-from jsonargparse.typing import ClosedUnitInterval, PositiveInt
+from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
-from lit_dola.data.items import RankScorer
 from lit_dola.data.plan import RunPlan
 from lit_dola.data.requests import Failure, RankRequest
-from lit_dola.decoding.guidance import Scoring
+from lit_dola.decoding.guidance import Contrast
 from lit_dola.decoding.likelihood import TextScorer
 from lit_dola.errors import UserError
-from lit_dola.janus.checkpoint import Checkpoint, ModelFolder
-from lit_dola.janus.loading import load_understanding
+from lit_dola.janus.checkpoint import ModelFolder
 from lit_dola.janus.packing import pack_weights
-from lit_dola.janus.pixels import PixelProcessor, Preprocess
-from lit_dola.janus.quantization import Quantization
-from lit_dola.janus.question import SYSTEM_PROMPT, QuestionEncoder
-from lit_dola.janus.siglip import Siglip, SiglipCheckpoint
-from lit_dola.janus.tokenizer import Roles
-from lit_dola.janus.understanding import UnderstandingJanus
-from lit_dola.tasks.base import JanusModule
-from lit_dola.tasks.judges import (
-    Judge,
-    LikelihoodJudge,
-    SiglipJudge,
-    YesNoJudge,
-    check_question,
-)
+from lit_dola.janus.question import QuestionEncoder
+from lit_dola.judges.judges import Judge, LikelihoodJudge, SiglipJudge, YesNoJudge, check_question
+from lit_dola.judges.siglip import Siglip, SiglipCheckpoint
+from lit_dola.tasks.understand import UnderstandingModule
 
+RankScorer = Literal["siglip", "likelihood", "yes_no"]
 QUESTIONS = {"likelihood": "What is in the image?", "yes_no": "Does this image show {label}?"}
-"""What Janus is asked, by scorer, unless ``model.question`` says something else."""
+"""Default questions to a Janus, by scorer."""
 
 
 class Ranking(NamedTuple):
@@ -52,71 +42,45 @@ class Rankings(NamedTuple):
     failures: list[Failure]
 
 
-class LitRank(JanusModule):
+class LitRank(UnderstandingModule):
     """Ranks labels for a picture, or pictures for a text, with DoLa-static.
 
     Args:
+        question: Question to a Janus; for yes_no with ``{label}`` in it. null: "What is in the
+            image?" for likelihood, "Does this image show {label}?" for yes_no.
+        texts_at_once: Labels whose tokens a Janus reads together.
         model_path: Checkpoint of the scorer: for siglip a SigLIP or SigLIP 2 in transformers'
             layout, otherwise a Janus; a local folder or a name on the Hugging Face hub.
         scorer: siglip: similarity, DoLa over the candidates, the middle layer being one of the
             vision tower; likelihood: a Janus' mean log-probability per token of the label after the
             picture and a question, less that without the picture; yes_no: a Janus'
             P(yes) / (P(yes) + P(no)) for a question about the label.
-        dola: Whether to use DoLa.
-        alpha: Threshold of the head set (DoLa's relative top); 0: no head set.
-        strength: How much of the middle layer is subtracted: 1 is DoLa, 0 leaves the head set.
-        layer_ratio: Relative depth of the middle layer.
-        layer: Index of the middle layer in ``hidden_states`` (0 is the embedding); overrides
-            ``layer_ratio``.
-        mid_norm: For a Janus, whether to apply its final norm to the middle layer first; a SigLIP's
-            middle layer always goes through its post-layernorm.
-        question: What a Janus is asked; for yes_no with ``{label}`` in it. null: "What is in the
-            image?" for likelihood, "Does this image show {label}?" for yes_no.
-        texts_at_once: Labels whose tokens a Janus reads together.
-        preprocess: Whose rounding when pictures are scaled for a Janus.
-        system_prompt: What a Janus' conversation starts with; empty: nothing.
-        roles: Role names in a Janus' conversation: pro, base or auto.
-        quantize: Store the weights of a Janus' language model in fewer bits, using torchao.
+        mid_norm: For a Janus, apply its final norm to the middle layer first; a SigLIP's middle
+            layer always goes through its post-layernorm.
+        settings: Settings of :class:`UnderstandingModule`.
     """
 
     batch_setting = "items_per_batch"
     items = "items"
-    shared = (*JanusModule.shared, "scorer", "system_prompt", "preprocess")
-    janus: UnderstandingJanus
+    shared = (*UnderstandingModule.shared, "scorer")
     siglip: Siglip
-    """The SigLIP, once it is loaded."""
+    """The SigLIP, once loaded."""
 
     def __init__(
         self,
-        model_path: str = "checkpoints/shapes-siglip",
-        scorer: RankScorer = "siglip",
-        dola: bool = True,
-        alpha: ClosedUnitInterval = 0.1,
-        strength: ClosedUnitInterval = 1.0,
-        layer_ratio: ClosedUnitInterval = 0.8,
-        layer: PositiveInt | None = None,
-        mid_norm: bool = False,
+        *,
         question: str | None = None,
         texts_at_once: PositiveInt = 16,
-        preprocess: Preprocess = "deepseek",
-        system_prompt: str = SYSTEM_PROMPT,
-        roles: Roles = "auto",
-        quantize: Quantization | None = None,
+        model_path: str = "checkpoints/shapes-siglip",
+        scorer: RankScorer = "siglip",
+        **settings: Any,
     ) -> None:
-        super().__init__(
-            model_path,
-            dola=dola,
-            layer_ratio=layer_ratio,
-            layer=layer,
-            compile=False,
-            quantize=quantize,
-        )
-        self.save_hyperparameters()
+        super().__init__(model_path=model_path, **settings)
         self.scorer = scorer
-        self.scoring = Scoring(alpha=alpha, strength=strength, mid_norm=mid_norm)
+        own = {field.name: self.hparams[field.name] for field in fields(Contrast)}
+        self.contrast = Contrast(**own)
         self.question = question or QUESTIONS.get(scorer, "")
         self.texts_at_once = texts_at_once
-        self.preprocess = preprocess
 
     @property
     def uses_janus(self) -> bool:
@@ -132,17 +96,9 @@ class LitRank(JanusModule):
         super().check(model)
         check_question(self.question, of_labels=self.scorer == "yes_no")
         if self.quantize and not self.uses_janus:
-            raise UserError("model.quantize: the scorer siglip has no such weights; expected null")
-
-    def setup(self, stage: str) -> None:
-        """Check the settings before anything is loaded.
-
-        Raises:
-            UserError: If they do not fit the model or one another.
-        """
-        super().setup(stage)
-        if self.uses_janus:
-            self.pixels = PixelProcessor.of_checkpoint(self.plan.checkpoint, self.preprocess)
+            raise UserError(
+                "the scorer siglip has no such weights", "null", setting="model.quantize"
+            )
 
     def take_model(self, other: Self) -> None:
         """Use the loaded model of another module of the same checkpoint, if it has one."""
@@ -156,15 +112,11 @@ class LitRank(JanusModule):
         Raises:
             UserError: Always.
         """
-        raise UserError("trainer.strategy: a sharded model cannot rank; expected ddp or auto")
+        raise UserError("a sharded model cannot rank", "ddp or auto", setting="trainer.strategy")
 
-    def load(self, checkpoint: Checkpoint, **how: Any) -> UnderstandingJanus:
-        """Load a Janus for understanding.
-
-        Raises:
-            UserError: If it cannot be loaded.
-        """
-        return load_understanding(checkpoint, **how)
+    def open_model(self) -> ModelFolder:
+        """Open the checkpoint of the scorer."""
+        return super().open_model() if self.uses_janus else SiglipCheckpoint.open(self.model_path)
 
     def load_model(self, plan: RunPlan) -> None:
         """Load the scorer's model.
@@ -188,19 +140,18 @@ class LitRank(JanusModule):
         """Free what the scorer keeps."""
         del self.judge
 
-    @property
-    def max_new_tokens(self) -> int:
-        """None: nothing is drawn."""
-        return 0
-
     def _make_judge(self) -> Judge:
-        layer, scoring = self.middle_layer(self.plan.model), self.scoring
+        layer, contrast = self.middle_layer(self.plan.model), self.contrast
         if not self.uses_janus:
-            return SiglipJudge(self.siglip, layer, scoring.alpha, scoring.strength)
+            return SiglipJudge(self.siglip, layer, contrast.alpha, contrast.strength)
         self.janus.restore_float32()
         pack_weights(self.janus)
         scorer = TextScorer(
-            self.janus, self.janus.text_head, scoring, layer=layer, texts_at_once=self.texts_at_once
+            self.janus,
+            self.janus.text_head,
+            contrast,
+            layer=layer,
+            texts_at_once=self.texts_at_once,
         )
         encoder = self.plan.encoder
         assert isinstance(encoder, QuestionEncoder)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from lit_dola import JanusPipeline
+from lit_dola.apps.caller_queue import Stopped
 from lit_dola.apps.limits import Limits
-from lit_dola.apps.line import Stopped
 from lit_dola.apps.studio import Drawing, Studio, Wish
 from lit_dola.errors import UserError
 from lit_dola.reports.compare import compare

@@ -7,7 +7,7 @@ import signal
 import pytest
 from PIL import Image
 
-from lit_dola.runs.answers import ANSWERS
+from lit_dola.runs.answers import AnswerRecord
 from lit_dola.tasks.answer import LitAnswer
 from tests.support.commands import messages
 from tests.support.questions import QUESTIONS, answers, write_questions
@@ -74,7 +74,7 @@ def test_a_signal_ends_the_run_and_the_same_command_continues(answer, asked, tmp
         done = answer("--model.questions_per_batch=2")
     assert done.returncode == 143
     assert "stopped by SIGTERM; the same command continues from there" in done.stderr
-    first = sorted(record.question_index for record in ANSWERS.read(tmp_path / "out"))
+    first = sorted(record.question_index for record in AnswerRecord.read(tmp_path / "out"))
     assert first == [0, 1, 2, 3][: len(first)]
     assert len(first) >= 2
     asked.clear()

@@ -15,8 +15,8 @@ from PIL import ExifTags, Image
 
 from lit_dola import ImageWriter
 from lit_dola.callbacks import open_run
-from lit_dola.data.datamodule import PromptDataModule
 from lit_dola.data.plan import RunPlan
+from lit_dola.data.prompts import PromptDataModule
 from lit_dola.data.requests import Failure, ImageRequest, Prompt
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lit_dola.janus.files import shipped
+from lit_dola.shipped import shipped
 from tests.support.commands import ROOT
 
 ALL = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))

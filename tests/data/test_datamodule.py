@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_dola.data.base import ContiguousSampler
-from lit_dola.data.datamodule import PromptDataModule
+from lit_dola.data.prompts import PromptDataModule
 from lit_dola.data.requests import EncodedPrompt, ImageRequest, ImageRequests, Prompt, Selection
 from lit_dola.errors import UserError
 

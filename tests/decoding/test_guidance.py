@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lit_dola.decoding.guidance import (
-    Scoring,
     classifier_free_guidance,
     dola_from_features,
     guided_dola,
@@ -20,6 +19,7 @@ from lit_dola.decoding.guidance import (
 )
 from lit_dola.dola import MASK_VALUE, apc_mask, contrast_with_apc_from_logits, log_contrast
 from tests.support import reference
+from tests.support.scoring import make_scoring
 from tests.support.strategies import alphas, logits, strengths
 
 POLICIES = ("cond", "intersection", "union", "per_branch")
@@ -165,7 +165,7 @@ def test_both_forms_score_as_the_formula_says(apc, strength, alpha, guided):
     """From features, as decoding does, and from logits, as inspection does."""
     features = torch.randn(2, 1 + guided, 3, 16, generator=torch.Generator().manual_seed(1))
     linear = nn.Linear(16, 40).requires_grad_(False)
-    scoring = Scoring(alpha=alpha, strength=strength, cfg_weight=0.7, apc=apc)
+    scoring = make_scoring(alpha=alpha, strength=strength, cfg_weight=0.7, apc=apc)
     needed = features if strength else features[:1]
     scores = score_features(needed, linear, scoring)
     logits = linear(features)
@@ -189,7 +189,7 @@ def test_strength_one_scores_as_before_it_existed_bit_for_bit(guided, dtype):
     rows = linear(torch.stack([features[0, 0], fused.to(dtype)]))
     threshold = rows[0].float().amax(-1, keepdim=True) + np.log(0.1)
     before = (rows[1].float() - linear.bias.float()).masked_fill(rows[0] < threshold, -np.inf)
-    assert torch.equal(score_features(features, linear, Scoring()), before)
+    assert torch.equal(score_features(features, linear, make_scoring()), before)
 
 
 @pytest.mark.parametrize("guided", [True, False])
@@ -200,7 +200,7 @@ def test_strength_zero_and_alpha_zero_are_the_baseline_bit_for_bit(dtype, apc, g
     linear = nn.Linear(16, 40, dtype=dtype).requires_grad_(False)
     logits = linear(features[0])
     own = classifier_free_guidance(*logits, 5.0) if guided else logits[0]
-    scoring = Scoring(alpha=0.0, strength=0.0, apc=apc)
+    scoring = make_scoring(alpha=0.0, strength=0.0, apc=apc)
     assert torch.equal(score_features(features, linear, scoring), own)
     assert scoring.baseline == scoring
 

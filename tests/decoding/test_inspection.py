@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 
 from lit_dola import LitDoLa
-from lit_dola.data.requests import ImageKey
-from lit_dola.decoding.guidance import Scoring
+from lit_dola.data.requests import RequestKey
 from lit_dola.decoding.inspection import inspect_tokens
 from lit_dola.decoding.jacobi import token_generator
 from lit_dola.decoding.loop import cfg_pair
@@ -19,11 +18,12 @@ from lit_dola.errors import UserError
 from tests.support import forked, reference
 from tests.support.commands import CPU, messages
 from tests.support.images import ImageGenerator, slow
+from tests.support.scoring import make_scoring
 
 PROMPT = "two blue birds on a branch"
-KEY = ImageKey(4, 2)
+KEY = RequestKey(4, 2)
 LAYER = 5
-SCORING = Scoring(alpha=0.3, cfg_weight=3.0, temperature=0.7, seed=11)
+SCORING = make_scoring(alpha=0.3, cfg_weight=3.0, temperature=0.7, seed=11)
 CASES = [
     {}, {"mid_norm": True}, {"apc": "union"}, {"apc": "intersection", "alpha": 0.6},
     {"apc": "per_branch"}, {"temperature": 0.0}, {"top_k": 5}, {"cfg_weight": 1.0, "top_p": 0.8},

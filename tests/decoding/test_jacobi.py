@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 
-from lit_dola.data.requests import ImageKey
-from lit_dola.decoding.guidance import Scoring
+from lit_dola.data.requests import RequestKey
 from lit_dola.decoding.jacobi import SpeculativeGenerator
 from lit_dola.decoding.loop import NotFiniteError, TokenGenerator, cfg_pair
 from lit_dola.decoding.sampling import EntropyTemperature
 from lit_dola.janus.tokenizer import PromptEncoder
 from tests.support.commands import CPU, ROOT, records
 from tests.support.images import BATCH, PROMPTS, load_folder, slow
+from tests.support.scoring import make_scoring
 from tests.test_same_image import images_of
 
 SETTINGS = [
@@ -36,7 +36,7 @@ MORE = [
 def make(kind, janus, *, layer, compile=False, window=None, **scoring):
     more = {"window": window} if window else {}
     return kind(
-        janus, janus.image_head, Scoring(**scoring), layer=layer,
+        janus, janus.image_head, make_scoring(**scoring), layer=layer,
         max_new_tokens=janus.num_image_tokens, compile=compile, **more,
     )  # fmt: skip
 
@@ -45,7 +45,7 @@ def run(generate, janus, encoder, batch=BATCH, prompts=PROMPTS):
     branches = [
         cfg_pair(encoder.encode(prompts[prompt]), janus.pad_token_id) for prompt, _ in batch
     ]
-    return generate(branches, [ImageKey(*key) for key in batch])
+    return generate(branches, [RequestKey(*key) for key in batch])
 
 
 @pytest.mark.parametrize("window", [2, 5, 40])
@@ -166,7 +166,13 @@ def test_stop_tokens_are_refused(load):
     janus = load(torch.float32)
     with pytest.raises(ValueError, match="stop tokens"):
         SpeculativeGenerator(
-            janus, janus.image_head, Scoring(), layer=None, max_new_tokens=4, window=2, stop_ids=[1]
+            janus,
+            janus.image_head,
+            make_scoring(),
+            layer=None,
+            max_new_tokens=4,
+            window=2,
+            stop_ids=[1],
         )
 
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from transformers import JanusForConditionalGeneration, TopKLogitsWarper
 
-from lit_dola.data.requests import ImageKey
-from lit_dola.decoding.guidance import ApcPolicy, Scoring
+from lit_dola.data.requests import RequestKey
+from lit_dola.decoding.guidance import ApcPolicy
 from lit_dola.decoding.jacobi import token_generator
 from lit_dola.decoding.loop import NotFiniteError, cfg_pair
 from tests.support import reference
 from tests.support.images import BATCH, PROMPTS, ImageGenerator, expected, slow
+from tests.support.scoring import make_scoring
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 5])
@@ -39,7 +40,7 @@ def janus64(load):
 def run(janus, encoder, settings, batch=BATCH):
     return ImageGenerator(janus, **settings)(
         [encoder.encode(PROMPTS[prompt]) for prompt, _ in batch],
-        [ImageKey(prompt, image) for prompt, image in batch],
+        [RequestKey(prompt, image) for prompt, image in batch],
     ).tolist()
 
 
@@ -100,12 +101,12 @@ def test_a_negative_prompt_is_the_unconditional_branch(
     generate = token_generator(
         janus64,
         janus64.image_head,
-        Scoring(**{name: settings[name] for name in settings if name != "layer"}),
+        make_scoring(**{name: settings[name] for name in settings if name != "layer"}),
         window=window,
         layer=settings["layer"],
         max_new_tokens=16,
     )
-    keys = [ImageKey(0, 0), ImageKey(0, 0), ImageKey(0, 1)]
+    keys = [RequestKey(0, 0), RequestKey(0, 0), RequestKey(0, 1)]
     found = generate(branches, keys).tolist()
     for tokens, key, other in zip(found, keys, [negative_ids, None, ids]):
         assert tokens == reference.generate(
@@ -188,7 +189,7 @@ def test_greedy_baseline_equals_transformers_generate(tiny_checkpoint, load, enc
             guidance_scale=5.0,
         )
         config = {"layer": None, "cfg_weight": 5.0, "temperature": 0.0}
-        ours = ImageGenerator(janus, **config)(input_ids.tolist(), [ImageKey(0, 0)])
+        ours = ImageGenerator(janus, **config)(input_ids.tolist(), [RequestKey(0, 0)])
         assert torch.equal(ours, theirs)
         with torch.no_grad():
             pixels = model.decode_image_tokens(theirs).permute(0, 3, 1, 2)
@@ -222,7 +223,7 @@ def test_on_step_counts_the_tokens(janus64, encoder):
     generate = ImageGenerator(janus64, layer=None, fill_to=3)
     made = generate(
         [encoder.encode("a")],
-        [ImageKey(0, 0)],
+        [RequestKey(0, 0)],
         lambda *step: seen.append((*step[:1], step[1].clone())),
     )
     assert [count for count, _ in seen] == list(range(1, 17))
@@ -234,7 +235,7 @@ def test_on_step_counts_the_tokens(janus64, encoder):
 def test_seeds_of_their_own(janus64, encoder):
     """A sequence draws what a whole run with its seed would draw."""
     prompts = [encoder.encode("a"), encoder.encode("two birds"), encoder.encode("a")]
-    keys = [ImageKey(0, 0), ImageKey(1, 0), ImageKey(0, 1)]
+    keys = [RequestKey(0, 0), RequestKey(1, 0), RequestKey(0, 1)]
     together = ImageGenerator(janus64, layer=6)(prompts, keys, seeds=[7, 0, 2**32 - 1])
     for place, seed in enumerate([7, 0, 2**32 - 1]):
         alone = ImageGenerator(janus64, layer=6, seed=seed)(prompts, keys)

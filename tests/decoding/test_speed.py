@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_dola.data.requests import ImageKey
+from lit_dola.data.requests import RequestKey
 from lit_dola.decoding.cache import KVCache, images_that_fit
-from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.jacobi import SpeculativeGenerator
 from lit_dola.decoding.loop import cfg_pair
 from tests.support.images import BATCH, PROMPTS, ImageGenerator
+from tests.support.scoring import make_scoring
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def janus(load):
 def generate(encoder):
     def run(generator, batch=BATCH, prompts=PROMPTS):
         input_ids = [encoder.encode(prompts[prompt]) for prompt, _ in batch]
-        return generator(input_ids, [ImageKey(*key) for key in batch]).tolist()
+        return generator(input_ids, [RequestKey(*key) for key in batch]).tolist()
 
     return run
 
@@ -102,7 +102,7 @@ def test_the_loop_never_waits_for_the_device(settings, janus, generate):
     with Waits() as waits:
         generator(
             [prompts, prompts[:3]],
-            [ImageKey(0, 0), ImageKey(1, 0)],
+            [RequestKey(0, 0), RequestKey(1, 0)],
             lambda step, _: waits.seen.append(step),
         )
     assert waits.seen[:-1] == [*range(1, 17)]  # and once after the loop: were all logits finite?
@@ -140,13 +140,13 @@ def test_one_graph_serves_prompts_of_every_length(layer, graphs, janus, generate
 def test_one_graph_serves_windows_after_prompts_of_every_length(graphs, janus, encoder):
     settings = {"layer": 6, "max_new_tokens": 16, "max_prompt_length": 120, "window": 4}
     compiled, plain = (
-        SpeculativeGenerator(janus, janus.image_head, Scoring(), compile=compile, **settings)
+        SpeculativeGenerator(janus, janus.image_head, make_scoring(), compile=compile, **settings)
         for compile in (True, False)
     )
     for first in range(0, 20, 4):
         ids = [encoder.encode("a " * (5 * n + 1)) for n in range(first, first + 4)]
         branches = [cfg_pair(prompt, janus.pad_token_id) for prompt in ids]
-        keys = [ImageKey(n, 0) for n in range(first, first + 4)]
+        keys = [RequestKey(n, 0) for n in range(first, first + 4)]
         assert torch.equal(compiled(branches, keys), plain(branches, keys))
     assert graphs() == 1
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from transformers import JanusForConditionalGeneration
 
-from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.loop import NotFiniteError, TokenGenerator
 from lit_dola.janus.model import Head
 from tests.support import reference
 from tests.support.images import PROMPTS
+from tests.support.scoring import make_scoring
 
 TOKENS = 40
 PAD = 2
@@ -35,7 +35,7 @@ def generate(model):
 
     def run(prompts, layer=None, stop_ids=(), tokens=TOKENS, keys=None, **scoring):
         loop = TokenGenerator(
-            janus, janus.head, Scoring(**{"temperature": 0.0, **scoring}), layer=layer,
+            janus, janus.head, make_scoring(**{"temperature": 0.0, **scoring}), layer=layer,
             max_new_tokens=tokens, stop_ids=stop_ids,
         )  # fmt: skip
         return loop([(ids,) for ids in prompts], keys or [(i, 0) for i in range(len(prompts))])

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import JanusForConditionalGeneration
 
-from lit_dola.data.requests import ImageKey
+from lit_dola.data.requests import RequestKey
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import read_config
 from lit_dola.janus.model import TransformersJanus
@@ -78,7 +78,7 @@ def test_sizes_come_from_the_published_config(name, tmp_path):
 
 
 INPUTS = ("a red apple", "two blue birds on a branch")
-KEYS = (ImageKey(0, 0), ImageKey(1, 3))
+KEYS = (RequestKey(0, 0), RequestKey(1, 3))
 SETTINGS = [
     {"layer": 3, "seed": 5},
     {"layer": 2, "mid_norm": True, "cfg_weight": 2.0},

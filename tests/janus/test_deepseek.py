@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from lit_dola.data.requests import ImageKey
+from lit_dola.data.requests import RequestKey
 from lit_dola.errors import UserError
 from lit_dola.janus import deepseek
 from lit_dola.janus.tokenizer import PromptEncoder
@@ -89,7 +89,7 @@ def test_same_tokens_and_pixels_as_the_native_backend(tmp_path):
             tmp_path, pad_token_id=encoder.pad_token_id, dtype=torch.float32, backend=backend
         )
         generate = ImageGenerator(janus, layer=3)
-        tokens = generate(prompts, [ImageKey(0, 0), ImageKey(1, 0)])
+        tokens = generate(prompts, [RequestKey(0, 0), RequestKey(1, 0)])
         with torch.no_grad():
             made.append((tokens, janus.decode_image_tokens(tokens)))
     (ours, our_pixels), (theirs, their_pixels) = made

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lit_dola.data.requests import ImageKey
+from lit_dola.data.requests import RequestKey
 from lit_dola.janus import packing
 from lit_dola.janus.model import linear_layers
 from lit_dola.janus.packing import PackedWeight, pack_weights, unpack_weights
@@ -79,6 +79,7 @@ def test_same_tokens_as_the_reference_in_float64(settings, load, reference_model
     janus = load(torch.float32)
     pack_weights(janus)
     tokens = ImageGenerator(janus, **settings)(
-        [encoder.encode(PROMPTS[prompt]) for prompt, _ in BATCH], [ImageKey(*key) for key in BATCH]
+        [encoder.encode(PROMPTS[prompt]) for prompt, _ in BATCH],
+        [RequestKey(*key) for key in BATCH],
     )
     assert tokens.tolist() == expected(reference_model, encoder, **settings)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_dola.data.requests import ImageKey
+from lit_dola.data.requests import RequestKey
 from lit_dola.errors import UserError
 from lit_dola.janus.model import linear_layers
 from lit_dola.janus.quantization import Quantization, _check_int4, quantize_weights
@@ -37,7 +37,7 @@ def test_quantized_weights_are_near_the_weights_they_stand_for(how, dtype, load,
         error = (ours(hidden_states) - expected).float().norm() / expected.float().norm()
         assert 0 < error < WORST[how]
     generate = ImageGenerator(janus, layer=6)
-    tokens = generate([encoder.encode("a red apple")], [ImageKey(0, 0)])
+    tokens = generate([encoder.encode("a red apple")], [RequestKey(0, 0)])
     assert tokens.shape == (1, 16)
     assert ((tokens >= 0) & (tokens < 1024)).all()
 

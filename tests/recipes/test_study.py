@@ -9,11 +9,10 @@ import pytest
 import yaml
 
 from lit_dola import LitDoLa
+from lit_dola.evaluation.variants import all_variants, make_variants
 from lit_dola.reports.scores import OVERALL, rates
 from lit_dola.tasks.answer import LitAnswer
 from lit_dola.tasks.rank import LitRank
-from lit_dola.tasks.recommended import RECOMMENDABLE
-from lit_dola.tasks.variants import all_variants, make_variants
 from recipes.shapes.study import choose, tables
 from recipes.shapes.study.common import Variant, variants_of
 from tests.support.commands import ROOT
@@ -30,9 +29,9 @@ def read(path):
 @pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
 def test_every_variant_is_valid_and_depends_on_no_recommendation(path):
     shared, own = read(STUDY / "common.yaml"), read(path)
-    assert set(RECOMMENDABLE) <= set(shared["model"])
+    assert set(LitDoLa.recommendable) <= set(shared["model"])
     defaults = LitDoLa().hparams
-    assert all(shared["model"][name] == defaults[name] for name in RECOMMENDABLE)
+    assert all(shared["model"][name] == defaults[name] for name in LitDoLa.recommendable)
     model = LitDoLa.checked({**shared["model"], **own.get("model", {})})
     assert len(make_variants(model, all_variants({}, own["grid"]))) >= 6
     assert own["writer"]["output_dir"] == f"outputs/study/{path.stem}"
@@ -55,7 +54,7 @@ def test_tuning_and_held_out_prompts_are_the_two_halves():
 def write_variant(folder, settings, right):
     """The files of a scored variant; ``right`` says how many of ten prompts per skill are right."""
     folder.mkdir(parents=True)
-    defaults = {name: LitDoLa().hparams[name] for name in ("dola", *RECOMMENDABLE)}
+    defaults = {name: LitDoLa().hparams[name] for name in ("dola", *LitDoLa.recommendable)}
     with (folder / "metadata.jsonl").open("w") as log, (folder / "scores.jsonl").open("w") as out:
         for prompt in range(20):
             file = f"{prompt:05}_p/img_00.png"

@@ -8,9 +8,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
+from lit_dola.evaluation.variants import all_variants
 from lit_dola.reports.figures import draw_grid, draw_rates
 from lit_dola.reports.intervals import Estimate
-from lit_dola.tasks.variants import all_variants
 
 GRIDS = {
     "numbers": {"strength": [0, 0.2, 1], "alpha": [0.02]},

@@ -127,7 +127,7 @@ def append_and_merge(folder, first, count):
     records.write_atomically = slow_write
     claim = Claim(folder, {})
     claim.take()
-    log = RecordLog(folder, "metadata")
+    log = RecordLog(folder, ImageRecord)
     for image in range(count):
         line = {"file": "x", "prompt": "a", "prompt_index": first, "image_index": image}
         append_line(log.of_rank(0, claim.token), line)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_dola.data.requests import Failure
 from lit_dola.errors import UserError
 from lit_dola.runs.files import append_line, make_folder, safe_name, write_atomically
 from lit_dola.runs.folder import (
@@ -22,7 +23,7 @@ from lit_dola.runs.folder import (
     image_path,
 )
 from lit_dola.runs.record_log import RecordLog
-from lit_dola.runs.records import IMAGES, ImageRecord
+from lit_dola.runs.records import ImageRecord
 from lit_dola.runs.resume import differences
 
 
@@ -183,7 +184,7 @@ def test_a_line_on_a_full_disk_is_taken_back(tmp_path, monkeypatch):
 
 
 def test_ranks_are_merged_in_order_a_line_an_image(tmp_path):
-    lines = RecordLog(tmp_path, "metadata")
+    lines = RecordLog(tmp_path, ImageRecord)
     for rank, made in [(0, [(2, 0), (0, 1)]), (11, [(1, 0), (3, 0)]), (2, [(0, 0), (2, 0)])]:
         for key in made:
             append_line(lines.of_rank(rank, "ab12"), record(*key))
@@ -196,7 +197,7 @@ def test_ranks_are_merged_in_order_a_line_an_image(tmp_path):
     assert lines_in(lines.path) == [record(1, 0), record(1, 1)]
     assert lines.merge(keep=lambda line: None) == 0
     assert list(tmp_path.iterdir()) == []
-    failures = RecordLog(tmp_path, "errors")
+    failures = RecordLog(tmp_path, Failure)
     for image in (2, None):  # None: about the whole prompt
         append_line(failures.of_rank(0, "ab12"), record(0, image))
     assert failures.merge() == 2
@@ -204,7 +205,7 @@ def test_ranks_are_merged_in_order_a_line_an_image(tmp_path):
 
 
 def test_a_merged_log_that_stays_as_it_is_is_not_written(tmp_path):
-    lines = RecordLog(tmp_path, "metadata")
+    lines = RecordLog(tmp_path, ImageRecord)
     for key in [(0, 0), (0, 1), (1, 0)]:
         append_line(lines.of_rank(0, "ab12"), record(*key))
     lines.merge()
@@ -245,7 +246,7 @@ def test_a_merge_is_what_a_dictionary_would_be(first, second, dropped, changed):
         return {**line, "new": True} if line["prompt_index"] in changed else line
 
     with TemporaryDirectory() as folder:
-        log = RecordLog(Path(folder), "errors")
+        log = RecordLog(Path(folder), Failure)
         expected = {}
         for part, keys in enumerate((first, second)):
             for place, key in enumerate(keys):
@@ -277,7 +278,7 @@ def test_files_are_listed_by_prompt(tmp_path):
 
 
 def test_a_torn_line_is_left_out(tmp_path):
-    lines = RecordLog(tmp_path, "metadata")
+    lines = RecordLog(tmp_path, ImageRecord)
     append_line(lines.of_rank(0, "ab12"), record(0, 0))
     with lines.of_rank(0, "ab12").open("ab") as file:
         file.write(json.dumps(record(0, 1)).encode()[:-7])
@@ -289,7 +290,7 @@ def test_a_torn_line_is_left_out(tmp_path):
 
 
 def test_a_merge_that_fails_loses_no_line(tmp_path, monkeypatch):
-    lines = RecordLog(tmp_path, "metadata")
+    lines = RecordLog(tmp_path, ImageRecord)
     append_line(lines.of_rank(0, "ab12"), record(0, 0))
     lines.merge()
     append_line(lines.of_rank(1, "ab12"), record(0, 1))
@@ -306,7 +307,7 @@ def test_lines_of_something_else_are_an_error_and_stay(tmp_path):
     with pytest.raises(
         UserError, match=r"metadata\.jsonl: line 1: not a record of a run; expected"
     ):
-        RecordLog(tmp_path, "metadata").merge()
+        RecordLog(tmp_path, ImageRecord).merge()
     assert path.read_text() == '{"file_name": "0001.png"}\n'
 
 
@@ -346,22 +347,10 @@ def test_differences_name_each_setting_and_the_prompt():
     lines = [record(0, 0, alpha=0.1, seed=0, layer=None), record(1, 0, alpha=0.1, seed=0)]
     earlier = [ImageRecord.from_line(line) for line in lines]
     same = {"alpha": 0.1, "seed": 0, "new": "setting"}
-    assert differences(IMAGES, earlier, same, {0: "a"}) == []  # the prompt file may be shorter
-    assert differences(IMAGES, earlier, same, {0: "a", 1: "a", 2: "b"}) == []  # or longer
-    assert differences(IMAGES, earlier, {**same, "alpha": 0.2, "layer": 6}, {0: "a"}) == [
+    assert differences(ImageRecord, earlier, same, {0: "a"}) == []  # the prompt file may be shorter
+    assert differences(ImageRecord, earlier, same, {0: "a", 1: "a", 2: "b"}) == []  # or longer
+    assert differences(ImageRecord, earlier, {**same, "alpha": 0.2, "layer": 6}, {0: "a"}) == [
         "alpha was 0.1, is 0.2",
         "layer was null, is 6",
     ]
-    assert differences(IMAGES, earlier, same, {0: "a", 1: "b"}) == ["prompt 1 was 'a', is 'b'"]
-
-
-def test_a_setting_that_is_younger_than_a_record_had_one_value_then():
-    earlier = [ImageRecord.from_line(record(0, 0, alpha=0.1))]
-    now = {"alpha": 0.1, "strength": 1.0, "min_p": None, "entropy_temperature": None}
-    assert differences(IMAGES, earlier, now, {0: "a"}) == []
-    assert differences(IMAGES, earlier, {**now, "strength": 0.2}, {0: "a"}) == [
-        "strength was 1.0, is 0.2"
-    ]
-    assert differences(IMAGES, earlier, {**now, "min_p": 0.1}, {0: "a"}) == [
-        "min_p was null, is 0.1"
-    ]
+    assert differences(ImageRecord, earlier, same, {0: "a", 1: "b"}) == ["prompt 1 was 'a', is 'b'"]

@@ -2,12 +2,12 @@
 
 import pytest
 
-from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.loop import TokenGenerator, cfg_pair
 from lit_dola.decoding.sampling import EntropyTemperature
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import load_janus
 from tests.support import reference
+from tests.support.scoring import make_scoring
 
 PROMPTS = ["a red apple", "two blue birds on a branch above a green river at night", "猫"]
 # Five images of three prompts of different length, as a batch in the middle of a run has them.
@@ -23,7 +23,7 @@ class ImageGenerator(TokenGenerator):
         super().__init__(
             janus,
             janus.image_head,
-            Scoring(**scoring),
+            make_scoring(**scoring),
             layer=layer,
             max_new_tokens=janus.num_image_tokens,
             max_prompt_length=max_prompt_length,

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.memory import garbage_collection_cuda
 
 from lit_dola import LitDoLa, PromptDataModule
-from lit_dola.data.requests import ImageKey
+from lit_dola.data.requests import RequestKey
 from lit_dola.decoding.loop import TokenGenerator
 from lit_dola.errors import UserError
 from lit_dola.janus import packing
@@ -59,7 +59,7 @@ def test_the_model_is_in_the_trainers_precision_and_its_positions_are_not(
     tokens = torch.cat([batch.tokens for batch in batches])
     expected = ImageGenerator(load(dtype), layer=6)(
         [request.input_ids for request in requests[:3]],
-        [ImageKey(request.prompt.prompt_index, request.image_index) for request in requests[:3]],
+        [RequestKey(request.prompt.prompt_index, request.image_index) for request in requests[:3]],
     )
     assert torch.equal(tokens[:3].long(), expected)
 
@@ -139,7 +139,7 @@ def enough_for(
 
 def warned(caplog):
     return [
-        record.getMessage() for record in caplog.records if record.name == "lit_dola.tasks.batches"
+        record.getMessage() for record in caplog.records if record.name == "lit_dola.tasks.decode"
     ]
 
 

@@ -8,8 +8,7 @@ import yaml
 
 from lit_dola import JanusPipeline, UserError
 from lit_dola.janus.checkpoint import Checkpoint
-from lit_dola.tasks import recommended
-from lit_dola.tasks.recommended import recommended_settings
+from lit_dola.janus.recommended import recommended_settings
 from tests.support.commands import messages, one_line, records
 
 
@@ -136,14 +135,16 @@ def test_of_a_name_on_the_hub_that_one_file_is_fetched(checkpoint, monkeypatch):
     monkeypatch.setattr(
         "lit_dola.janus.checkpoint.hf_hub_download", lambda *args: asked.append(args) or str(path)
     )
-    assert recommended_settings("somebody/their-janus") == {"alpha": 0.3}
+    assert recommended_settings("somebody/their-janus", LitDoLa) == {"alpha": 0.3}
     assert asked == [("somebody/their-janus", "generation_config.json")]
     for name in ("deepseek-ai/Janus-Pro-7B", "deepseek-community/Janus-Pro-1B", "Janus-1.3B"):
-        assert recommended_settings(name) == {}  # nobody asks the network about a published Janus
+        assert (
+            recommended_settings(name, LitDoLa) == {}
+        )  # nobody asks the network about a published Janus
     assert len(asked) == 1
 
 
 def test_everything_that_can_be_recommended_is_a_setting_that_is_recorded(checkpoint):
     from lit_dola import LitDoLa
 
-    assert set(recommended.RECOMMENDABLE) <= set(LitDoLa().hparams)
+    assert set(LitDoLa.recommendable) <= set(LitDoLa().hparams)

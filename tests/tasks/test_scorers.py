@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from lit_dola.errors import UserError
-from lit_dola.tasks.scorers import (
+from lit_dola.evaluation.scorers import (
     QUESTION,
     ClipIqa,
     ClipScore,

@@ -3,8 +3,8 @@
 import pytest
 
 from lit_dola import LitDoLa, UserError
+from lit_dola.evaluation.variants import all_variants, expand_grid, make_variants
 from lit_dola.runs.files import safe_name
-from lit_dola.tasks.variants import all_variants, expand_grid, make_variants
 
 
 def test_every_combination_is_a_variant_named_after_it():

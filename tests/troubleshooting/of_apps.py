@@ -5,8 +5,8 @@ import logging
 import socket
 
 from lit_dola import JanusPipeline, UserError
+from lit_dola.apps.caller_queue import Line
 from lit_dola.apps.limits import Limits
-from lit_dola.apps.line import Line
 from tests.troubleshooting.scene import CASES, case
 
 LIMITS = Limits(max_images=8, max_prompt_length=2000, max_queue=2)

@@ -38,14 +38,14 @@ class NotANumber:
 
 @case("scorer: /nowhere")
 def no_clip(scene):
-    scorer = "lit_dola.tasks.scorers.ClipScore"
+    scorer = "lit_dola.evaluation.scorers.ClipScore"
     return scene.evaluate(f"--scorer={scorer}", "--scorer.model=/nowhere"), 1
 
 
 @case("vqa_list is 'x'")
 def no_pairs(scene):
     scene.write_prompts([{"prompt": "a", "vqa_list": "x"}])
-    scorer = "lit_dola.tasks.scorers.SoftTifa"
+    scorer = "lit_dola.evaluation.scorers.SoftTifa"
     return scene.evaluate(f"--scorer={scorer}", f"--scorer.model={scene.checkpoint}"), 1
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_dola.reports.scores import OVERALL, Score, rates
-from lit_dola.runs.records import IMAGES, ImageRecord
-from lit_dola.tasks.recommended import RECOMMENDABLE
+from lit_dola.runs.records import ImageRecord
+from lit_dola.tasks.generate import LitDoLa
 
 
 class Variant:
@@ -25,8 +25,8 @@ class Variant:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Everything that shapes the distribution, by name; ``layer`` is the one that was used."""
-        record = next(iter(IMAGES.read(self.folder)))
-        names = chain(["dola"], RECOMMENDABLE)
+        record = next(iter(ImageRecord.read(self.folder)))
+        names = chain(["dola"], LitDoLa.recommendable)
         return {name: record.settings[name] for name in names if name != "layer_ratio"}
 
     @cached_property
@@ -34,7 +34,7 @@ class Variant:
         """The score of each image."""
         lines = (self.folder / "scores.jsonl").read_text("utf-8").splitlines()
         right = {line["file"]: line["score"] for line in map(json.loads, lines)}
-        return [_score(record, right) for record in IMAGES.read(self.folder)]
+        return [_score(record, right) for record in ImageRecord.read(self.folder)]
 
     @cached_property
     def rate(self) -> float:

@@ -11,9 +11,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from lit_dola.messages import label
 from lit_dola.reports.intervals import Estimate
 from lit_dola.reports.scores import OVERALL, differences, p_value, rates, show_p
-from lit_dola.tasks.variants import label
 from recipes.shapes.study.choose import GUIDANCE
 from recipes.shapes.study.common import Variant, variants_of
 

@@ -1,11 +1,11 @@
 """The variants that ``evaluate`` compares: named ones, and every combination of a grid."""
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any, TypeVar
 
-from lit_dola.errors import UserError
+from lit_dola.errors import UserError, within
+from lit_dola.messages import label
 from lit_dola.tasks.base import JanusModule
 
 Module = TypeVar("Module", bound=JanusModule)
@@ -25,7 +25,7 @@ def expand_grid(grid: Grid) -> Variants:
     """
     for key, values in grid.items():
         if not values:
-            raise UserError(f"grid.{key}: no values; expected a list, as [0.02, 0.1]")
+            raise UserError("no values", "a list, e.g. [0.02, 0.1]", setting=f"grid.{key}")
     found: Variants = {}
     if not grid:
         return found
@@ -33,25 +33,9 @@ def expand_grid(grid: Grid) -> Variants:
         changes = dict(zip(grid, values))
         name = "-".join(f"{key}-{label(value)}" for key, value in changes.items())
         if name in found:
-            raise UserError(f"grid: {name} is there twice; expected different values")
+            raise UserError(f"{name} occurs twice", "different values", setting="grid")
         found[name] = changes
     return found
-
-
-def label(value: Any, between: str = "-") -> str:
-    """Return a value as it stands in the name of a variant, or in a figure.
-
-    Args:
-        value: The value of a setting.
-        between: What stands between the parts of a list.
-
-    Example:
-        >>> label(True), label("union"), label([2.5, 3, 0.6])
-        ('true', 'union', '2.5-3-0.6')
-    """
-    if isinstance(value, list | tuple):
-        return between.join(label(part, between) for part in value)
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def make_variants(model: Module, variants: Variants) -> dict[str, Module]:
@@ -59,25 +43,23 @@ def make_variants(model: Module, variants: Variants) -> dict[str, Module]:
 
     Args:
         model: The model with the settings that all variants share.
-        variants: What each variant changes, by its name.
+        variants: Changes of each variant, by its name.
 
     Raises:
         UserError: If there is no variant, or one is invalid.
     """
-    common = {key: value for key, value in model.hparams.items() if not key.startswith("_")}
+    common = model.hparams
     models = {}
     for name, changes in variants.items():
         for key in changes:
             if key in model.shared:
                 raise UserError(
-                    f"variants.{name}: {key} applies to all variants; expected it in model"
+                    f"{key} applies to all variants", "it in model", setting=f"variants.{name}"
                 )
-        try:
+        with within(f"variants.{name}"):
             models[name] = model.checked({**common, **changes})
-        except UserError as error:
-            raise UserError(f"variants.{name}: {error}") from error
     if not models:
-        raise UserError("variants: empty; expected at least one, as {baseline: {dola: false}}")
+        raise UserError("empty", "at least one, e.g. {baseline: {dola: false}}", setting="variants")
     return models
 
 
@@ -89,5 +71,5 @@ def all_variants(variants: Variants, grid: Grid) -> Variants:
     """
     combinations = expand_grid(grid)
     for name in combinations.keys() & variants.keys():
-        raise UserError(f"grid: {name} is also in variants; expected it in one of them")
+        raise UserError(f"{name} is also in variants", "it in one of them", setting="grid")
     return {**variants, **combinations}

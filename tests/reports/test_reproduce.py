@@ -6,7 +6,7 @@ import shlex
 import pytest
 import yaml
 
-from lit_dola.reports.again import command_for, config_for
+from lit_dola.reports.reproduce import command_for, config_for
 from lit_dola.runs.records import ImageRecord
 from tests.support.pages import NASTY
 

@@ -8,9 +8,10 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-from lit_dola.errors import UserError, first_line
+from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import ModelFolder, find_checkpoint
 from lit_dola.janus.files import read_json
+from lit_dola.messages import first_line
 
 _TYPES = ("siglip", "siglip2")
 
@@ -33,14 +34,15 @@ class SiglipCheckpoint(ModelFolder):
         model_type = read_json(path).get("model_type")
         if model_type not in _TYPES:
             raise UserError(
-                f"{path}: model_type is {model_type!r}; expected {' or '.join(map(repr, _TYPES))}"
-                " for model.scorer siglip"
+                f"model_type is {model_type!r}",
+                f"{' or '.join(map(repr, _TYPES))} for model.scorer siglip",
+                at=path,
             )
         try:
             config = AutoConfig.from_pretrained(folder)
         except Exception as error:  # whatever transformers makes of a value it did not expect
             raise UserError(
-                f"{path}: not readable as a SigLIP config: {first_line(error)}"
+                f"not readable as a SigLIP config: {first_line(error)}", at=path
             ) from error
         return cls(model_path, folder, config)
 
@@ -71,9 +73,9 @@ class Siglip(nn.Module):
             self.model = AutoModel.from_pretrained(folder, dtype=dtype).to(device)
             self.processor = AutoProcessor.from_pretrained(folder)
         except Exception as error:  # whatever a broken file leads to
-            raise UserError(f"{folder}: no SigLIP can be loaded: {first_line(error)}") from error
+            raise UserError(f"no SigLIP can be loaded: {first_line(error)}", at=folder) from error
         if getattr(self.model.vision_model, "head", None) is None:
-            raise UserError(f"{folder}: its vision tower has no pooling head; expected one")
+            raise UserError("its vision tower has no pooling head", "one", at=folder)
         self.text_length = int(checkpoint.config.text_config.max_position_embeddings)
         self.eval().requires_grad_(False)
 

@@ -13,8 +13,8 @@ from lit_dola.dola import MASK_VALUE, contrast_with_apc_from_logits
 from lit_dola.errors import UserError
 from lit_dola.janus.pixels import PixelProcessor
 from lit_dola.janus.question import QuestionEncoder
-from lit_dola.janus.siglip import Siglip
 from lit_dola.janus.understanding import UnderstandingJanus
+from lit_dola.judges.siglip import Siglip
 
 LABEL = "{label}"
 """Stands for the label in a question."""
@@ -174,5 +174,7 @@ def check_question(question: str, of_labels: bool) -> None:
     """
     if of_labels and LABEL not in question:
         raise UserError(
-            f"model.question: {question!r:.60} has no {LABEL}; expected one for the scorer yes_no"
+            f"{question!r:.60} has no {LABEL}",
+            "one for the scorer yes_no",
+            setting="model.question",
         )

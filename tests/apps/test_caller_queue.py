@@ -3,7 +3,7 @@
 import pytest
 
 from lit_dola.apps import line
-from lit_dola.apps.line import Line, Stopped
+from lit_dola.apps.caller_queue import Line, Stopped
 from lit_dola.errors import UserError
 
 

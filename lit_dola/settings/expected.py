@@ -1,4 +1,4 @@
-"""What a setting may be, in words: for messages to people who write Python."""
+"""Allowed values of a setting in words, for messages in Python."""
 
 import math
 import operator
@@ -13,7 +13,7 @@ _WORDS = {bool: "True or False", NoneType: "None", str: "a text"}
 
 
 def expected(name: str, hint: Any) -> str:
-    """Return what a setting may be.
+    """Return the allowed values of a setting in words.
 
     Args:
         name: Its name.
@@ -38,6 +38,15 @@ def expected(name: str, hint: Any) -> str:
         limits = _range(name, restrictions)
         return f"{_NUMBERS[hint._type]}, {limits}" if limits else _NUMBERS[hint._type]
     return _WORDS.get(hint) or _NUMBERS.get(hint) or str(hint)
+
+
+def range_of(hint: Any) -> tuple[float, float]:
+    """Return the smallest and the largest value of a type of numbers."""
+    limits: list[tuple[Any, float]] = getattr(hint, "_restrictions", [])
+    return (
+        max([limit for sign, limit in limits if sign in _BELOW], default=-math.inf),
+        min([limit for sign, limit in limits if sign in _ABOVE], default=math.inf),
+    )
 
 
 def _range(name: str, restrictions: list[tuple[Callable[..., bool], float]]) -> str:

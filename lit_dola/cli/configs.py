@@ -1,4 +1,4 @@
-"""Configurations that come with the package, and where the files that one names are found.
+"""Configurations that come with the package, and the files that a configuration names.
 
 A name in a configuration is looked up in the working directory, then in the configuration's own
 folder, then among the files of the project that come with the package, such as the small Janus.
@@ -6,16 +6,18 @@ folder, then among the files of the project that come with the package, such as 
 
 import re
 import shutil
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_dola.errors import UserError, given_path, printable, suggestion
-from lit_dola.janus.files import shipped, shipped_root
+from lit_dola.errors import UserError
+from lit_dola.messages import printable, suggestion
+from lit_dola.settings.checks import given_path
+from lit_dola.shipped import shipped, shipped_root
 
 _INPUTS = {
     "model": ("model_path", "prior"),
-    "data": ("model_path", "prompt_json", "question_json", "item_json", "image_dir", "run"),
+    "data": ("prompt_json", "question_json", "item_json", "image_dir", "run"),
 }
 """Settings that name files to read, by group."""
 _INSTEAD = {"item_json": "run", "prompt_json": "prompts"}
@@ -30,57 +32,31 @@ def shipped_configs() -> dict[str, Path]:
     return {name: found[name] for name in sorted(found)}
 
 
-def find_configs(args: Sequence[str]) -> list[str]:
-    """Return arguments whose configurations are paths: ``--config demo`` becomes one.
+def config_path(name: str) -> str:
+    """Return the path of a configuration: a file, JSON itself, or one that comes with the package.
 
     Raises:
         UserError: If there is no such configuration.
 
     Example:
-        >>> find_configs(["predict", "--config", "demo"])
-        ['predict', '--config', '/home/me/lit-dola/configs/demo.yaml']
+        >>> config_path("demo")
+        '/home/me/lit-dola/configs/demo.yaml'
     """
-    found = [*args]
-    for place, (option, value, joined) in _configs(args):
-        path = _config_path(value)
-        found[place] = f"{option}={path}" if joined else path
-    return found
-
-
-def config_folders(args: Sequence[str]) -> list[Path]:
-    """Return the folders of the configurations among arguments, each once."""
-    folders = [Path(value).parent for _, (_, value, _) in _configs(args)]
-    return [*dict.fromkeys(folders)]
-
-
-def _configs(args: Sequence[str]) -> Iterator[tuple[int, tuple[str, str, bool]]]:
-    """Yield where a configuration stands, its option, its value, and whether "=" joins them."""
-    for place, arg in enumerate(args):
-        option, equals, value = arg.partition("=")
-        if option not in ("--config", "-c"):
-            continue
-        if equals:
-            yield place, (option, value, True)
-        elif place + 1 < len(args):
-            yield place + 1, (option, args[place + 1], False)
-
-
-def _config_path(name: str) -> str:
-    """Return the path of a configuration: a file, or one that comes with the package."""
-    if Path(name).is_file() or name.lstrip().startswith("{"):  # or JSON itself
+    if Path(name).is_file() or name.lstrip().startswith("{"):
         return name
     known = shipped_configs()
     found = known.get(name) or shipped(name)
     if found is None:
         raise UserError(
-            f"config: {printable(name)}: not found; expected a file, or one of"
-            f" {', '.join(known)}{suggestion(name, known)}"
+            f"{printable(name)}: not found",
+            f"a file, or one of {', '.join(known)}{suggestion(name, known)}",
+            setting="config",
         )
     return str(found)
 
 
 def locate_inputs(settings: Any, folders: Sequence[Path]) -> None:
-    """Replace the paths of files to read by where they are, in place.
+    """Replace the paths of files to read by those where they exist, in place.
 
     Args:
         settings: Settings of a task, by group.
@@ -96,15 +72,12 @@ def locate_inputs(settings: Any, folders: Sequence[Path]) -> None:
             settings[group][name] = str(found)
 
 
-def refuse_missing_inputs(
-    settings: Any, folders: Sequence[Path], groups: Container[str] = _INPUTS
-) -> None:
-    """Say where a file was looked for, if that was in several places.
+def refuse_missing_inputs(settings: Any, folders: Sequence[Path]) -> None:
+    """Check that files to read exist, naming all places that were searched.
 
     Args:
         settings: As :func:`locate_inputs`.
         folders: As :func:`locate_inputs`.
-        groups: Groups of settings whose files are read.
 
     Raises:
         UserError: If a file is in none of them.
@@ -112,29 +85,29 @@ def refuse_missing_inputs(
     others = [folder for folder in folders if folder.resolve() != Path.cwd()]
     for group, name, value in _inputs(settings):
         path = Path(value).expanduser()
-        if group not in groups:
-            continue
         if not others or name == _MAY_BE_ELSEWHERE or path.is_absolute() or path.exists():
             continue
         looked = ", ".join(printable(str(folder)) for folder in others)
         raise UserError(
-            f"{group}.{name}: {printable(value)}: not found in the working directory,"
-            f" {printable(str(Path.cwd()))}, nor beside the configuration, in {looked}"
+            f"{printable(value)}: not found in the working directory,"
+            f" {printable(str(Path.cwd()))}, nor beside the configuration, in {looked}",
+            setting=f"{group}.{name}",
         )
 
 
 def _inputs(settings: Any) -> Iterator[tuple[str, str, str]]:
     """Yield the settings that name files to read: group, name and value."""
     for group, names in _INPUTS.items():
+        own = settings.get(group) or {}
         for name in names:
-            value = settings[group].get(name)
+            value = own.get(name)
             instead = _INSTEAD.get(name)
-            unused = instead and settings[group].get(instead) is not None
+            unused = instead and own.get(instead) is not None
             if isinstance(value, str) and value.strip() and not unused:
                 yield group, name, value
 
 
-def configs(names: list[str], output: str = ".") -> None:
+def list_or_copy_configs(names: list[str], output: str) -> None:
     """List the configurations that come with the package, or copy some.
 
     Args:
@@ -149,12 +122,13 @@ def configs(names: list[str], output: str = ".") -> None:
     for name in names:
         if name not in known:
             raise UserError(
-                f"configs: {printable(name)}: not found; expected {', '.join(known)}"
-                f"{suggestion(name, known)}"
+                f"{printable(name)}: not found",
+                f"{', '.join(known)}{suggestion(name, known)}",
+                setting="configs",
             )
         if (folder / known[name].name).exists():
             raise UserError(
-                f"configs: {folder / known[name].name} is already there; expected another output"
+                f"{folder / known[name].name} exists", "another output", setting="configs"
             )
     if not names:
         width = max(map(len, known))
@@ -167,7 +141,7 @@ def configs(names: list[str], output: str = ".") -> None:
             shutil.copy(known[name], folder)
             print(printable(str(folder / known[name].name)))
     except OSError as error:
-        raise UserError(f"output: cannot write to {folder}: {error.strerror}") from error
+        raise UserError(f"cannot write to {folder}: {error.strerror}", setting="output") from error
 
 
 def _about(path: Path) -> str:

@@ -4,7 +4,7 @@ Each is a class whose objects take an image and the metadata of its entry, with 
 ``prompt``. Its model is loaded when the first image is scored. In a configuration:
 
     scorer:
-      class_path: lit_dola.tasks.scorers.ClipScore
+      class_path: lit_dola.evaluation.scorers.ClipScore
       init_args: {model: openai/clip-vit-large-patch14}
 """
 
@@ -18,15 +18,16 @@ from PIL import Image
 from torch import Tensor
 
 from lit_dola.data.questions import question_encoder
-from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.likelihood import TextScorer
-from lit_dola.errors import UserError, first_line, require
+from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import load_understanding
 from lit_dola.janus.pixels import PixelProcessor
-from lit_dola.janus.question import SYSTEM_PROMPT
-from lit_dola.janus.siglip import Siglip, SiglipCheckpoint
-from lit_dola.tasks.judges import JanusJudge, first_tokens
+from lit_dola.judges.judges import JanusJudge, first_tokens
+from lit_dola.judges.siglip import Siglip, SiglipCheckpoint
+from lit_dola.messages import first_line
+from lit_dola.settings.checks import require
+from lit_dola.tasks.answer import LitAnswer
 
 Model = TypeVar("Model")
 QUESTION = "Does this image show {prompt}?"
@@ -226,12 +227,13 @@ class SoftTifa(ModelScorer):
     def judge(self) -> JanusJudge:
         """The model, and what it needs to be asked."""
         checkpoint = Checkpoint.open(self.model_path)
-        encoder = question_encoder(checkpoint, "auto", SYSTEM_PROMPT, note=False)
+        task = LitAnswer(dola=False)
+        encoder = question_encoder(checkpoint, task.hparams, note=False)
         janus = load_understanding(
             checkpoint, pad_token_id=encoder.pad_token_id, device=self.device
         )
-        pixels = PixelProcessor.of_checkpoint(checkpoint, "deepseek")
-        scorer = TextScorer(janus, janus.text_head, Scoring(), layer=None)
+        pixels = PixelProcessor.of_checkpoint(checkpoint, task.preprocess)
+        scorer = TextScorer(janus, janus.text_head, task.scoring, layer=None)
         return JanusJudge(janus, scorer, encoder, pixels, self.question)
 
     @torch.inference_mode()
@@ -270,7 +272,7 @@ def questions_of(metadata: Mapping[str, Any], question: str) -> list[tuple[str, 
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(it, str) for it in pair)
         for pair in pairs
     ):
-        raise UserError(f"vqa_list is {pairs!r:.60}; expected pairs of a question and its answer")
+        raise UserError(f"vqa_list is {pairs!r:.60}", "pairs of a question and its answer")
     return [(asked, answer) for asked, answer in pairs]
 
 
@@ -283,4 +285,6 @@ def _loaded(name: str, load: Callable[[], Model]) -> Model:
     try:
         return load()
     except Exception as error:  # whatever other packages make of a model that is not there
-        raise UserError(f"scorer: {name}: cannot be loaded: {first_line(error)}") from error
+        raise UserError(
+            f"{name}: cannot be loaded: {first_line(error)}", setting="scorer"
+        ) from error

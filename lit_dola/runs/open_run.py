@@ -1,4 +1,4 @@
-"""A run that is being made, as one rank sees it: its folder, its logs, what is known of it."""
+"""A run in progress, as one rank sees it: its folder, its logs, ``run.json``."""
 
 import os
 import time
@@ -11,39 +11,41 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from lit_dola.data.columns import Line
 from lit_dola.data.pictures import Picture
 from lit_dola.data.plan import RunPlan
 from lit_dola.data.requests import Failure
-from lit_dola.errors import RankError, printable
+from lit_dola.errors import RankError
+from lit_dola.messages import printable
 from lit_dola.runs.claim import Claim
 from lit_dola.runs.files import append_line
 from lit_dola.runs.finish import Outcome, finish_run
 from lit_dola.runs.folder import delete_half_written
-from lit_dola.runs.record_log import Record, RecordLog
-from lit_dola.runs.records import Kind, RunRecord
+from lit_dola.runs.record_log import RecordLog
+from lit_dola.runs.records import RunRecord
 from lit_dola.runs.resume import FilesOf, RunStart
 from lit_dola.runs.run_file import RunFile
 
 _THREADS = 4
 _MAX_WAITING = 256
-"""Writes that may wait for the disk; beyond that the next batch waits for them."""
+"""Pending writes beyond which the next batch waits."""
 
 
 class OpenRun:
-    """A run that is being made: writes from a few threads while the next batch is made.
+    """A run in progress: writes from a few threads while the next batch is generated.
 
     Args:
-        kind: What kind of results it makes.
-        plan: What it is to make.
-        start: Where it writes.
-        claim: The claim on its folder; the first rank's alone.
-        about: The run as ``run.json`` is to describe it.
+        kind: Record type of its results.
+        plan: Its plan.
+        start: Its folder and what is missing there.
+        claim: The claim on its folder; None on ranks other than the first.
+        about: Content of ``run.json``.
         rank: This rank.
     """
 
     def __init__(
         self,
-        kind: Kind[Any],
+        kind: type[RunRecord],
         plan: RunPlan,
         start: RunStart,
         claim: Claim | None,
@@ -57,14 +59,14 @@ class OpenRun:
         self._start = start
         self._claim = claim
         self._results, self._errors = (
-            RecordLog(self.folder, name).of_rank(rank, start.token) for name in (kind.log, "errors")
+            RecordLog(self.folder, each).of_rank(rank, start.token) for each in (kind, Failure)
         )
         self._lock = Lock()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="writer")
         self._waiting: deque[Future[None]] = deque()
 
     def note(self, **news: Any) -> None:
-        """Note news about the run, which the first rank writes into its folder.
+        """Update ``run.json``, which the first rank writes.
 
         Raises:
             UserError: If they cannot be written.
@@ -74,7 +76,7 @@ class OpenRun:
             try:
                 self.about.write(self.folder)
             except OSError as error:
-                raise RankError(cannot_write(self.folder, error)) from error
+                raise cannot_write(self.folder, error) from error
 
     def submit(self, write: Callable[..., None], *args: Any) -> None:
         """Call a function on one of the threads."""
@@ -85,10 +87,10 @@ class OpenRun:
         self._append(self._results, record.to_line())
 
     def skip(self, failure: Failure) -> None:
-        """Have a failure written to this rank's log of errors."""
-        self.submit(self._append, self._errors, failure._asdict())
+        """Append a failure to this rank's log of errors."""
+        self.submit(self._append, self._errors, failure.to_line())
 
-    def _append(self, path: Path, record: Record) -> None:
+    def _append(self, path: Path, record: Line) -> None:
         with self._lock:
             append_line(path, record)
 
@@ -98,7 +100,7 @@ class OpenRun:
         return printable(Path(os.path.relpath(picture, self.folder)).as_posix())
 
     def wait(self, max_left: int | None = None) -> None:
-        """Wait until few writes are left; until none is with 0.
+        """Wait until at most ``max_left`` writes are pending; by default a few.
 
         Raises:
             UserError: If something cannot be written.
@@ -109,10 +111,10 @@ class OpenRun:
             while len(waiting) > max_left or (waiting and waiting[0].done()):
                 waiting.popleft().result()
         except OSError as error:
-            raise RankError(cannot_write(self.folder, error)) from error
+            raise cannot_write(self.folder, error) from error
 
     def abandon(self) -> None:
-        """Write what was made so far, whatever happens, and let other runs have the folder."""
+        """Write what was generated so far, whatever happens, and release the folder."""
         while self._waiting:
             with suppress(Exception):  # the user hears of the exception that ended the run
                 self.wait(0)
@@ -123,7 +125,7 @@ class OpenRun:
         self._threads.shutdown()
 
     def finish(self, files_of: FilesOf) -> Outcome:
-        """Merge the logs of all ranks, if this is the first one; nothing is known to the others.
+        """Merge the logs of all ranks on the first one; others return an empty outcome.
 
         Args:
             files_of: Files that belong to a record.
@@ -134,7 +136,7 @@ class OpenRun:
         if self._claim is None:
             return Outcome()
         plan = self.plan
-        outcome = finish_run(self.kind, self._claim, files_of, plan.asked_for, plan.requests)
+        outcome = finish_run(self.kind, self.folder, files_of, plan.asked_for, plan.requests)
         delete_half_written(self.folder, before=self._start.began)
         if plan.requests:
             there, missing = outcome.num_there, outcome.num_missing
@@ -142,15 +144,16 @@ class OpenRun:
         return outcome
 
     def release(self) -> None:
-        """Let other runs have the folder."""
+        """Release the folder for other runs."""
         if self._claim is not None:
             self._claim.release()
             self._claim = None
 
 
-def cannot_write(folder: Path, error: OSError) -> str:
-    """Return the message for an error of the file system."""
-    return (
-        f"writer.output_dir: cannot write to {error.filename or folder}: {error.strerror};"
-        " everything written so far is kept, and the same command continues from there"
+def cannot_write(folder: Path, error: OSError) -> RankError:
+    """Return the error for an error of the file system."""
+    return RankError(
+        f"cannot write to {error.filename or folder}: {error.strerror}; everything written so far"
+        " is kept, and the same command continues from there",
+        setting="writer.output_dir",
     )

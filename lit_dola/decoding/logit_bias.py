@@ -1,4 +1,4 @@
-"""A prior over tokens, added to their scores: log biases of texts, from a file."""
+"""Log biases of texts, read from a file and added to the scores of tokens."""
 
 import json
 import math
@@ -15,14 +15,14 @@ from lit_dola.janus.files import read_json
 
 
 @dataclass(frozen=True)
-class Prior:
+class LogitBias:
     """Log biases of texts."""
 
     path: Path
     biases: dict[str, float]
 
     @classmethod
-    def read(cls, path: Path) -> "Prior":
+    def read(cls, path: Path) -> "LogitBias":
         """Read a JSON file of texts and their log biases.
 
         Raises:
@@ -30,19 +30,21 @@ class Prior:
 
         Example:
             >>> Path("prior.json").write_text('{" yes": 0.5}')
-            >>> prior = Prior.read(Path("prior.json"))
+            >>> prior = LogitBias.read(Path("prior.json"))
         """
         if not path.is_file():
-            raise UserError(f"model.prior: {path}: not found; expected a JSON file, text -> bias")
+            raise UserError(
+                f"{path}: not found", "a JSON file, text -> bias", setting="model.prior"
+            )
         biases = read_json(path)
         for text, bias in biases.items():
             if type(bias) not in (int, float) or not math.isfinite(bias):
-                raise UserError(f"{path}: {text!r:.40} has {bias!r:.40}; expected a finite number")
+                raise UserError(f"{text!r:.40} has {bias!r:.40}", "a finite number", at=path)
         return cls(path, {text: float(bias) for text, bias in biases.items()})
 
     @property
     def digest(self) -> str:
-        """What a record says about it: the file's name, and a digest of its content."""
+        """Name of the file and digest of its content, for records."""
         content = json.dumps(sorted(self.biases.items())).encode()
         return f"{self.path.name} sha256:{sha256(content).hexdigest()[:16]}"
 
@@ -64,11 +66,12 @@ class Prior:
         for text, bias in self.biases.items():
             ids = encode(text)
             if not ids:
-                raise UserError(f"{self.path}: {text!r} has no token; expected a text")
+                raise UserError(f"{text!r} has no token", "a text", at=self.path)
             if ids[0] in texts:
                 raise UserError(
-                    f"{self.path}: {texts[ids[0]]!r:.40} and {text!r:.40} start with the same"
-                    " token; expected texts that differ in their first token"
+                    f"{texts[ids[0]]!r:.40} and {text!r:.40} start with the same token",
+                    "texts that differ in their first token",
+                    at=self.path,
                 )
             texts[ids[0]] = text
             biases[ids[0]] = bias

@@ -1,0 +1,1 @@
+"""Evaluation: the same entries under several variants, scored."""

@@ -1,0 +1,1 @@
+"""Models that score pictures against texts."""

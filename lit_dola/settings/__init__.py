@@ -1,0 +1,1 @@
+"""Settings: their types, declarations and checks, whatever the task."""

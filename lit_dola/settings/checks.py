@@ -1,0 +1,34 @@
+"""Checks of settings that their types do not make."""
+
+from importlib.util import find_spec
+from os import PathLike
+from pathlib import Path
+
+from lit_dola.errors import UserError
+
+
+def require(package: str, setting: str, extra: str) -> None:
+    """Check that an optional package is installed.
+
+    Args:
+        package: Name of the package.
+        setting: The setting that needs it.
+        extra: The extra of this project that installs it.
+
+    Raises:
+        UserError: If it is not installed.
+    """
+    if find_spec(package) is None:
+        raise UserError(f'{package} is not installed; pip install -e ".[{extra}]"', setting=setting)
+
+
+def given_path(setting: str, path: str | PathLike[str]) -> Path:
+    """Return a path given by the user, with ``~`` expanded.
+
+    Raises:
+        UserError: If it is empty (e.g. from an unset shell variable), which would mean the working
+            directory.
+    """
+    if not str(path).strip():
+        raise UserError("empty", "a path, or . for the working directory", setting=setting)
+    return Path(path).expanduser()

@@ -1,0 +1,226 @@
+"""The module of a task that draws tokens: sampling, the token loop, batches that fit the memory."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from logging import getLogger
+from typing import Any, Literal, TypeVar
+
+import torch
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+
+from lit_dola.data.base import shards_the_model
+from lit_dola.data.plan import RunPlan
+from lit_dola.decoding.cache import images_that_fit
+from lit_dola.decoding.guidance import ApcPolicy, Scoring
+from lit_dola.decoding.loop import TokenGenerator
+from lit_dola.decoding.sampling import EntropyTemperature
+from lit_dola.errors import UserError
+from lit_dola.janus.packing import pack_weights, unpack_weights
+from lit_dola.settings.numbers import NonNegativeFinite, PositiveFinite, PositiveFraction, Seed
+from lit_dola.tasks.base import EXACT, JanusModule
+
+_log = getLogger(__name__)
+_HALVED = "; in %s they may differ slightly from those of whole batches: see their records"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class DecodingModule(JanusModule):
+    """Module of a task that draws tokens.
+
+    A task creates its token loop in :meth:`make_generator`, and calls :meth:`run_in_parts` in
+    ``predict_step``.
+
+    Args:
+        apc: Policy for which tokens may be drawn when the head sets of the conditional and
+            unconditional branch differ: cond, intersection, union, or per_branch (the old script's
+            masking).
+        cfg_weight: Guidance scale of classifier-free guidance; 1 is no guidance.
+        temperature: Divides the scores before a token is drawn; 0 is greedy.
+        top_k: Draw from the k most probable tokens only.
+        top_p: Draw from the smallest set of most probable tokens with at least this mass.
+        min_p: Draw from tokens with at least this share of the top probability (min-p sampling),
+            after guidance and temperature.
+        entropy_temperature: ``[span, scale, floor]``: multiplies the temperature by
+            ``span * exp(-entropy / scale) + floor``, with the entropy of the scores in nats
+            (arXiv 2510.09012; its authors use [2.5, 3, 0.6]).
+        seed: A result depends only on the seed, its entry's index in the file and its own index;
+            not on its batch, the number of devices or the order.
+        compile: Compile the decoding step, with CUDA graphs on a GPU; auto: on a GPU.
+        settings: Settings of all tasks.
+    """
+
+    shared = (*JanusModule.shared, "seed")
+    recommendable = (
+        "layer_ratio", "layer", *(it.name for it in fields(Scoring) if it.name != "seed")
+    )  # fmt: skip
+    generator: TokenGenerator
+    """The token loop, once prediction starts."""
+
+    def __init__(
+        self,
+        *,
+        apc: ApcPolicy = "cond",
+        cfg_weight: NonNegativeFinite,
+        temperature: NonNegativeFinite,
+        top_k: PositiveInt | None = None,
+        top_p: PositiveFraction | None = None,
+        min_p: PositiveFraction | None = None,
+        entropy_temperature: tuple[NonNegativeFinite, PositiveFinite, NonNegativeFinite]
+        | None = None,
+        seed: Seed = 0,
+        compile: bool | Literal["auto"] = "auto",
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        self.compile_step = compile
+        self.at_once: int | None = None
+        """Requests per part, once a batch has run out of memory."""
+        self.scoring = self._make_scoring()
+
+    def _make_scoring(self) -> Scoring:
+        values = {field.name: self.hparams[field.name] for field in fields(Scoring)}
+        if values["entropy_temperature"]:
+            values["entropy_temperature"] = EntropyTemperature(*values["entropy_temperature"])
+        scoring = Scoring(**values)
+        return scoring if self.dola else scoring.baseline
+
+    def make_generator(self) -> TokenGenerator:
+        """Return the task's token loop, with an empty cache."""
+        raise NotImplementedError
+
+    def generator_options(self) -> dict[str, Any]:
+        """Return the arguments of a token loop that do not depend on the task."""
+        return {
+            "layer": self.middle_layer(self.plan.checkpoint),
+            "max_new_tokens": self.max_new_tokens,
+            "max_prompt_length": self.plan.longest_prompt,
+            "compile": self.compiles,
+            "share_prefill": not shards_the_model(self.trainer),
+            "fill_to": self.fill_to,
+        }
+
+    def inference_mode(self) -> torch.inference_mode:
+        """Return the context of a token loop; parameters sharded by FSDP do not survive its own."""
+        return torch.inference_mode(
+            torch.is_inference_mode_enabled() and not shards_the_model(self.trainer)
+        )
+
+    def setup(self, stage: str) -> None:
+        """Check the settings before anything is loaded."""
+        super().setup(stage)
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        if on_cpu and self.quantize and self.compile_step is True:
+            raise UserError(
+                "a compiled step with quantized weights hangs on a CPU (torch 2.13)",
+                "false",
+                setting="model.compile",
+            )
+
+    def load_model(self, plan: RunPlan) -> None:
+        """Load the model, and decide how many sequences a batch has."""
+        super().load_model(plan)
+        language_model = self.janus.language_model
+        if plan.batch_size is None:
+            slots = plan.longest_prompt + self.max_new_tokens
+            weight = language_model.embed_tokens.weight
+            fitting = images_that_fit(language_model.config, slots, weight)
+            on_all_ranks = self.trainer.strategy.reduce(
+                torch.tensor(fitting, device=weight.device), reduce_op="min"
+            )
+            share = math.ceil(len(plan.requests) / self.trainer.world_size)
+            plan.batch_size = min(int(on_all_ranks), share)
+
+    def on_predict_start(self) -> None:
+        """Prepare the token loop."""
+        # By now the precision plugin has cast the whole module.
+        self.janus.restore_float32()
+        if self.compiles:
+            unpack_weights(self.janus)
+        else:
+            pack_weights(self.janus)
+        self.generator = self.make_generator()
+
+    def on_predict_end(self) -> None:
+        """Free the token loop and its cache: an evaluation keeps the models of all its variants."""
+        del self.generator
+
+    def call_on_step(self, tokens: int) -> None:
+        """Report progress: tokens drawn per sequence."""
+        for call in self.on_step:
+            call(tokens)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the decoding step is compiled."""
+        if self.compile_step != "auto":
+            return self.compile_step
+        if self.plan.compile is not None:
+            return self.plan.compile
+        return self.device.type == "cuda" and not shards_the_model(self.trainer)
+
+    def take_batching(self, plan: RunPlan, precision: str, earlier: Mapping[str, Any]) -> None:
+        """In low precision, resolve ``auto`` as the run that is continued did."""
+        if precision in EXACT:
+            return
+        size, compiled = (earlier.get(name) for name in (self.batch_setting, "compile"))
+        if plan.batch_size is None and type(size) is int and size > 0:
+            plan.batch_size = size
+        if type(compiled) is bool:
+            plan.compile = compiled
+
+    @property
+    def fill_to(self) -> int:
+        """Number of sequences that a smaller batch is filled up to."""
+        if self.is_exact or self.device.type != "cuda":
+            return 1
+        return self.at_once or self.plan.batch_size or 1
+
+    def run_in_parts(self, batch: list[Item], run: Callable[[list[Item]], Result]) -> list[Result]:
+        """Run a batch as a whole, or in smaller parts if it does not fit into memory.
+
+        Raises:
+            UserError: If a single item does not fit.
+        """
+        results: list[Result] = []
+        rest, halved = batch, False
+        while rest:
+            count = self.at_once or len(rest)
+            result = self._run_if_it_fits(rest[:count], run)
+            if result is None:
+                halved = True
+                continue
+            if halved:
+                _log.warning(
+                    "out of memory: continuing with at most %d %s at once%s",
+                    self.at_once,
+                    self.items,
+                    "" if self.is_exact else _HALVED % self.trainer.precision,
+                )
+                halved = False
+            results.append(result)
+            rest = rest[count:]
+        return results
+
+    def _run_if_it_fits(
+        self, part: list[Item], run: Callable[[list[Item]], Result]
+    ) -> Result | None:
+        """Return None if the part does not fit into memory."""
+        try:
+            return run(part)
+        except RuntimeError as error:
+            if not is_oom_error(error):
+                raise
+            items = max(len(part), self.fill_to)
+            if items == 1 or shards_the_model(self.trainer):  # ranks must stay in step
+                raise self.out_of_memory(f"{items} {self.items.rstrip('s')}(s)") from error
+        # After the handler, because the error keeps the tensors of its frames alive.
+        self.at_once = items // 2
+        del self.generator
+        torch.compiler.reset()  # frees the memory of CUDA graphs
+        garbage_collection_cuda()
+        self.generator = self.make_generator()
+        return None
