@@ -84,14 +84,14 @@ def test_demo(predict, folder):
     recommended, first, last = done.stderr.splitlines()
     assert recommended.startswith("checkpoints/shapes-janus recommends cfg_weight 2.0, alpha")
     assert first == (
-        "checkpoints/shapes-janus on cpu, float32: 32 images to make; writing to outputs/demo"
+        "checkpoints/shapes-janus on cpu, float32: 32 images to generate; writing to outputs/demo"
     )
     assert re.fullmatch(
         r"32 images in \d\d:\d\d, [\d.]+ images/s; open outputs/demo/index\.html", last
     )
     again = succeed(predict("--config", "configs/demo.yaml")).stderr.splitlines()
     assert again == [
-        recommended, "nothing to do: 32 images there already; open outputs/demo/index.html"
+        recommended, "nothing to do: all 32 images already exist; open outputs/demo/index.html"
     ]  # fmt: skip
     images = sorted((folder / "outputs/demo").glob("*/*.png"))
     entries = [json.loads(line) for line in (ROOT / "recipes/shapes/demo.jsonl").open()]

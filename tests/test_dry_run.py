@@ -43,7 +43,7 @@ def dry(main_here, tiny_checkpoint, tmp_path):
 )  # fmt: skip
 def test_ranks_and_batches(dry, flags, expected):
     first, second, third = dry(*flags)
-    assert first == "100 images to make, 0 there already, in outputs"
+    assert first == "100 images to generate, 0 existing, in outputs"
     assert second == expected
     assert third.startswith("about ")
 
@@ -58,15 +58,15 @@ def test_what_is_there_counts_and_nothing_changes(dry, main_here, tiny_checkpoin
     gone.unlink()
     before = files(tmp_path / "outputs")
     (tmp_path / "prompt.json").write_text('["a", "b", "c"]')
-    assert dry()[0] == "5 images to make, 7 there already, in outputs"
+    assert dry()[0] == "5 images to generate, 7 existing, in outputs"
     assert files(tmp_path / "outputs") == before
     assert not (tmp_path / "other").exists()
     (tmp_path / "prompt.json").write_text('["a", "other"]')
     lines = dry()
-    assert lines[0].startswith("5 images to make, 3 there already")
-    assert lines[1] == "4 of another run are there, too: see writer.on_mismatch"
+    assert lines[0].startswith("5 images to generate, 3 existing")
+    assert lines[1] == "4 of another run exist, too: see writer.on_mismatch"
     (tmp_path / "prompt.json").write_text('["a", "b", "c"]')
-    assert dry("--writer.output_dir=other")[0].startswith("12 images to make, 0 there")
+    assert dry("--writer.output_dir=other")[0].startswith("12 images to generate, 0 existing")
     assert not (tmp_path / "other").exists()
 
 
@@ -74,7 +74,7 @@ def test_what_is_there_counts_and_nothing_changes(dry, main_here, tiny_checkpoin
 def test_entries_that_are_skipped_are_told(dry, tmp_path):
     (tmp_path / "prompt.json").write_text('["a", 3, "b"]')
     assert dry("--data.on_error=skip")[0] == (
-        "8 images to make, 0 there already, 1 entry skipped, in outputs"
+        "8 images to generate, 0 existing, 1 entry skipped, in outputs"
     )
 
 

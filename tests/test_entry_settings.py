@@ -72,7 +72,7 @@ def test_a_run_continues_only_with_the_same_settings_of_entries(predict, tmp_pat
     (gone, *_) = sorted((tmp_path / "out").glob("00001*/*.png"))
     gone.unlink()
     said, _ = predict("--data.use_entry_settings=true")
-    assert "1 image to make, 5 there already" in said
+    assert "1 image to generate, 5 already exist" in said
     assert files(tmp_path / "out") == before
     for changed, message in [
         ([{**ENTRIES[0], "seed": 8}, *ENTRIES[1:]], "seed was 7, is 8"),

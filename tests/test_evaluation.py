@@ -305,7 +305,7 @@ def said(monkeypatch):
     """Let every answer be the text of its entry."""
 
     def answer(self, batch, batch_idx):
-        texts = [(request, request.prompt.metadata["says"]) for request in batch]
+        texts = [(request, request.entry.metadata["says"]) for request in batch]
         return Answers([Answer(request, text, [7], None) for request, text in texts], [])
 
     monkeypatch.setattr(LitAnswer, "predict_step", answer)
@@ -358,7 +358,7 @@ def test_the_task_may_come_from_a_flag_or_the_environment(
 ):
     done = evaluate_answers(main_here, tmp_path, tiny_checkpoint, "--task=rank")
     assert done.returncode == 2
-    assert "model.max_new_tokens" in done.stderr
+    assert "'max_new_tokens'" in done.stderr
     config = yaml.safe_load((tmp_path / "answers.yaml").read_text())
     del config["task"]
     (tmp_path / "answers.yaml").write_text(yaml.safe_dump(config))

@@ -74,7 +74,7 @@ def draw(make, janus, scoring, guided=True, **settings):
         janus, janus.image_head, scoring, layer=8, max_new_tokens=20,
         max_prompt_length=50, fill_to=4, **settings,
     )  # fmt: skip
-    prompts = [cfg_pair(PROMPTS[key.prompt_index], janus.pad_token_id) for key in KEYS]
+    prompts = [cfg_pair(PROMPTS[key.entry_index], janus.pad_token_id) for key in KEYS]
     if not guided:
         prompts = [branches[:1] for branches in prompts]
         generate.decoder = replace(generate.decoder, scoring=replace(scoring, cfg_weight=1.0))

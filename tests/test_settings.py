@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lit_dola import JanusPipeline
-from lit_dola.cli.tasks import TASKS
-from lit_dola.decoding.sampling import sample
+from lit_dola.cli.tasks import ParsedTask
 from lit_dola.errors import UserError
 from lit_dola.janus.tokenizer import PromptEncoder
+from lit_dola.settings.declared import refuse_null, settings_of
 from tests.support.commands import one_line, records
+from tests.support.scoring import sample
 
 
 @pytest.fixture
@@ -33,29 +35,33 @@ def nothing_is_loaded(monkeypatch):
     monkeypatch.setattr("lit_dola.tasks.generate.load_janus", None)
 
 
-NOT_NULL = {
-    "model": ["model_path", "dola", "alpha", "layer_ratio", "mid_norm", "apc", "cfg_weight", "seed",
-              "temperature", "roles", "backend", "compile", "parallel_size", "images_per_batch"],
-    "data": ["prompt_json", "on_error"],
-    "writer": ["output_dir", "format", "quality", "save_tokens", "grid", "gallery", "on_mismatch"],
-    "image_logger": ["max_images"],
-}  # fmt: skip
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("group", "name"), [(group, name) for group in NOT_NULL for name in NOT_NULL[group]]
+    "setting",
+    [
+        "model.model_path",
+        "model.alpha",
+        "data.on_error",
+        "writer.format",
+        "image_logger.max_images",
+    ],
 )
-def test_null_where_none_can_be(group, name, main_here, tmp_path, nothing_is_loaded):
+def test_null_where_none_can_be(setting, main_here, tmp_path, nothing_is_loaded):
+    group, name = setting.split(".")
     (tmp_path / "null.yaml").write_text(f"{group}:\n  {name}:\n")
     done = main_here(tmp_path, "predict", "--config=null.yaml")
-    if group == "model" and name in (
-        *TASKS["predict"].linked,
-        "seed",
-    ):  # jsonargparse passes it on first
-        one_line(done, 2, f'"model.{name}"')
-    else:
-        one_line(done, 1, f"{group}.{name}: null;")
+    one_line(done, 1, f"{setting}: null;")
+
+
+@pytest.mark.parametrize("task", ["predict", "answer", "rank"])
+def test_each_setting_that_cannot_be_null_is_refused(task):
+    for group, owner in ParsedTask(task).groups.items():
+        for name, setting in settings_of(owner).items():
+            if type(None) in get_args(setting.type):
+                refuse_null(owner, {name: None}, f"{group}.")
+                continue
+            with pytest.raises(UserError, match=rf"^{group}\.{name}: null; expected a value"):
+                refuse_null(owner, {name: None}, f"{group}.")
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16"])

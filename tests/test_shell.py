@@ -141,7 +141,7 @@ def test_a_misspelt_key_in_a_config_gets_a_suggestion(main_here, tmp_path):
     done = main_here(tmp_path, "predict", "--config", "mine.yaml")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
-    assert done.stderr.endswith("model.temprature'; did you mean model.temperature?\n")
+    assert done.stderr.endswith("'temprature'; did you mean model.temperature?\n")
 
 
 def test_what_is_like_nothing_gets_none(main_here, tmp_path):

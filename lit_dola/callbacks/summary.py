@@ -20,46 +20,46 @@ _DTYPES = {"32": "float32", "64": "float64", "bf16": "bfloat16", "16": "float16"
 def first_line(
     trainer: Trainer, module: JanusModule, plan: RunPlan, results: str, folder: Path
 ) -> str:
-    """Return what a run is about to do: model, devices, dtype, results to make, folder."""
+    """Return the first line of a run: model, devices, dtype, results to generate, folder."""
     dtype = _DTYPES.get(str(trainer.precision).removesuffix("-true"), trainer.precision)
     quantize = f", {module.quantize}" if module.quantize else ""
-    there = f", {plan.num_done:,} there already" if plan.num_done else ""
+    done = f", {plan.num_done:,} already exist" if plan.num_done else ""
     return (
         f"{printable(module.model_path)} on {_devices(trainer)}, {dtype}{quantize}:"
-        f" {amount(len(plan.requests), results)} to make{there}; writing to"
+        f" {amount(len(plan.requests), results)} to generate{done}; writing to"
         f" {printable(str(folder))}"
     )
 
 
 def last_line(run: RunFile, outcome: Outcome, opens: Path) -> str:
-    """Return what a run has done.
+    """Return the last line of a run.
 
     Args:
         run: The run, which has ended.
-        outcome: What has become of it.
+        outcome: Its counts.
         opens: Path to look at.
     """
     results = record_types()[run.log].results
     skipped = f", {outcome.num_failures:,} skipped" if outcome.num_failures else ""
     made = outcome.num_there - run.done_before
     if made > 0:
-        done = f"{amount(made, results)} made"
-        if run.began and run.ended:  # not if other ranks have made all of them
+        done = f"{amount(made, results)} generated"
+        if run.began and run.ended:  # not if other ranks have generated all of them
             seconds = max(run.ended - run.began, 1e-3)
             rate = rate_of(made / seconds, results)
             done = f"{amount(made, results)} in {duration(math.ceil(seconds))}, {rate}"
     else:
-        done = f"nothing to do: {amount(outcome.num_there, results)} there already"
+        done = f"nothing to do: all {amount(outcome.num_there, results)} already exist"
     return f"{done}{skipped}; open {printable(str(opens))}"
 
 
 def missing_line(run: RunFile, outcome: Outcome) -> str:
-    """Return the message for a run that has not made everything."""
+    """Return the message for an incomplete run."""
     return (
         f"{outcome.num_missing} of {run.asked_for} {record_types()[run.log].results} are missing;"
         " expected all of them, but the trainer ended the run early (limit_predict_batches,"
         " fast_dev_run, max_time) or something deleted them; the same command without such a"
-        " setting makes them"
+        " setting generates them"
     )
 
 

@@ -90,8 +90,13 @@ class DoLaCLI(LightningCLI):
         """Parse, with the settings that the checkpoint recommends as defaults.
 
         LightningCLI is kept from seeding before the seed of the model is known.
+
+        Raises:
+            UserError: If a setting is null that must not be.
         """
         self.config = parser.parse_args(args)
+        for group, owner in self.task.groups.items():
+            refuse_null(owner, self.config[group].as_dict(), f"{group}.")
         locate_inputs(self.config, self.arguments.config_folders)
         if self.task.module is LitDoLa and self._take_recommended():
             locate_inputs(self.config, self.arguments.config_folders)
@@ -117,11 +122,8 @@ class DoLaCLI(LightningCLI):
         """Check what types do not.
 
         Raises:
-            UserError: If a setting is null that must not be, a file is missing, or the strategy
-                cannot work.
+            UserError: If a file is missing, or the strategy cannot work.
         """
-        for group, owner in self.task.groups.items():
-            refuse_null(owner, self.config[group].as_dict(), f"{group}.")
         refuse_missing_inputs(self.config, self.arguments.config_folders)
         strategy = str(self.config.trainer.get("strategy"))
         if re.search("spawn|fork|notebook", strategy):

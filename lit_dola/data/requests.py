@@ -142,7 +142,7 @@ class RankRequest(PictureRequest):
         return rank_subject(self.names, self.labels)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Failure(LogRecord):
     """A skipped entry or result and the reason: one line of ``errors.jsonl``."""
 

@@ -2,21 +2,21 @@
 
 import pytest
 
-from lit_dola.apps import line
-from lit_dola.apps.caller_queue import Line, Stopped
+from lit_dola.apps import caller_queue
+from lit_dola.apps.caller_queue import CallerQueue, Stopped
 from lit_dola.errors import UserError
 
 
 @pytest.fixture
 def clock(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(line.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(caller_queue.time, "monotonic", lambda: now[0])
     # dataclasses have taken the function itself
-    monkeypatch.setattr(line, "Place", lambda caller: _place(caller, now[0]))
+    monkeypatch.setattr(caller_queue, "Ticket", lambda caller: _place(caller, now[0]))
     return now
 
 
-_Place = line.Place
+_Place = caller_queue.Ticket
 
 
 def _place(caller, seen):
@@ -24,10 +24,10 @@ def _place(caller, seen):
 
 
 def test_first_come_first_served(clock):
-    callers = Line(3)
+    callers = CallerQueue(3)
     first, second, third = (callers.join() for _ in range(3))
     assert [*map(callers.before, (first, second, third))] == [0, 1, 2]
-    with pytest.raises(UserError, match=r"^max_queue: 3 drawings wait or run already; try again"):
+    with pytest.raises(UserError, match=r"^max_queue: queue full, 3 drawings; try again"):
         callers.join()
     callers.leave(second)
     assert [*map(callers.before, (first, third))] == [0, 1]
@@ -39,20 +39,20 @@ def test_first_come_first_served(clock):
 
 
 def test_who_does_not_ask_again_is_forgotten(clock):
-    callers = Line(2)
+    callers = CallerQueue(2)
     lost, patient = callers.join(), callers.join()
     for clock[0] in (5.0, 10.0, 14.0):
         assert callers.before(patient) == 1
     clock[0] = 16.0
     assert callers.before(patient) == 0
     assert lost.ended.is_set()
-    with pytest.raises(UserError, match="did not answer for too long"):
+    with pytest.raises(UserError, match="connection timed out"):
         callers.before(lost)
     assert callers.before(callers.join()) == 1
 
 
 def test_a_caller_gives_up_all_of_his_places_and_no_other(clock):
-    callers = Line(3)
+    callers = CallerQueue(3)
     first, other, second = (callers.join(name) for name in ("me", "you", "me"))
     callers.stop("me")
     assert callers.before(other) == 0

@@ -262,7 +262,7 @@ def test_a_full_line_says_so_and_a_place_in_it_too(tmp_path, browser):
         eventually(browser, lambda page: "Waiting: 1 before this one." in at(page, "#status").text)
         stop(browser)
         ask_as(running, asked, "third")
-        said = "2 drawings wait or run already; try again in a moment"
+        said = "queue full, 2 drawings; try again in a moment"
         eventually(browser, lambda page: at(page, "#draw").click() or said in at(page, "body").text)
 
 

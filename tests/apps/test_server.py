@@ -218,7 +218,7 @@ def test_a_client_that_goes_away_is_not_waited_for(server):
         assert [len(made.data) for made in others] == [2] * 6
     wait_for(server, 0)
     assert _requests(server)["499"] == before + 1
-    assert "the client has gone away: 1 x 'a'" in server.said()
+    assert "client disconnected: 1 x 'a'" in server.said()
 
 
 def _requests(server):

@@ -103,7 +103,7 @@ def test_a_drawing_that_is_closed_stops(tmp_path):
     studio = Studio(model, {}, Limits(4, 50, 1), tmp_path)
     drawing = studio.draw(Wish("a red apple", 1, 0, {}), 0)
     next(drawing)
-    with pytest.raises(UserError, match="1 drawings wait or run already"):
+    with pytest.raises(UserError, match="queue full, 1 drawings"):
         next(studio.draw(Wish("a red apple", 1, 0, {}), 0))
     drawing.close()
     assert model.stopped.wait(10)

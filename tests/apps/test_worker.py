@@ -121,11 +121,11 @@ def test_images_that_cannot_be_written_are_no_fault_of_the_others(api, tmp_path)
 
 
 def test_what_nobody_waits_for_is_not_made(api):
-    api.shared.gone[1] = True
+    api.shared.disconnected[1] = True
     first, second, third = serve_once(api, payload(0), payload(1), payload(2)).values()
     assert (len(first.images), len(second.images), len(third.images)) == (1, 0, 1)
     assert first.at_once == 2
-    assert second.error == "the client has gone away"
+    assert second.error == "client disconnected"
 
 
 def test_work_stops_when_the_last_client_goes_away(api, monkeypatch):
@@ -134,7 +134,7 @@ def test_work_stops_when_the_last_client_goes_away(api, monkeypatch):
     def leave_after(step):
         steps.append(step.index)
         if len(steps) == 3:
-            api.shared.gone[0] = api.shared.gone[1] = True
+            api.shared.disconnected[0] = api.shared.disconnected[1] = True
 
     generate_each = api.pipeline.generate_each
 
@@ -147,7 +147,7 @@ def test_work_stops_when_the_last_client_goes_away(api, monkeypatch):
 
     monkeypatch.setattr(api.pipeline, "generate_each", watched)
     sent = serve_once(api, payload(0), payload(1))
-    assert [outcome.error for outcome in sent.values()] == ["the client has gone away"] * 2
+    assert [outcome.error for outcome in sent.values()] == ["client disconnected"] * 2
     assert len(steps) == 3
 
 

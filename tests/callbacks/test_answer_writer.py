@@ -35,7 +35,7 @@ def asked(monkeypatch):
     step = LitAnswer.predict_step
 
     def noted(self, batch, batch_idx):
-        indices.extend(request.key.prompt_index for request in batch)
+        indices.extend(request.key.entry_index for request in batch)
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(LitAnswer, "predict_step", noted)
@@ -157,13 +157,13 @@ def test_images_and_answers_do_not_share_a_folder(answer, main_here, tmp_path, t
     assert main_here(tmp_path, *predict).returncode == 0
     done = answer()
     assert done.returncode == 1
-    assert "out holds results of another run: it made images, not answers" in done.stderr
+    assert "out holds results of another run: it generated images, not answers" in done.stderr
     assert not (tmp_path / "out/answers.jsonl").exists()
     assert answer("--writer.on_mismatch=overwrite").returncode == 0
     assert not (tmp_path / "out/metadata.jsonl").exists()
     done = main_here(tmp_path, *predict)
     assert done.returncode == 1
-    assert "it made answers, not images" in done.stderr
+    assert "it generated answers, not images" in done.stderr
 
 
 def test_a_broken_picture_stops_or_is_skipped(answer, tmp_path):

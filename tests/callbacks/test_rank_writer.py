@@ -39,7 +39,7 @@ def ranked(monkeypatch):
     step = LitRank.predict_step
 
     def noted(self, batch, batch_idx):
-        indices.extend(request.key.prompt_index for request in batch)
+        indices.extend(request.key.entry_index for request in batch)
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(LitRank, "predict_step", noted)

@@ -14,22 +14,21 @@ import torch
 from PIL import ExifTags, Image
 
 from lit_dola import ImageWriter
-from lit_dola.callbacks import open_run
 from lit_dola.data.plan import RunPlan
 from lit_dola.data.prompts import PromptDataModule
-from lit_dola.data.requests import Failure, ImageRequest, Prompt
+from lit_dola.data.requests import Entry, Failure, ImageRequest
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.tokenizer import PromptEncoder
-from lit_dola.runs import image_file
+from lit_dola.runs import image_file, open_run
 from lit_dola.runs.files import write_atomically
-from lit_dola.tasks.generate import GeneratedImages, LitDoLa
+from lit_dola.tasks.generate import GeneratedImage, GeneratedImages, LitDoLa
 
 PROMPT = 'A "red" apple / 猫 <b>&amp;</b> 🙂'
 
 
 def request(text=PROMPT, index=3, image_index=1):
-    return ImageRequest(Prompt(index, text, {"tag": "x", "id": 9}), image_index, [0, 1])
+    return ImageRequest(Entry(index, text, {"tag": "x", "id": 9}), [0, 1], image_index)
 
 
 def photo():
@@ -50,7 +49,7 @@ def write(tiny_checkpoint):
         encoder = PromptEncoder(checkpoint.folder)
         data = PromptDataModule("p.json", on_error=on_error)
         requests = requests or [request()]
-        data.plan = RunPlan(data.prompt_json, on_error, checkpoint, encoder, requests)
+        data.plan = RunPlan(data.prompt_json, on_error, checkpoint, requests, encoder)
         trainer = SimpleNamespace(
             global_rank=0,
             world_size=1,
@@ -61,23 +60,20 @@ def write(tiny_checkpoint):
         )
         image_writer.setup(trainer, module, "predict")
         missing = data.plan.requests
+        tokens = torch.arange(16, dtype=torch.int32)
         images = GeneratedImages(
-            missing,
-            torch.arange(16, dtype=torch.int32).expand(len(missing), -1),
-            photo().expand(len(missing), -1, -1, -1),
-            list(failures),
-            [None] * len(missing),
-            [None] * len(missing),
+            [GeneratedImage(each, tokens, photo()) for each in missing], list(failures)
         )
         try:
             image_writer.write_on_batch_end(trainer, module, images, None, missing, 0, 0)
+            if end:
+                image_writer.on_predict_end(trainer, module)
         except UserError as error:
             image_writer.on_exception(trainer, module, error)
             raise
         if end:
-            image_writer.on_predict_end(trainer, module)
             image_writer.teardown(trainer, module, "predict")
-        image_writer.missing = [(r.prompt.prompt_index, r.image_index) for r in missing]
+        image_writer.missing = [(r.entry.index, r.image_index) for r in missing]
         return image_writer
 
     return run
@@ -278,7 +274,7 @@ def test_failures_are_listed_and_the_last_run_s_only(write, tmp_path):
     failure = Failure(1, 0, "b", "entry 1: image 0: the model's logits are NaN")
     made = write(tmp_path, THREE[:1], failures=[failure], on_error="skip")
     assert made.outcome.num_failures == 1
-    assert json.loads((tmp_path / "errors.jsonl").read_text()) == failure._asdict()
+    assert json.loads((tmp_path / "errors.jsonl").read_text()) == failure.to_line()
     assert write(tmp_path, THREE, on_error="skip").outcome.num_failures == 0
     assert not list(tmp_path.glob("errors*"))
 

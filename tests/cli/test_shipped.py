@@ -36,10 +36,10 @@ def test_copied_configurations_work_where_they_are(main_here, tmp_path):
     for name in "demo", "dola":
         copied, original = tmp_path / f"mine/{name}.yaml", ROOT / f"configs/{name}.yaml"
         assert copied.read_bytes() == original.read_bytes()
-    assert "32 images to make" in dry(main_here, tmp_path, "mine/demo.yaml").stdout
+    assert "32 images to generate" in dry(main_here, tmp_path, "mine/demo.yaml").stdout
     again = main_here(tmp_path, "configs", "dola", "--output=mine")
     assert again.returncode == 1
-    assert "configs: mine/dola.yaml is already there; expected another output" in again.stderr
+    assert "configs: mine/dola.yaml exists; expected another output" in again.stderr
 
 
 @pytest.mark.parametrize("config", ["demo", "configs/demo.yaml"])
@@ -47,22 +47,22 @@ def test_copied_configurations_work_where_they_are(main_here, tmp_path):
 def test_a_shipped_configuration_works_in_any_folder(how, config, main_here, tmp_path):
     args = how.format(config).split()
     done = main_here(tmp_path, "predict", *args, "--dry_run=true")
-    assert "32 images to make" in done.stdout, done.stderr
+    assert "32 images to generate" in done.stdout, done.stderr
 
 
 def test_a_file_of_that_name_comes_first(main_here, tmp_path):
     write_config(tmp_path, prompt_json="p.txt")
     (tmp_path / "p.txt").write_text("a")
     (tmp_path / "mine.yaml").rename(tmp_path / "demo")
-    assert "3 images to make" in dry(main_here, tmp_path, "demo").stdout
+    assert "3 images to generate" in dry(main_here, tmp_path, "demo").stdout
 
 
 def test_the_working_directory_comes_before_the_folder_of_the_configuration(main_here, tmp_path):
     write_config(tmp_path / "sub", prompt_json="p.txt")
     (tmp_path / "sub/p.txt").write_text("a\nb")
-    assert "6 images to make" in dry(main_here, tmp_path, "sub/mine.yaml").stdout
+    assert "6 images to generate" in dry(main_here, tmp_path, "sub/mine.yaml").stdout
     (tmp_path / "p.txt").write_text("a")
-    assert "3 images to make" in dry(main_here, tmp_path, "sub/mine.yaml").stdout
+    assert "3 images to generate" in dry(main_here, tmp_path, "sub/mine.yaml").stdout
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_model_beside_the_configuration(main_here, tmp_path, tiny_checkpoint):
     (tmp_path / "sub/mine.yaml").write_text("model: {model_path: tiny, parallel_size: 2}\n")
     (tmp_path / "prompt.json").write_text('["a"]')
     done = dry(main_here, tmp_path, "sub/mine.yaml")
-    assert "2 images to make" in done.stdout, done.stderr
+    assert "2 images to generate" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_what_is_not_there(args, message, main_here, tmp_path):
 @pytest.mark.parametrize("name", ["prompt.json", "outputs/demo", "README.md", "../pyproject.toml"])
 def test_what_a_repository_has_besides_does_not_come_along(name, tmp_path, monkeypatch):
     """The prompts of whoever works there, for instance."""
-    monkeypatch.setattr("lit_dola.janus.files.shipped_root", lambda: tmp_path)
+    monkeypatch.setattr("lit_dola.shipped.shipped_root", lambda: tmp_path)
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("")
     assert shipped(name) is None

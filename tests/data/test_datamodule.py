@@ -8,12 +8,25 @@ from hypothesis import strategies as st
 
 from lit_dola.data.base import ContiguousSampler
 from lit_dola.data.prompts import PromptDataModule
-from lit_dola.data.requests import EncodedPrompt, ImageRequest, ImageRequests, Prompt, Selection
+from lit_dola.data.requests import (
+    EncodedPrompt,
+    Entry,
+    ImageRequest,
+    ImageRequests,
+    Selection,
+)
 from lit_dola.errors import UserError
+from lit_dola.tasks.generate import LitDoLa
+
+
+def prompts_of(path, tiny_checkpoint, on_error="stop", **settings):
+    data = PromptDataModule(str(path), on_error=on_error)
+    data.attach(LitDoLa(str(tiny_checkpoint), **settings))
+    return data
 
 
 def requests(path, tiny_checkpoint, **settings):
-    data = PromptDataModule(str(path), str(tiny_checkpoint), **{"images_per_batch": 8, **settings})
+    data = prompts_of(path, tiny_checkpoint, **{"images_per_batch": 8, **settings})
     data.prepare_data()
     data.setup("predict")
     return list(data.predict_dataloader())
@@ -24,11 +37,11 @@ def test_batches_are_bounded_and_hold_every_image_once(prompt_file, tiny_checkpo
     batches = requests(path, tiny_checkpoint, parallel_size=3, images_per_batch=4)
     assert [len(batch) for batch in batches] == [4, 4, 1]
     images = [image for batch in batches for image in batch]
-    assert sorted((image.prompt.prompt_index, image.image_index) for image in images) == [
+    assert sorted((image.entry.index, image.image_index) for image in images) == [
         (prompt, image) for prompt in range(3) for image in range(3)
     ]
     for image in images:
-        assert image.input_ids == encoder.encode(["a cat", "a dog", "a bird"][image.prompt[0]])
+        assert image.input_ids == encoder.encode(["a cat", "a dog", "a bird"][image.entry.index])
 
 
 def test_prompts_of_like_length_share_a_batch(prompt_file, tiny_checkpoint):
@@ -37,12 +50,12 @@ def test_prompts_of_like_length_share_a_batch(prompt_file, tiny_checkpoint):
     lengths = [{len(image.input_ids) for image in batch} for batch in batches]
     assert [len(some) for some in lengths] == [1] * 4  # no padding at all
     assert sorted(lengths, key=min) == lengths
-    first = [(image.prompt.prompt_index, image.image_index) for image in batches[0]]
+    first = [(image.entry.index, image.image_index) for image in batches[0]]
     assert first == [(i, j) for i in (0, 4, 8, 12) for j in (0, 1)]  # else the file's order
 
 
 def test_auto_leaves_the_batch_size_to_the_model(prompt_file, tiny_checkpoint):
-    data = PromptDataModule(str(prompt_file('["a", "b"]')), str(tiny_checkpoint))
+    data = prompts_of(prompt_file('["a", "b"]'), tiny_checkpoint)
     data.setup("predict")
     assert data.plan.batch_size is None
     data.plan.batch_size = 5
@@ -86,9 +99,9 @@ def test_ranks_share_every_request_once(count, world_size):
 def test_bad_entries_are_skipped_where_the_user_says_so(prompt_file, tiny_checkpoint):
     """What is left keeps its place, on which its images depend."""
     path = prompt_file(json.dumps(["a", 3, "b " * 2000, {"x": 1}, "c"]))
-    data = PromptDataModule(str(path), str(tiny_checkpoint), parallel_size=2, on_error="skip")
+    data = prompts_of(path, tiny_checkpoint, parallel_size=2, on_error="skip")
     data.setup("predict")
-    made = [(request.prompt.prompt_index, request.prompt.text) for request in data.plan.requests]
+    made = [(request.entry.index, request.entry.text) for request in data.plan.requests]
     assert made == [(0, "a")] * 2 + [(4, "c")] * 2
     assert [failure.prompt_index for failure in data.plan.failures] == [1, 3, 2]
     reasons = sorted(failure.reason for failure in data.plan.failures)
@@ -104,11 +117,13 @@ def test_bad_entries_are_skipped_where_the_user_says_so(prompt_file, tiny_checkp
 @given(st.lists(st.integers(1, 5), max_size=6), st.integers(1, 4), st.data())
 def test_requests_that_are_made_when_asked_for_are_a_list(lengths, parallel_size, data):
     prompts = [
-        EncodedPrompt(Prompt(i, str(i), {}), [0] * length, seed=i % 2 or None)
+        EncodedPrompt(Entry(i, str(i), {}), [0] * length, seed=i % 2 or None)
         for i, length in enumerate(lengths)
     ]
     lazy = ImageRequests(prompts, range(parallel_size))
-    plain = [ImageRequest(p, k, *rest) for p, *rest in prompts for k in range(parallel_size)]
+    plain = [
+        ImageRequest(p, ids, k, *rest) for p, ids, *rest in prompts for k in range(parallel_size)
+    ]
     assert len(lazy) == len(plain)
     assert list(lazy) == plain
     assert [lazy[place] for place in range(-len(plain), len(plain))] == plain * 2

@@ -26,7 +26,7 @@ def test_forms(pictures, prompt_file, name):
     lines = "\n".join(map(json.dumps, ENTRIES))
     items = read_items(prompt_file(json.dumps(ENTRIES) if name == "i.json" else lines, name))
     assert [item.labels for item in items] == [("a cat", "a dog"), ("a cat",)]
-    assert [item.prompt.metadata for item in items] == ENTRIES
+    assert [item.entry.metadata for item in items] == ENTRIES
     assert [item.pictures for item in items] == [(pictures / "a.png",), (pictures / "b.png",)]
 
 
@@ -74,7 +74,7 @@ def test_the_images_of_a_run_by_prompt(pictures, prompt_file):
     lines = [record(3, 1, "b.png"), record(0, 0, "c.jpg"), record(3, 0, "a.png")]
     path = prompt_file("\n".join(map(json.dumps, lines)), "metadata.jsonl")
     first, second = read_run(path)
-    assert (first.prompt.prompt_index, first.names, first.labels) == (0, ("c.jpg",), ("prompt 0",))
+    assert (first.entry.index, first.names, first.labels) == (0, ("c.jpg",), ("prompt 0",))
     assert second.names == ("a.png", "b.png")
     assert second.pictures == (pictures / "a.png", pictures / "b.png")
 

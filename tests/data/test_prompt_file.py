@@ -1,6 +1,7 @@
 """Prompt files in every form, and everything that can be wrong with one."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given, settings
@@ -41,7 +42,7 @@ def test_forms(prompt_file, form, bom):
     content, name, metadata = FORMS[form]
     prompts = read_prompts(prompt_file(bom + content.encode(), name))
     assert [prompt.text for prompt in prompts] == ["a cat", "a dog"]
-    assert [prompt.prompt_index for prompt in prompts] == [0, 1]
+    assert [prompt.index for prompt in prompts] == [0, 1]
     assert [prompt.metadata for prompt in prompts] == metadata
 
 
@@ -118,7 +119,7 @@ def test_a_folder_holds_a_prompt_a_file(tmp_path):
     for name, text in (("b10.txt", "a dog\n"), ("a9.txt", "a cat"), ("notes.md", "not a prompt")):
         (tmp_path / name).write_text(text)
     prompts = read_prompts(tmp_path)
-    assert [(p.prompt_index, p.text, p.metadata) for p in prompts] == [
+    assert [(p.index, p.text, p.metadata) for p in prompts] == [
         (0, "a cat", {"id": "a9"}),
         (1, "a dog", {"id": "b10"}),
     ]
@@ -151,7 +152,7 @@ def test_hidden_files_of_a_folder_are_no_prompts(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"the text of {name}")
     prompts = read_prompts(tmp_path)
-    assert [(p.prompt_index, p.metadata["id"]) for p in prompts] == [(0, "0"), (1, "1")]
+    assert [(p.index, p.metadata["id"]) for p in prompts] == [(0, "0"), (1, "1")]
 
 
 @pytest.mark.parametrize("name", ["P.JSONL", "p.Jsonl", "P.NDJSON", "p.JSON", "p.TXT"])
@@ -165,7 +166,7 @@ def test_bad_entries_are_set_aside_where_asked(prompt_file):
     path = prompt_file(
         '"a"\n{"prompt": }\n\n3\n{"prompt": "d", "id": 1}\n{"prompt": 5, "id": 1}', "p.jsonl"
     )
-    assert [(prompt.prompt_index, prompt.text) for prompt in read_prompts(path, skipped)] == [
+    assert [(prompt.index, prompt.text) for prompt in read_prompts(path, skipped)] == [
         (0, "a"),
         (3, "d"),
     ]
@@ -189,11 +190,11 @@ def check_any(path):
             assert message.startswith(f"{path}: ")
             assert len(message.splitlines()) == 1
             continue
-        places = [entry.prompt_index for entry in [*prompts, *(skipped or [])]]
+        places = [it.index for it in prompts] + [it.prompt_index for it in skipped or ()]
         assert sorted(places) == list(range(len(places)))
         assert all(prompt.text.strip() for prompt in prompts)
         for prompt in prompts:
-            append_line(path.with_name("metadata.0.jsonl"), prompt._asdict())
+            append_line(path.with_name("metadata.0.jsonl"), asdict(prompt))
 
 
 text = st.text(st.characters(codec=None)) | st.sampled_from(["\ud83d", "x" * 100_000, " ", "id"])

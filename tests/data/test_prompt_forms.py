@@ -141,7 +141,7 @@ def test_what_cannot_be_read_is_one_line(prompt_file, case):
 def test_skipped_rows_keep_the_indices_of_the_others(prompt_file):
     skipped = []
     prompts = read_prompts(prompt_file("prompt,n\na,1\n,2\nb,3\n", "p.csv"), skipped)
-    assert [(prompt.prompt_index, prompt.text) for prompt in prompts] == [(0, "a"), (2, "b")]
+    assert [(prompt.index, prompt.text) for prompt in prompts] == [(0, "a"), (2, "b")]
     assert skipped[0].reason.startswith("line 3: no prompt")
 
 
@@ -175,7 +175,7 @@ def test_a_folder_of_lists_has_the_prompts_of_all(tmp_path):
         (tmp_path / f"{style}.json").write_text(json.dumps([f"{style} 0", f"{style} 1"]))
     (tmp_path / "more.csv").write_text("prompt,style\na,b\n")
     prompts = read_prompts(tmp_path)
-    assert [(p.prompt_index, p.text, p.metadata) for p in prompts] == [
+    assert [(p.index, p.text, p.metadata) for p in prompts] == [
         (0, "anime 0", {"style": "anime", "style_index": 0}),
         (1, "anime 1", {"style": "anime", "style_index": 1}),
         (2, "a", {"style": "b", "style_index": 0}),

@@ -30,12 +30,12 @@ def pictures(tmp_path):
 )
 def test_forms(pictures, prompt_file, content, name):
     questions = read_questions(prompt_file(content, name))
-    assert [question.prompt.text for question in questions] == [
+    assert [question.entry.text for question in questions] == [
         "Is there a cat?",
         "Is there a dog?",
     ]
-    assert [question.prompt.prompt_index for question in questions] == [0, 1]
-    assert [question.prompt.metadata for question in questions] == ENTRIES
+    assert [question.entry.index for question in questions] == [0, 1]
+    assert [question.entry.metadata for question in questions] == ENTRIES
     assert [question.pictures for question in questions] == [
         (pictures / "a.png",), (pictures / "b.png",)
     ]  # fmt: skip
@@ -44,7 +44,7 @@ def test_forms(pictures, prompt_file, content, name):
 @pytest.mark.parametrize("key", ["question", "text", "prompt"])
 def test_keys_of_the_question(pictures, prompt_file, key):
     (question,) = read_questions(prompt_file(json.dumps([{"image": "a.png", key: "Why?"}])))
-    assert question.prompt.text == "Why?"
+    assert question.entry.text == "Why?"
 
 
 def test_pictures_lie_in_a_folder_of_their_own(pictures, prompt_file):
@@ -106,7 +106,7 @@ def test_bad_entries_are_skipped_and_listed(hostile, prompt_file):
     failures: list[Failure] = []
     path = prompt_file(json.dumps([*entries, *ENTRIES]))
     questions = read_questions(path, skipped=failures)
-    assert [question.prompt.prompt_index for question in questions] == [14, 15]
+    assert [question.entry.index for question in questions] == [14, 15]
     assert [failure.prompt_index for failure in failures] == [*range(14)]
     assert all(failure.reason.startswith("entry ") for failure in failures)
 

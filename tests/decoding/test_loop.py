@@ -110,7 +110,7 @@ def test_a_negative_prompt_is_the_unconditional_branch(
     found = generate(branches, keys).tolist()
     for tokens, key, other in zip(found, keys, [negative_ids, None, ids]):
         assert tokens == reference.generate(
-            reference_model, ids, pad, image_index=key.image_index, negative_ids=other, **settings
+            reference_model, ids, pad, image_index=key.sample_index, negative_ids=other, **settings
         )
     assert found[0] != found[1]
 

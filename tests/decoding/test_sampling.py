@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from lit_dola.decoding.sampling import (
     EntropyTemperature,
     gumbel_noise,
-    sample,
     stream_keys,
     temper,
 )
 from tests.support import reference
+from tests.support.scoring import sample
 from tests.support.strategies import logits
 
 

@@ -110,8 +110,8 @@ def plain_results(encoder, weights, settings):
             plain,
             encoder.encode(prompt),
             encoder.pad_token_id,
-            prompt_index=key.prompt_index,
-            image_index=key.image_index,
+            prompt_index=key.entry_index,
+            image_index=key.sample_index,
             **settings,
         )
         for prompt, key in zip(INPUTS, KEYS, strict=True)

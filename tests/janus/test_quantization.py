@@ -20,7 +20,7 @@ WORST = {"int8wo": 0.02, "float8wo": 0.05, "int4wo": 0.15}
 
 
 def test_without_torchao_the_error_says_what_to_do(load, monkeypatch):
-    monkeypatch.setattr("lit_dola.errors.find_spec", lambda name: None)
+    monkeypatch.setattr("lit_dola.settings.checks.find_spec", lambda name: None)
     with pytest.raises(UserError, match="torchao is not installed; pip install"):
         quantize_weights(load(torch.float32), "int8wo", CPU)
 

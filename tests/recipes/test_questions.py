@@ -95,17 +95,17 @@ def test_held_out_pictures_with_their_questions_and_captions(tmp_path):
     for name in [*names, "questions.jsonl", "items.jsonl"]:
         assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     questions = read_questions(tmp_path / "questions.jsonl")
-    tags = Counter(question.prompt.metadata["tag"] for question in questions)
+    tags = Counter(question.entry.metadata["tag"] for question in questions)
     assert set(tags) == set(SKILLS)
     assert tags["yes_no"] == 28
-    labels = Counter(question.prompt.metadata["label"] for question in questions)
+    labels = Counter(question.entry.metadata["label"] for question in questions)
     assert labels["yes"] == labels["no"] == 14
     for question in questions:
-        entry = question.prompt.metadata
+        entry = question.entry.metadata
         (picture,) = question.pictures
         with Image.open(picture) as image:
             objects = find_objects(image)
         assert entry["label"] == answer(objects, entry["tag"], entry["question"])
     for item in read_items(tmp_path / "items.jsonl"):
         assert len(set(item.labels)) == 8
-        assert item.labels.count(item.prompt.metadata["label"]) == 1
+        assert item.labels.count(item.entry.metadata["label"]) == 1

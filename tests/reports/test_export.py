@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_dola.data.requests import Prompt
+from lit_dola.data.requests import Entry
 from lit_dola.errors import UserError
 from lit_dola.reports.export import Export, check_export, write_export
 from lit_dola.runs.records import ImageRecord
@@ -202,7 +202,7 @@ def test_what_cannot_be_exported(case, run, tmp_path):
     with pytest.raises(UserError, match=re.escape(f"export {export}: {message}")):
         write_export(export, folder, records, tmp_path / "out")
     assert names(tmp_path / "out") == []
-    prompts = [Prompt(i, f"a {i}", entry) for i, entry in enumerate(entries)]
+    prompts = [Entry(i, f"a {i}", entry) for i, entry in enumerate(entries)]
     with pytest.raises(UserError, match=re.escape(message)):
         check_export(export, prompts, range(images))
 
@@ -212,12 +212,12 @@ def test_prompts_that_cannot_be_names_of_files(text, tmp_path):
     with pytest.raises(
         UserError, match=r"export t2i-compbench: prompt 0, .* cannot be the name of"
     ):
-        check_export("t2i-compbench", [Prompt(0, text, {})], [0])
+        check_export("t2i-compbench", [Entry(0, text, {})], [0])
 
 
 def test_prompts_that_name_one_image():
     with pytest.raises(UserError, match=r"export geneval2: 'a' is there twice, at 1; expected"):
-        check_export("geneval2", [Prompt(0, "a", {}), Prompt(1, "a", {})], [0])
+        check_export("geneval2", [Entry(0, "a", {}), Entry(1, "a", {})], [0])
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,8 @@ def test_nothing_is_written_through_a_link(tmp_path):
 
 
 def record(prompt_index, image_index, **more):
-    return {"prompt": "a", "prompt_index": prompt_index, "image_index": image_index, **more}
+    place = {"prompt_index": prompt_index, "image_index": image_index}
+    return {"file": "a.jpg", "prompt": "a", **place, "metadata": {}, "reason": "b", **more}
 
 
 def lines_in(path):
@@ -254,6 +255,7 @@ def test_a_merge_is_what_a_dictionary_would_be(first, second, dropped, changed):
                     "prompt": f"{part}.{place}",
                     "prompt_index": key[0],
                     "image_index": key[1],
+                    "reason": "b",
                 }
                 append_line(log.of_rank(part, "ab12"), line)
                 kept = keep(line)

@@ -9,6 +9,7 @@ import pytest
 from lit_dola.errors import UserError
 from lit_dola.reports.status import status_as_json, status_as_text
 from lit_dola.runs.claim import Claim
+from lit_dola.runs.records import ImageRecord
 from lit_dola.runs.run_file import RunFile
 from lit_dola.runs.status import RankCounter, read_status, read_statuses
 
@@ -50,7 +51,7 @@ def test_a_run_that_was_stopped(make):
 
 def test_a_run_that_goes_on(make):
     folder = make([6, 4], ago=[0, 20], done_before=10)
-    claim = Claim(folder, {})
+    claim = Claim(folder)
     claim.take()
     try:
         status = read_status(folder)
@@ -61,16 +62,16 @@ def test_a_run_that_goes_on(make):
     assert (status.done, status.asked_for) == (20, 40)
     assert [(rank.done, rank.of) for rank in status.ranks] == [(6, 15), (4, 15)]
     assert status.seconds_left == pytest.approx(20 / (10 / 100), rel=0.02)
-    assert [claim["process"] for claim in status.claims] == [os.getpid()]
+    assert status.holder.process == os.getpid()
     assert f"running, process {os.getpid()} on " in text
     assert "images    20 of 40 (50 %)" in text
     assert "rank 1    4 of 15 (26 %)" in text
-    assert not list(folder.glob(".run-*"))
+    assert not list(folder.glob(".run.json"))
 
 
 def test_looking_changes_nothing(make):
     folder = make([3])
-    (folder / f".run-{TOKEN}.lock").touch()  # of a run that is dead
+    (folder / ".run.lock").touch()  # of a run that is dead
     before = sorted(folder.iterdir())
     assert read_status(folder).state == "stopped"
     assert sorted(folder.iterdir()) == before
@@ -160,7 +161,7 @@ def test_a_folder_without_a_run(tmp_path):
 
 def test_counting_reads_only_what_is_new(tmp_path):
     path = tmp_path / f"metadata.0.{TOKEN}.jsonl"
-    counter = RankCounter(tmp_path, "metadata")
+    counter = RankCounter(tmp_path, ImageRecord)
     assert counter.count(TOKEN, 1) == [(0, None)]
     path.write_text("{}\n{}\n{")  # the third is being written
     assert counter.count(TOKEN, 1)[0][0] == 2

@@ -28,8 +28,8 @@ def succeed(done):
 
 
 _NARRATION = re.compile(
-    r".* on .*, .*: [\d,]+ (image|answer|ranking)s? to make.*; writing to .*"
-    r"|.*([\d,]+ (image|answer|ranking)s? (in [\d:]+, .*|made.*)|nothing to do: .*); open .*"
+    r".* on .*, .*: [\d,]+ (image|answer|ranking)s? to generate.*; writing to .*"
+    r"|.*([\d,]+ (image|answer|ranking)s? (in [\d:]+, .*|generated.*)|nothing to do: .*); open .*"
 )
 """The first and the last line of a run."""
 

@@ -73,6 +73,6 @@ def write_answers_run(folder, texts, label="yes", **settings):
     for index, text in enumerate(texts):
         entry = {"image": "a.png", "question": QUESTIONS[index % 4], "label": label}
         settings = {"dola": False, "model_path": "m", "seed": 0, **settings}
-        record = AnswerRecord(index, entry, ["../a.png"], text, [5, 1], settings)
+        record = AnswerRecord(entry, index, ["../a.png"], text, [5, 1], settings)
         append_line(folder / "answers.jsonl", record.to_line())
     return folder

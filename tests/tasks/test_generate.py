@@ -16,7 +16,7 @@ from lit_dola.data.requests import RequestKey
 from lit_dola.decoding.loop import TokenGenerator
 from lit_dola.errors import UserError
 from lit_dola.janus import packing
-from lit_dola.tasks import base, batches, generate
+from lit_dola.tasks import decode, generate
 from tests.support.images import ImageGenerator
 
 
@@ -27,8 +27,10 @@ def predict(tiny_checkpoint, tmp_path):
     def run(precision="32-true", images_per_batch=3, spoil=None, **settings):
         path = tmp_path / "prompt.json"
         path.write_text(json.dumps(["a red apple", "two blue birds on a branch"]))
-        model = LitDoLa(str(tiny_checkpoint), parallel_size=2, **settings)
-        data = PromptDataModule(str(path), str(tiny_checkpoint), "auto", 2, images_per_batch)
+        model = LitDoLa(
+            str(tiny_checkpoint), parallel_size=2, images_per_batch=images_per_batch, **settings
+        )
+        data = PromptDataModule(str(path))
         trainer = Trainer(
             accelerator="cpu", devices=1, precision=precision, logger=False,
             enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
@@ -55,24 +57,26 @@ def test_the_model_is_in_the_trainers_precision_and_its_positions_are_not(
     for part in (model.janus.language_model, model.janus.gen_head):
         assert {weight.dtype for weight in part.state_dict().values()} == {dtype}
     assert model.janus.language_model.rotary_emb.inv_freq.dtype == torch.float32
-    requests = [request for batch in batches for request in batch.requests]
-    tokens = torch.cat([batch.tokens for batch in batches])
+    requests = [image.request for batch in batches for image in batch.images]
+    tokens = torch.stack([image.tokens for batch in batches for image in batch.images])
     expected = ImageGenerator(load(dtype), layer=6)(
         [request.input_ids for request in requests[:3]],
-        [RequestKey(request.prompt.prompt_index, request.image_index) for request in requests[:3]],
+        [RequestKey(request.entry.index, request.image_index) for request in requests[:3]],
     )
     assert torch.equal(tokens[:3].long(), expected)
 
 
 def test_batches_hold_requests_tokens_and_pixels(predict):
     _, batches = predict()
-    assert [len(batch.requests) for batch in batches] == [3, 1]
-    for requests, tokens, pixels, failures, forwards, at_once, inspections in batches:
-        assert (failures, inspections) == ([], {})
-        assert forwards == [None] * len(requests)  # no window: one pass per token
-        assert at_once == [None] * len(requests)  # it fitted into memory
-        assert (tokens.dtype, tokens.shape) == (torch.int32, (len(requests), 16))
-        assert (pixels.dtype, pixels.shape) == (torch.uint8, (len(requests), 3, 64, 64))
+    assert [len(batch.images) for batch in batches] == [3, 1]
+    for images, failures in batches:
+        assert failures == []
+        for _, tokens, pixels, forwards, at_once, inspection in images:
+            assert forwards is None  # no window: one pass per token
+            assert at_once is None  # it fitted into memory
+            assert inspection is None
+            assert (tokens.dtype, tokens.shape) == (torch.int32, (16,))
+            assert (pixels.dtype, pixels.shape) == (torch.uint8, (3, 64, 64))
 
 
 @pytest.mark.parametrize(
@@ -106,9 +110,9 @@ def give(janus, model):
 def gather(batches):
     """Tokens and pixels of each image by prompt and image index."""
     return {
-        (request.prompt.prompt_index, request.image_index): (tokens.tolist(), pixels.tolist())
+        (*image.request.key,): (image.tokens.tolist(), image.pixels.tolist())
         for batch in batches
-        for request, tokens, pixels in zip(*batch[:3])
+        for image in batch.images
     }
 
 
@@ -167,7 +171,7 @@ def test_the_smaller_size_is_remembered(predict, caplog):
 
 def test_in_low_precision_a_divided_batch_is_told_and_recorded(predict, caplog):
     _, (batch,) = predict("bf16-true", 4, spoil=enough_for(2, []))
-    assert batch.at_once == [2] * 4
+    assert [image.at_once for image in batch.images] == [2] * 4
     (told,) = warned(caplog)
     assert told == (
         "out of memory: continuing with at most 2 images at once; in bf16-true they may"
@@ -177,7 +181,7 @@ def test_in_low_precision_a_divided_batch_is_told_and_recorded(predict, caplog):
 
 def test_only_on_a_gpu_and_in_low_precision_batches_are_filled_up():
     """There the number of rows decides how sums are rounded."""
-    fill_to = base.JanusModule.fill_to.fget
+    fill_to = decode.DecodingModule.fill_to.fget
 
     def of(device, is_exact, at_once=None):
         plan = SimpleNamespace(batch_size=8)
@@ -193,7 +197,7 @@ def test_only_on_a_gpu_and_in_low_precision_batches_are_filled_up():
 
 
 def test_a_batch_that_was_filled_up_is_divided_too(predict, monkeypatch):
-    monkeypatch.setattr(base.JanusModule, "fill_to", property(lambda self: self.at_once or 4))
+    monkeypatch.setattr(decode.DecodingModule, "fill_to", property(lambda self: self.at_once or 4))
     sizes = []
     predict(images_per_batch=1, spoil=enough_for(0, sizes, times=2))
     assert sizes == [1] * 6  # twice in vain, then each of the four images
@@ -234,7 +238,7 @@ def test_the_memory_is_given_back_before_the_next_try(predict, monkeypatch):
         assert all(cache() is None for cache in caches)
 
     monkeypatch.setattr(TokenGenerator, "_cache_for", allocate_little)
-    monkeypatch.setattr(batches, "garbage_collection_cuda", collect)
+    monkeypatch.setattr(decode, "garbage_collection_cuda", collect)
     predict(images_per_batch=4)
     assert len(caches) == 3
 

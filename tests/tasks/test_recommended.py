@@ -9,6 +9,7 @@ import yaml
 from lit_dola import JanusPipeline, UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.recommended import recommended_settings
+from lit_dola.tasks.generate import LitDoLa
 from tests.support.commands import messages, one_line, records
 
 
@@ -138,9 +139,8 @@ def test_of_a_name_on_the_hub_that_one_file_is_fetched(checkpoint, monkeypatch):
     assert recommended_settings("somebody/their-janus", LitDoLa) == {"alpha": 0.3}
     assert asked == [("somebody/their-janus", "generation_config.json")]
     for name in ("deepseek-ai/Janus-Pro-7B", "deepseek-community/Janus-Pro-1B", "Janus-1.3B"):
-        assert (
-            recommended_settings(name, LitDoLa) == {}
-        )  # nobody asks the network about a published Janus
+        # Nobody asks the network about a published Janus.
+        assert recommended_settings(name, LitDoLa) == {}
     assert len(asked) == 1
 
 

@@ -44,7 +44,7 @@ def test_names_are_safe_for_every_kind_of_value():
     [
         ({}, {}, "variants: empty"),
         ({}, {"alpha": []}, "grid.alpha: no values"),
-        ({}, {"alpha": [0.1, 0.1]}, "grid: alpha-0.1 is there twice"),
+        ({}, {"alpha": [0.1, 0.1]}, "grid: alpha-0.1 occurs twice"),
         ({"alpha-0.1": {}}, {"alpha": [0.1]}, "grid: alpha-0.1 is also in variants"),
         ({}, {"alhpa": [0.1]}, "variants.alhpa-0.1: alhpa: not a setting"),
         ({}, {"alpha": [2]}, "variants.alpha-2: .*alpha"),

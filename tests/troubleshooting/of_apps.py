@@ -5,7 +5,7 @@ import logging
 import socket
 
 from lit_dola import JanusPipeline, UserError
-from lit_dola.apps.caller_queue import Line
+from lit_dola.apps.caller_queue import CallerQueue
 from lit_dola.apps.limits import Limits
 from tests.troubleshooting.scene import CASES, case
 
@@ -30,16 +30,16 @@ CASES["characters; expected at most 2,000"] = _asked("check_prompt", "prompt", "
 CASES["prompt: 3; expected a string"] = _asked("check_prompt", "prompt", 3)
 
 
-@case("drawings wait or run already")
+@case("queue full, 1 drawings")
 def full_line(scene):
-    line = Line(1)
+    line = CallerQueue(1)
     line.join()
     return raised(line.join)
 
 
-@case("the page did not answer for too long")
+@case("connection timed out")
 def lost(scene):
-    line = Line(2)
+    line = CallerQueue(2)
     place = line.join()
     place.seen = float("-inf")
     line.join()

@@ -103,7 +103,7 @@ def evaluate(scene, *args):
     )  # fmt: skip
 
 
-@case("the task answer makes no images")
+@case("the task answer generates no images")
 def scorer_of_answers(scene):
     (scene.folder / "scorer.yaml").write_text(
         "scorer: {class_path: tests.test_evaluation.Redness}\n"

@@ -24,7 +24,7 @@ FLAGS = {
     "a sharded model cannot be inspected": ["--model.inspect=[[0, 0]]", "--trainer.strategy=fsdp2"],
     "a sharded model decodes in step": ["--model.speculative=4", "--trainer.strategy=fsdp2"],
     "quantized weights cannot be sharded": ["--model.quantize=int8wo", "--trainer.strategy=fsdp2"],
-    "never ends on a CPU": ["--model.quantize=int8wo", "--model.compile=true"],
+    "hangs on a CPU": ["--model.quantize=int8wo", "--model.compile=true"],
     "precision: bf16-mixed": ["--trainer.precision=bf16-mixed"],
     "ddp_spawn copies": ["--trainer.strategy=ddp_spawn"],
     "requires a GPU accelerator": ["--trainer.strategy=fsdp"],
@@ -92,7 +92,7 @@ def int4_old_gpu(scene):
 
 @case("torchao is not installed")
 def no_torchao(scene):
-    scene.monkeypatch.setattr("lit_dola.errors.find_spec", lambda name: None)
+    scene.monkeypatch.setattr("lit_dola.settings.checks.find_spec", lambda name: None)
     return scene.predict("--model.quantize=int8wo"), 1
 
 
@@ -250,10 +250,10 @@ def another_folder(scene):
     return scene.predict("--model.alpha=0.2", "--writer.on_mismatch=new_folder"), 0
 
 
-@case("is writing to")
+@case("has been writing to")
 def other_run(scene):
     (scene.folder / "outputs").mkdir()
-    claim = Claim(scene.folder / "outputs", {"alpha": 0.5})
+    claim = Claim(scene.folder / "outputs")
     claim.take()
     found = scene.predict()
     claim.release()

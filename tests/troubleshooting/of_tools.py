@@ -15,7 +15,7 @@ EVALUATE = {
     "alhpa: not a setting of the model": ["--variants={sharp: {alhpa: 0.3}}"],
     "is not a variant": ["--reference=nothing"],
     "grid.alpha: no values": ["--grid={alpha: []}"],
-    "alpha-0.1 is there twice": ["--grid={alpha: [0.1, 0.1]}"],
+    "alpha-0.1 occurs twice": ["--grid={alpha: [0.1, 0.1]}"],
     "is also in variants": ["--variants={alpha-0.1: {}}", "--grid={alpha: [0.1]}"],
     "sheet_prompts: 9": ["--sheet_prompts=[9]"],
     "sheet_image: 2": ["--sheet_image=2"],
@@ -79,7 +79,7 @@ for message, flags in EVALUATE.items():
 
 @case("matplotlib is not installed")
 def no_matplotlib(scene):
-    scene.monkeypatch.setattr("lit_dola.errors.find_spec", lambda name: None)
+    scene.monkeypatch.setattr("lit_dola.settings.checks.find_spec", lambda name: None)
     return scene.evaluate(), 1
 
 
@@ -179,7 +179,7 @@ def python(load=None, generate=None, decode=None, **calls):
 
 
 CASES |= {
-    "'gpu' is no device": python(load={"device": "gpu"}),
+    "'gpu' is an unknown device": python(load={"device": "gpu"}),
     "device: cuda:9": python(load={"device": "cuda:9"}),
     "device: mps": python(load={"device": "mps"}),
     "dtype: torch.float64": python(load={"dtype": torch.float64}),
