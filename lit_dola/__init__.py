@@ -23,7 +23,7 @@ __all__ = [
 
 
 def _choose_wait_policy() -> None:
-    """Set how torch's threads wait for each other, unless the environment says so already.
+    """Set how torch's threads wait for each other, unless the environment does.
 
     OpenMP reads these variables when torch is first imported. By its own default a waiting thread
     spins for so long that beside other work everything is 10 to 20 times slower. A little spinning

@@ -57,7 +57,7 @@ class UserError(Exception):
 
     @property
     def detail(self) -> str:
-        """What was found and expected, without the place."""
+        """The message without the place: what was found and expected."""
         return f"{self.found}; expected {self.expected}" if self.expected else self.found
 
     def within(self, *places: Place) -> Self:

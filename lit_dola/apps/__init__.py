@@ -1,1 +1,1 @@
-"""Programs that keep a model loaded and make images for many callers."""
+"""Programs that keep a model loaded and generate images for many callers."""

@@ -44,9 +44,6 @@ class CallerQueue:
 
         Args:
             caller: Identifies who may give it up, see :meth:`stop`.
-
-        Raises:
-            UserError: If the queue is full.
         """
         with self._lock:
             self._drop_timed_out()
@@ -59,12 +56,7 @@ class CallerQueue:
             return self._tickets[-1]
 
     def before(self, ticket: Ticket) -> int:
-        """Return the number of callers ahead, 0 if served; counts as a sign of life.
-
-        Raises:
-            UserError: If the caller has timed out.
-            Stopped: If the caller has given the ticket up.
-        """
+        """Return the number of callers ahead, 0 if served; counts as a sign of life."""
         with self._lock:
             ticket.seen = time.monotonic()
             self._drop_timed_out()

@@ -24,21 +24,13 @@ class Limits:
         return f"an integer, 1 to {self.max_images}"
 
     def check_images(self, name: str, count: Any) -> int:
-        """Return a number of images.
-
-        Raises:
-            UserError: If it is not one, or too large.
-        """
+        """Return a number of images."""
         if type(count) is not int or not 1 <= count <= self.max_images:
             raise UserError(f"{count!r:.60}", self.images, setting=name)
         return count
 
     def check_prompt(self, name: str, prompt: Any) -> str:
-        """Return a prompt.
-
-        Raises:
-            UserError: If it is not one, or too long.
-        """
+        """Return a prompt."""
         if not isinstance(prompt, str):
             raise UserError(f"{prompt!r:.60}", "a string", setting=name)
         prompt_maker()(0, prompt)

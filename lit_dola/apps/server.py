@@ -68,7 +68,7 @@ class ImageServer(LitServer):  # type: ignore[misc]
             yield
         watch.cancel()
         self.shared.drained[0] = True
-        if not parent_is_alive():  # nobody else will end the process with the queues
+        if not parent_is_alive():  # nothing else would end the process with the queues
             for pid in self.helpers:
                 os.kill(pid, signal.SIGKILL)
 
@@ -171,11 +171,7 @@ def why_it_ended(shared: Shared) -> UserError:
 
 
 def _devices(trainer: Trainer) -> dict[str, Any]:
-    """Return the devices of a trainer as LitServe takes them.
-
-    Raises:
-        UserError: If they are on several machines.
-    """
+    """Return the devices of a trainer as LitServe takes them."""
     if trainer.num_nodes > 1:
         raise UserError(
             str(trainer.num_nodes), "1: a server runs on one machine", setting="trainer.num_nodes"
@@ -187,7 +183,7 @@ def _devices(trainer: Trainer) -> dict[str, Any]:
 
 
 def _images_at_once(model: LitDoLa, accelerator: str) -> int:
-    """Return how many images of different requests are made together."""
+    """Return the number of images of different requests to generate together."""
     if model.images_per_batch != "auto":
         return int(model.images_per_batch)
     return IMAGES_ON_CPU if accelerator == "cpu" else MOST_IMAGES

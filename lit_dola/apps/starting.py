@@ -25,11 +25,7 @@ def log(line: str) -> None:
 
 
 def how_to_load(model: LitDoLa, trainer: Trainer) -> dict[str, Any]:
-    """Return the arguments of ``JanusPipeline.from_pretrained``, besides the device.
-
-    Raises:
-        UserError: If the trainer's precision is none that weights can have.
-    """
+    """Return the arguments of ``JanusPipeline.from_pretrained``, besides the device."""
     dtypes = {precision: dtype for dtype, precision in PRECISIONS.items()}
     dtype: torch.dtype | None = dtypes.get(trainer.precision)
     if dtype is None:
@@ -57,22 +53,14 @@ def shared_settings(model: LitDoLa, leave_out: Container[str] = ()) -> dict[str,
 
 
 def checked_checkpoint(model: LitDoLa) -> Checkpoint:
-    """Return the checkpoint of a model, whose settings fit it.
-
-    Raises:
-        UserError: If it is not found, or they do not fit.
-    """
+    """Return the checkpoint of a model, whose settings fit it."""
     checkpoint = Checkpoint.open(model.model_path)
     model.check(checkpoint)
     return checkpoint
 
 
 def check_port(host: str, port: int) -> None:
-    """Check that a port can be listened at.
-
-    Raises:
-        UserError: If it cannot.
-    """
+    """Check that a port can be listened at."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

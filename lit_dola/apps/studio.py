@@ -77,13 +77,13 @@ class Drawing:
 
     @property
     def command(self) -> str:
-        """The commands that make the images with DoLa again, and those without it."""
+        """Commands that reproduce the images with DoLa, and those without it."""
         runs = (self.with_dola, "outputs/again"), (self.without, "outputs/again-without-dola")
         return "\n".join(command_for(run.records, to) for run, to in runs)
 
     @property
     def config(self) -> str:
-        """The configuration that makes the images with DoLa again."""
+        """Configuration that reproduces the images with DoLa."""
         return config_for(self.with_dola.records)
 
     def map(self, image: int, name: str) -> tuple[Image.Image, str]:
@@ -98,7 +98,7 @@ Previews = tuple[list[Image.Image], list[Image.Image]]
 
 @dataclass
 class _Call:
-    """A call of the model: what it has made so far."""
+    """Progress of a call of the model."""
 
     images: list[Image.Image]
     finished: int = 0
@@ -149,11 +149,11 @@ class Studio:
         self._drawn = TemporaryDirectory(prefix="lit-dola-play-")
         self._numbers = count()
         self._queue = CallerQueue(limits.max_queue)
-        self._model = ThreadPoolExecutor(1)  # one call at a time, whoever asks
+        self._model = ThreadPoolExecutor(1)  # one call at a time
 
     @property
     def drawn(self) -> Path:
-        """Where the files of all drawings are until the process ends."""
+        """Folder of the files of all drawings until the process ends."""
         return Path(self._drawn.name)
 
     def draw(
@@ -169,10 +169,6 @@ class Studio:
         Yields:
             How many drawings come first, an integer; then the share that is done, a float, and the
             images so far; last the drawing.
-
-        Raises:
-            UserError: If a setting is invalid or too large, or too many drawings wait.
-            Stopped: If the caller has stopped it.
         """
         ticket = self._queue.join(caller)
         try:
@@ -226,13 +222,13 @@ class Studio:
             try:
                 yield previews.get(timeout=_LOOK)
             except Empty:
-                yield so_far.share  # whoever has gone away can only be noticed at a yield
+                yield so_far.share  # a disconnected caller is only noticed at a yield
         yield running.result()
 
     def _keep(self, made: Generation) -> Run:
         """Write the images, as predict would."""
         folder = self.drawn / f"{next(self._numbers):06}"
-        # Plots of inspections take longer than an image; they are made when a history is saved.
+        # Plots of inspections take longer than an image; they are drawn when a history is saved.
         replace(made, inspections=[]).save(folder, gallery=False, **self.how)
         return Run(made, folder, [*ImageRecord.read(folder)])
 
@@ -293,7 +289,7 @@ class Studio:
         self._queue.stop(caller)
 
     def forget(self, drawings: Iterable[Drawing]) -> None:
-        """Delete the files of drawings that nobody sees any more."""
+        """Delete the files of drawings that are no longer shown."""
         for drawing in drawings:
             for run in (drawing.without, drawing.with_dola):
                 shutil.rmtree(run.folder, ignore_errors=True)

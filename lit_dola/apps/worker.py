@@ -131,7 +131,7 @@ class ImagesAPI(LitAPI):  # type: ignore[misc]
     def setup(self, device: str) -> None:
         """Load the model; called once, in the worker."""
         log_to_stderr()
-        # Ctrl+C in a terminal, and systemd, tell every process to end at once. Replies come first.
+        # Ctrl+C in a terminal, and systemd, signal every process at once. Replies come first.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, self._end_if_drained)
         if device == "cpu" and len(self.shared.pids) > 1:  # workers share the cores
@@ -141,7 +141,7 @@ class ImagesAPI(LitAPI):  # type: ignore[misc]
         except UserError as error:
             reason = one_line(str(error)).encode(errors="replace")
             self.shared.reason.value = reason[:_MOST_REASON]
-            logging.getLogger("litserve").setLevel(logging.CRITICAL)  # the server will say it
+            logging.getLogger("litserve").setLevel(logging.CRITICAL)  # the server prints it
             raise
         self.shared.pids[int(os.environ["LITSERVE_WORKER_ID"])] = os.getpid()
 
@@ -247,7 +247,7 @@ class SharedBatches(LitLoop):  # type: ignore[misc]
         """Serve the waiting requests; LitServe calls this in a loop."""
         try:
             waiting = self._collect(request_queue)
-        except (EOFError, ConnectionError):  # the server is no more
+        except (EOFError, ConnectionError):  # the server has ended
             _leave()
         if not waiting and (lit_api.shared.drained[0] or not parent_is_alive()):
             _leave()

@@ -20,7 +20,7 @@ class RunProgress(ProgressBar):
     With several devices the bars show the first one's share, the lines those of all.
 
     Args:
-        interval: Seconds between two lines, where stderr is no terminal; in the first five minutes
+        interval: Seconds between two lines, where stderr is not a terminal; in the first five minutes
             there is one every 30 seconds.
     """
 
@@ -84,7 +84,7 @@ class RunProgress(ProgressBar):
         self._items.update(len(batch))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bars; from now on lines tell which ranks are still at work."""
+        """Close the bars; from now on lines show which ranks are still running."""
         self._tokens.close()
         self._items.close()
         if self._lines and trainer.world_size > 1:
@@ -105,7 +105,7 @@ class RunProgress(ProgressBar):
 
 
 def _in_notebook() -> bool:
-    """Return whether this is the kernel of a notebook, whose stderr is no terminal."""
+    """Return whether this is the kernel of a notebook, whose stderr is not a terminal."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and "IPKernelApp" in shell.config

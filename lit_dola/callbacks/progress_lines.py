@@ -1,4 +1,4 @@
-"""Lines that say how far a run is, for logs that nobody watches."""
+"""Progress of a run in lines, for logs."""
 
 import time
 from collections import deque
@@ -24,7 +24,7 @@ _log = getLogger(__name__)
 class ProgressLines:
     """Prints a line now and then from a thread of its own, also while the run waits for something.
 
-    The lines are made from the logs of all ranks in the folder of the run.
+    The lines are derived from the logs of all ranks in the folder of the run.
 
     Args:
         folder: Folder of the run.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _LAUNCHER = "lightning.fabric.strategies.launchers.subprocess_script"
-"""What watches the other ranks of a machine."""
+"""Logger of the launcher, which watches the other ranks of a machine."""
 _KILLED = re.compile(r"\[rank: (\d+)\] .* terminated with code -(\d+)")
 _HARMLESS = (
     ".*does not have many workers.*",
@@ -40,9 +40,9 @@ def quiet_lightning() -> Iterator[None]:
 
 
 def _say_which_rank_was_killed(record: logging.LogRecord) -> bool:
-    """Keep what Lightning says before it ends the other ranks, in words of ours.
+    """Reword Lightning's message about a killed rank, and drop its others below a warning.
 
-    A rank that ends by itself has said why.
+    A rank that ends by itself has printed its own error.
     """
     killed = _KILLED.search(record.getMessage())
     if killed is None:

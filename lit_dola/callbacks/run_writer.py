@@ -28,7 +28,7 @@ from lit_dola.tasks.base import JanusModule
 
 _log = getLogger(__name__)
 _RANK_TIMEOUT = timedelta(days=365)
-"""How long to wait for the slowest rank; PyTorch would wait half an hour."""
+"""Timeout for the slowest rank; PyTorch would wait half an hour."""
 
 
 class RunWriter(BasePredictionWriter):
@@ -64,11 +64,7 @@ class RunWriter(BasePredictionWriter):
         return {}
 
     def check(self, module: JanusModule, plan: RunPlan) -> None:
-        """Check the run before anything is written.
-
-        Raises:
-            UserError: If it cannot be done.
-        """
+        """Check the run before anything is written."""
 
     def files_of(self, record: Any) -> Sequence[str] | None:
         """Return the files that belong to a record; None if it must be generated again."""
@@ -86,11 +82,7 @@ class RunWriter(BasePredictionWriter):
         """Write reports about the finished run, on every rank."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Prepare the folder before anything is generated, and drop requests that are done.
-
-        Raises:
-            UserError: If the folder cannot be written to, or holds results of another run.
-        """
+        """Prepare the folder before anything is generated, and drop requests that are done."""
         super().setup(trainer, pl_module, stage)
         assert isinstance(pl_module, JanusModule)
         self._plan = plan_of(trainer)
@@ -162,11 +154,7 @@ class RunWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Hand the results of a batch to the writing threads.
-
-        Raises:
-            UserError: If a result, of this batch or an earlier one, cannot be written or made.
-        """
+        """Hand the results of a batch to the writing threads."""
         for failure in self.write_batch(prediction):
             if self._plan.on_error == "stop":
                 raise RankError(failure.reason, at=self._plan.entry_file)
@@ -189,11 +177,7 @@ class RunWriter(BasePredictionWriter):
             self.run.abandon()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Merge the logs of all ranks and write reports; runs on ranks without results too.
-
-        Raises:
-            UserError: If another rank has ended early, or something cannot be written.
-        """
+        """Merge the logs of all ranks and write reports; runs on ranks without results too."""
         self.run.close()
         if self._ranks is not None:
             _wait_for(self._ranks)
@@ -208,12 +192,7 @@ class RunWriter(BasePredictionWriter):
             self.run.release()
 
     def conclude(self, trainer: Trainer) -> None:
-        """Print the last line if everything asked for exists; every rank must call it.
-
-        Raises:
-            UserError: If something is missing, for instance because a setting of the trainer ended
-                the run early.
-        """
+        """Print the last line if everything asked for exists; every rank must call it."""
         outcome = trainer.strategy.broadcast(self.outcome)
         if outcome.num_missing:
             raise UserError(missing_line(self.run.about, outcome), at=self.output_dir)

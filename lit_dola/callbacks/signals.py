@@ -1,6 +1,6 @@
 """Signals: drop the running batch, write what was generated, and end the run.
 
-Nothing else is needed to continue later: the same command makes what is missing.
+Nothing else is needed to continue later: the same command generates what is missing.
 
 This is the only file that uses a private name of Lightning, ``_accelerator_connector``: a trainer
 with a single device does not expose its cluster environment otherwise, and that environment says

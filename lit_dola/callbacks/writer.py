@@ -83,11 +83,7 @@ class ImageWriter(RunWriter):
         return format_settings(self.format, self.quality)
 
     def check(self, module: JanusModule, plan: RunPlan) -> None:
-        """Check that the images to inspect exist.
-
-        Raises:
-            UserError: If one does not, or matplotlib is missing.
-        """
+        """Check that the images to inspect exist."""
         assert isinstance(module, LitDoLa)
         self._inspected = module.inspect
         if not module.inspect:
@@ -154,11 +150,7 @@ class ImageWriter(RunWriter):
     def _write_inspection(
         self, record: ImageRecord, image: Image.Image, inspection: Inspection
     ) -> Path:
-        """Write a plot and return its path. Runs on the main thread: matplotlib is not thread-safe.
-
-        Raises:
-            UserError: If it cannot be written.
-        """
+        """Write a plot and return its path. Runs on the main thread: matplotlib is not thread-safe."""
         path = self.output_dir / record.file
         try:
             self._make_folder_of(path)

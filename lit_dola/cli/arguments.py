@@ -49,11 +49,7 @@ class Arguments(NamedTuple):
 
 
 def read_arguments(args: Sequence[str]) -> Arguments:
-    """Read the arguments of the command line, finding its configurations.
-
-    Raises:
-        UserError: If there is no such configuration.
-    """
+    """Read the arguments of the command line, finding its configurations."""
     known, rest = _known(args, "--config", "-c", action="append")
     configs = [config_path(name) for name in known.config or ()]
     name = os.environ.get(f"{ENV_PREFIX}_SUBCOMMAND") if not rest else None

@@ -90,9 +90,6 @@ class DoLaCLI(LightningCLI):
         """Parse, with the settings that the checkpoint recommends as defaults.
 
         LightningCLI is kept from seeding before the seed of the model is known.
-
-        Raises:
-            UserError: If a setting is null that must not be.
         """
         self.config = parser.parse_args(args)
         for group, owner in self.task.groups.items():
@@ -119,11 +116,7 @@ class DoLaCLI(LightningCLI):
         return True
 
     def before_instantiate_classes(self) -> None:
-        """Check what types do not.
-
-        Raises:
-            UserError: If a file is missing, or the strategy cannot work.
-        """
+        """Check what types do not."""
         refuse_missing_inputs(self.config, self.arguments.config_folders)
         strategy = str(self.config.trainer.get("strategy"))
         if re.search("spawn|fork|notebook", strategy):
@@ -134,11 +127,7 @@ class DoLaCLI(LightningCLI):
             )
 
     def instantiate_classes(self) -> None:
-        """Create everything that the settings name.
-
-        Raises:
-            UserError: If a class cannot be created, such as a logger whose package is missing.
-        """
+        """Create everything that the settings name."""
         if self.config.get("dry_run"):
             self._run_dry()
         try:
@@ -159,11 +148,7 @@ class DoLaCLI(LightningCLI):
         raise SystemExit(0)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Create the trainer.
-
-        Raises:
-            UserError: If its settings do not work together, or not on this machine.
-        """
+        """Create the trainer."""
         settings = self.config_init.trainer
         given = settings.get("callbacks") or []
         callbacks = [*given] if isinstance(given, list) else [given]
@@ -181,11 +166,7 @@ class DoLaCLI(LightningCLI):
         return trainer
 
     def run(self) -> None:
-        """Run the task.
-
-        Raises:
-            SystemExit: If something was skipped.
-        """
+        """Run the task."""
         function = resolve(self.task.task.function)
         given = {
             "trainer": self.trainer,
@@ -206,12 +187,7 @@ class DoLaCLI(LightningCLI):
 
 
 def run_model_task(arguments: Arguments) -> None:
-    """Run a task that loads a model, see :func:`lit_dola.cli.entry.main`.
-
-    Raises:
-        UserError: For what the user can fix.
-        SystemExit: If settings are wrong, the run was stopped, or something was skipped.
-    """
+    """Run a task that loads a model, see :func:`lit_dola.cli.entry.main`."""
     disable_progress_bar()
     set_verbosity_error()
     # By class, it also runs without a GPU.
@@ -234,11 +210,7 @@ def print_for_all_tasks(arguments: Arguments) -> None:
 
 
 def _check_world_size(world_size: int, environment: Mapping[str, str]) -> None:
-    """Check that the trainer knows of all processes that a launcher has started.
-
-    Raises:
-        UserError: If it does not: each process would generate everything.
-    """
+    """Check that the trainer knows of all processes that a launcher has started."""
     for launcher, variable in _LAUNCHERS.items():
         started = environment.get(variable, "")
         if started.isdecimal() and int(started) > 1 and int(started) != world_size:

@@ -78,9 +78,6 @@ def refuse_missing_inputs(settings: Any, folders: Sequence[Path]) -> None:
     Args:
         settings: As :func:`locate_inputs`.
         folders: As :func:`locate_inputs`.
-
-    Raises:
-        UserError: If a file is in none of them.
     """
     others = [folder for folder in folders if folder.resolve() != Path.cwd()]
     for group, name, value in _inputs(settings):
@@ -113,9 +110,6 @@ def list_or_copy_configs(names: list[str], output: str) -> None:
     Args:
         names: Those to copy; none: list all.
         output: Folder to copy them to.
-
-    Raises:
-        UserError: If one does not exist, or a file is already there.
     """
     known = shipped_configs()
     folder = given_path("output", output)

@@ -22,10 +22,7 @@ def describe(
         model: The model, which is not loaded.
         data: The entries, which are read.
         writer: The writer; its folder is read and not changed.
-        trainer: Settings of the trainer: devices may be asked for that are not there.
-
-    Raises:
-        UserError: If the entries or the folder are unusable.
+        trainer: Settings of the trainer; its devices need not exist.
     """
     data.attach(model)
     data.prepare_data()

@@ -1,1 +1,1 @@
-"""What is asked for: prompt files, and the images to make from them."""
+"""Input files, and the requests made from them."""

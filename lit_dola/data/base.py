@@ -168,11 +168,7 @@ class BadEntries:
         """Receives entries that the reader of a file skips; None: they are errors."""
 
     def add(self, entry: Any, error: UserError, file: Any) -> None:
-        """Skip an entry, or raise its error in the context of its file.
-
-        Raises:
-            UserError: If entries are not to be skipped.
-        """
+        """Skip an entry, or raise its error in the context of its file."""
         error = error.within(f"entry {entry.index}")
         if self.skipped is None:
             raise error.within(file) from error

@@ -1,7 +1,7 @@
 """Files of entries in the forms that people have them in: JSON, lines, tables, folders of either.
 
-Each entry becomes a text or an object, whatever the form; what an entry must hold is up to those
-who read prompts, questions or items.
+Each entry becomes a text or an object, whatever the form; the readers of prompts, questions and items
+check its content.
 """
 
 import codecs
@@ -26,7 +26,7 @@ LISTS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _CONTAINERS = ("prompts", "annotations")
 """Keys of an object that may hold the list of entries: ``annotations`` is COCO's."""
 _MAX_DEPTH = 100
-"""Levels of metadata: far more than anybody needs, and far fewer than a reader of JSON bears."""
+"""Maximum levels of metadata, well within the parser's limit."""
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
@@ -46,7 +46,7 @@ def read_entries(
         path: JSON (a list, an object id -> entry, or an object with ``prompts`` or COCO's
             ``annotations``), JSON Lines (also in a ``.json`` file), plain text with one entry per
             line (``.txt``), a table with a head (``.csv``, ``.tsv``), or Parquet.
-        make: Makes an entry of its index in the file and its content, or raises a UserError.
+        make: Converts the index and the content of an entry, or raises a UserError.
         skipped: Receives the bad entries; if None, the first one is an error.
 
     Raises:
@@ -60,11 +60,7 @@ def read_entries(
 
 
 def entries_of(path: Path) -> tuple[Places, Callable[..., Any]]:
-    """Return the entries of a file, each with its place, and a function that parses one.
-
-    Raises:
-        UserError: If it is not readable, or in no known form.
-    """
+    """Return the entries of a file, each with its place, and a function that parses one."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return _rows_of_parquet(path), _as_it_is
@@ -88,15 +84,12 @@ def make_entries(
     make: Callable[[int, Any], Entry],
     skipped: list[Failure] | None,
 ) -> list[Entry]:
-    """Make something of every entry.
+    """Convert every entry.
 
     Args:
         entries: As :func:`entries_of` returns them.
         make: As :func:`read_entries`.
         skipped: As :func:`read_entries`.
-
-    Raises:
-        UserError: If there is none, or a bad one that is not skipped; the message names its place.
     """
     places, parse = entries
     found: list[Entry] = []
@@ -115,11 +108,7 @@ def make_entries(
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file: UTF-8, or what its byte order mark says.
-
-    Raises:
-        UserError: If it cannot be read, or is empty.
-    """
+    """Return the text of a file: UTF-8, or as its byte order mark says."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -273,7 +262,7 @@ def refuse_constant(constant: str) -> NoReturn:
     Raises:
         ValueError: Always.
     """
-    raise ValueError(f"{constant} is no JSON value")
+    raise ValueError(f"{constant} is not a JSON value")
 
 
 def _parse_float(number: str) -> float:
@@ -283,11 +272,7 @@ def _parse_float(number: str) -> float:
 
 
 def check_writable(what: str, value: Any) -> None:
-    """Check that a value can be written to a record later.
-
-    Raises:
-        UserError: If it cannot.
-    """
+    """Check that a value can be written to a record later."""
     level, depth = [value], 0
     while level := [inner for outer in level for inner in _inner(outer)]:
         depth += 1

@@ -66,11 +66,7 @@ def _item_of(folder: Path, common: Sequence[str] | None) -> Callable[[int, Any],
 
 
 def check_labels(labels: Any) -> tuple[str, ...]:
-    """Check labels.
-
-    Raises:
-        UserError: If they are not a list of texts.
-    """
+    """Check labels."""
     if labels is None:
         raise UserError("no labels", "the key labels, a list of texts, or data.labels")
     if not isinstance(labels, list | tuple):

@@ -54,11 +54,7 @@ class ItemDataModule(RequestDataModule):
         return question_encoder(self.model, self.settings, self.is_first)
 
     def setup(self, stage: str) -> None:
-        """Read what is to be ranked, and check every picture's header.
-
-        Raises:
-            UserError: If a file is unusable, or a picture is missing.
-        """
+        """Read what is to be ranked, and check every picture's header."""
         bad = BadEntries(self.on_error)
         requests = self.read_requests(bad.skipped)
         self.plan = self.make_plan(

@@ -1,4 +1,4 @@
-"""Reading the images that a question or a ranking is about, whatever a user's folder holds."""
+"""Reading user-supplied pictures."""
 
 import warnings
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def read_picture(picture: Picture, background: Colour = (127, 127, 127)) -> Imag
         background: Colour behind transparent pixels.
 
     Raises:
-        UserError: If it is no image, is broken, or has more pixels than Pillow's limit against
+        UserError: If it is not an image, is broken, or has more pixels than Pillow's limit against
             decompression bombs.
 
     Example:
@@ -48,7 +48,7 @@ def read_picture(picture: Picture, background: Colour = (127, 127, 127)) -> Imag
 
 
 def check_picture(picture: Picture) -> None:
-    """Check what a file says about itself, without reading its pixels.
+    """Check the header of a file, without reading its pixels.
 
     Raises:
         UserError: As :func:`read_picture`, except that the pixels may still be broken.
@@ -59,7 +59,7 @@ def check_picture(picture: Picture) -> None:
 
 @contextmanager
 def _opened(picture: Picture) -> Iterator[Image.Image]:
-    """Open an image, and say in one line what is wrong with it, also what turns up later."""
+    """Open an image; errors, also later ones, become one line."""
     if isinstance(picture, LoadedPicture):
         yield picture.image
         return
@@ -81,12 +81,11 @@ def _opened(picture: Picture) -> Iterator[Image.Image]:
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(
-            f"more than {Image.MAX_IMAGE_PIXELS} pixels, as files have that are made to"
-            " exhaust the memory",
+            f"more than {Image.MAX_IMAGE_PIXELS} pixels, a possible decompression bomb",
             "a smaller image",
             at=path,
         ) from error
-    except Exception as error:  # Pillow's decoders raise whatever a broken file leads to
+    except Exception as error:  # Pillow's decoders raise any exception for a broken file
         raise UserError(f"a broken image: {first_line(error)}", "a whole one", at=path) from error
 
 

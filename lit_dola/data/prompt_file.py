@@ -21,7 +21,7 @@ from lit_dola.data.requests import Entry, Failure
 from lit_dola.errors import UserError
 
 PROMPT_KEYS = ("prompt", "text", "caption", "prompts")
-"""Keys that may hold an object's prompt; the first one found counts, whatever its case."""
+"""Keys that may hold an object's prompt, in any case; the first one found counts."""
 _OTHER_KEY = ", or data.prompt_key to name it"
 
 
@@ -70,16 +70,12 @@ def read_prompts(
 
 
 def check_prompts(entries: Iterable[Any]) -> list[Entry]:
-    """Return prompts from a list of the kind that a prompt file contains.
-
-    Raises:
-        UserError: If an entry is not a prompt; the message names it.
-    """
+    """Return prompts from a list of the kind that a prompt file contains."""
     return make_entries(listed(entries), prompt_maker(), None)
 
 
 def prompt_maker(key: str | None = None) -> Callable[[int, Any], Entry]:
-    """Return a function that makes a prompt of an entry.
+    """Return a function that converts an entry to a prompt.
 
     Args:
         key: As :func:`read_prompts`.
@@ -150,11 +146,7 @@ def names_of_settings(metadata: Mapping[str, Any]) -> list[str]:
 
 
 def own_settings(metadata: Mapping[str, Any]) -> OwnSettings:
-    """Return the settings of an entry; null, or an empty cell of a table, is none.
-
-    Raises:
-        UserError: If one is not what it may be.
-    """
+    """Return the settings of an entry; null, or an empty cell of a table, is none."""
     found = {name: metadata.get(find_key(metadata, (name,)) or "") for name in _OWN}
     seed, negative = found["seed"], found["negative_prompt"]
     if isinstance(seed, str) and seed.strip().isdecimal():  # as tables have it

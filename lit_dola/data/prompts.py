@@ -36,9 +36,6 @@ def encoder_of(checkpoint: Checkpoint, roles: Roles, note: bool = True) -> Promp
         checkpoint: The checkpoint.
         roles: Role names of the conversation template.
         note: Log which roles ``auto`` has guessed.
-
-    Raises:
-        UserError: As :class:`lit_dola.janus.tokenizer.PromptEncoder`.
     """
     vocab_size = int(checkpoint.config.text_config.vocab_size)
     encoder = PromptEncoder(checkpoint.folder, roles, checkpoint.name, vocab_size)
@@ -113,11 +110,7 @@ class PromptDataModule(RequestDataModule):
         return encoder_of(self.checkpoint, self.settings["roles"], note=self.is_first)
 
     def setup(self, stage: str) -> None:
-        """Read and encode every prompt.
-
-        Raises:
-            UserError: If the prompt file is unusable, or a prompt is too long.
-        """
+        """Read and encode every prompt."""
         bad = BadEntries(self.on_error)
         prompts: list[EncodedPrompt] = []
         notes: list[str] = []

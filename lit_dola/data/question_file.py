@@ -73,11 +73,7 @@ class CheckedPictures:
         self._checked: set[Path] = set()
 
     def paths(self, names: Sequence[str]) -> tuple[Path, ...]:
-        """Return the paths of pictures.
-
-        Raises:
-            UserError: If one is missing, or is not a picture.
-        """
+        """Return the paths of pictures."""
         paths = tuple(self.folder / name for name in names)
         for path in paths:
             if path not in self._checked:
@@ -87,11 +83,7 @@ class CheckedPictures:
 
 
 def question_of(entry: Mapping[str, Any]) -> str:
-    """Return the question of an entry.
-
-    Raises:
-        UserError: If it has none.
-    """
+    """Return the question of an entry."""
     key = next((key for key in QUESTION_KEYS if key in entry), None)
     if key is None:
         raise UserError("no question", f"one of the keys {', '.join(QUESTION_KEYS)}")
@@ -104,11 +96,7 @@ def question_of(entry: Mapping[str, Any]) -> str:
 
 
 def pictures_of(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the pictures of an entry, as it names them.
-
-    Raises:
-        UserError: If it names none.
-    """
+    """Return the pictures of an entry, as it names them."""
     if "image" not in entry:
         raise UserError("no image", "the key image, a path or a list of paths")
     given = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]

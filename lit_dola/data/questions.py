@@ -23,9 +23,6 @@ def question_encoder(
         checkpoint: The checkpoint.
         settings: Settings of the model: ``roles`` and ``system_prompt``.
         note: Log which roles ``auto`` has guessed.
-
-    Raises:
-        UserError: As :class:`lit_dola.janus.question.QuestionEncoder`.
     """
     encoder = QuestionEncoder(
         checkpoint.folder,
@@ -68,12 +65,7 @@ class QuestionDataModule(RequestDataModule):
         return question_encoder(self.checkpoint, self.settings, self.is_first)
 
     def setup(self, stage: str) -> None:
-        """Read and encode every question, and check every picture's header.
-
-        Raises:
-            UserError: If the question file is unusable, a picture is missing, or a question is too
-                long.
-        """
+        """Read and encode every question, and check every picture's header."""
         bad = BadEntries(self.on_error)
         requests: list[QuestionRequest] = []
         for question in self.read_questions(bad.skipped):

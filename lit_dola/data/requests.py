@@ -133,7 +133,7 @@ class RankRequest(PictureRequest):
     labels: tuple[str, ...]
     """The candidates, or one text."""
     over: Literal["labels", "pictures"] = "labels"
-    """Which of the two are the candidates."""
+    """The candidates: labels of a picture, or pictures of a text."""
     input_ids: list[int] = field(default_factory=list, init=False)
 
     @property

@@ -1,7 +1,7 @@
 """The key-value cache: buffers of a fixed shape, allocated once and written in place.
 
 A static cache suits ``torch.compile`` and CUDA graphs, and avoids the full copy that a growing
-cache makes per step. :class:`lit_dola.janus.layers.LayerCache` is what attention layers ask of it.
+cache makes per step. :class:`lit_dola.janus.layers.LayerCache` is the protocol of attention layers.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 IMAGES_ON_CPU = 16
 """Images per batch on a CPU."""
 MOST_IMAGES = 64
-"""Images per batch on a GPU, at most."""
+"""Maximum number of images per batch on a GPU."""
 
 
 class KVCache:

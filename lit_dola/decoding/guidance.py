@@ -16,7 +16,7 @@ from lit_dola.decoding.sampling import Sampling
 from lit_dola.dola import MASK_VALUE, apc_mask, log_contrast
 
 ApcPolicy = Literal["cond", "intersection", "union", "per_branch"]
-"""Which tokens may be drawn when the head sets of the two branches differ.
+"""Policy for which tokens may be drawn when the head sets of the two branches differ.
 
 - ``cond``: tokens in the conditional branch's head set.
 - ``intersection``: tokens in both head sets; if there are none, as ``cond``.

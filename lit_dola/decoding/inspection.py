@@ -1,4 +1,4 @@
-"""Where DoLa changed an image: figures for every step of an image that was already generated.
+"""Inspection of a generated image: figures for every step about what DoLa changed.
 
 The tokens are read again, all steps in one forward pass, so the token loop does not have to keep
 anything. In low precision the last bit may differ from the loop's.

@@ -1,4 +1,4 @@
-"""How probable given texts are after a prompt, under DoLa or not."""
+"""Log-probabilities of given texts after a prompt, with DoLa or without."""
 
 from collections.abc import Sequence
 

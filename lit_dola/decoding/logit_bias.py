@@ -25,9 +25,6 @@ class LogitBias:
     def read(cls, path: Path) -> "LogitBias":
         """Read a JSON file of texts and their log biases.
 
-        Raises:
-            UserError: If it cannot be read, or holds something else.
-
         Example:
             >>> Path("prior.json").write_text('{" yes": 0.5}')
             >>> prior = LogitBias.read(Path("prior.json"))
@@ -57,9 +54,6 @@ class LogitBias:
 
         Returns:
             Float32 ``(vocab_size,)``, 0 for all other tokens.
-
-        Raises:
-            UserError: If a text has no token, or two texts start with the same one.
         """
         biases = torch.zeros(vocab_size)
         texts: dict[int, str] = {}

@@ -227,7 +227,7 @@ class TokenGenerator:
 
 
 class _Stop:
-    """Which sequences have drawn a stop token."""
+    """Sequences that have drawn a stop token."""
 
     def __init__(self, stop_ids: Sequence[int], streams: Tensor) -> None:
         self.ids = streams.new_tensor(stop_ids) if stop_ids else None
@@ -244,7 +244,7 @@ class _Stop:
         return self.last
 
     def all_stopped(self, step: int) -> bool:
-        """Whether every sequence has stopped; looks only at some steps."""
+        """Return whether every sequence has stopped; checks only at some steps."""
         if self.ids is None or (step + 1) % _STOP_CHECK_EVERY:
             return False
         return bool(self.stopped.all())

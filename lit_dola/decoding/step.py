@@ -28,7 +28,7 @@ _COMPILE_OPTIONS: dict[str, Any] = {
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """What stays the same at every step."""
+    """Model and settings, the same at every step."""
 
     language_model: LlamaModel
     head: Head
@@ -128,7 +128,7 @@ def run_window(
         As :func:`forward_layers`.
     """
     inputs_embeds = decoder.head.embed(inputs)
-    # Added to attention scores; from a bool mask every layer would make this again.
+    # Added to attention scores; every layer would derive this again from a bool mask.
     attention_mask = inputs_embeds.new_zeros(()).where(slots <= own[..., None], float("-inf"))
     return forward_layers(
         decoder, inputs_embeds, attention_mask[:, None], own, StepView(cache, own, len(slots))

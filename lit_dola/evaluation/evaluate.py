@@ -169,12 +169,7 @@ class _Evaluation(NamedTuple):
 
 
 def _check(models: Mapping[str, JanusModule], folder: ModelFolder, reference: str) -> None:
-    """Check the variants before anything is generated.
-
-    Raises:
-        UserError: If a variant's name cannot be a folder, it does not fit the model, or the
-            reference is not a variant.
-    """
+    """Check the variants before anything is generated."""
     for name, model in models.items():
         if not name or safe_name(name) != name:
             raise UserError(

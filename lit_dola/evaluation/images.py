@@ -47,11 +47,7 @@ class ImageEvaluation(NamedTuple):
     sheet: "Sheet"
 
     def check(self, model: JanusModule, data: RequestDataModule, task: str) -> None:
-        """Check it before anything is generated.
-
-        Raises:
-            UserError: If the prompts do not fit the export or the sheet, or there are no images.
-        """
+        """Check it before anything is generated."""
         if isinstance(model, LitDoLa):
             assert isinstance(data, PromptDataModule)
             if self.export:
@@ -72,11 +68,7 @@ class ImageEvaluation(NamedTuple):
 
 
 def _scores(run: Run, scorer: Scorer) -> list[Score]:
-    """Score a run's images, and write the scores to ``scores.jsonl``.
-
-    Raises:
-        UserError: If an image cannot be read or scored.
-    """
+    """Score a run's images, and write the scores to ``scores.jsonl``."""
     scores, lines = [], []
     for record in run.records:
         image = read_image(run.folder / record.file)
@@ -114,11 +106,7 @@ class Sheet(NamedTuple):
     """Index of the image of each."""
 
     def check(self, data: PromptDataModule, parallel_size: int) -> None:
-        """Check that its images are asked for.
-
-        Raises:
-            UserError: If one is not.
-        """
+        """Check that its images are asked for."""
         if self.image >= parallel_size:
             raise UserError(
                 str(self.image),

@@ -39,7 +39,7 @@ _SAME = {
 
 
 class ModelScorer:
-    """What the scorers share.
+    """Base of the scorers.
 
     Args:
         model: A local folder, or a name on the Hugging Face hub.
@@ -47,9 +47,9 @@ class ModelScorer:
     """
 
     quantity = "Percent right"
-    """What a score times 100 is, for the report."""
+    """Name of a score times 100 in the report."""
     note = ""
-    """What else the report must say."""
+    """Further note in the report."""
 
     def __init__(self, model: str, device: str = "auto") -> None:
         self.model_path = model
@@ -67,7 +67,7 @@ class ModelScorer:
 
 
 class ClipScorer(ModelScorer):
-    """What scorers by a CLIP share.
+    """Base of the scorers by a CLIP.
 
     Args:
         model: A CLIP in transformers' layout, as a folder or a name on the hub.
@@ -261,9 +261,6 @@ def questions_of(metadata: Mapping[str, Any], question: str) -> list[tuple[str, 
     Args:
         metadata: The entry of its prompt, and the ``prompt``.
         question: What is asked where the entry has no ``vqa_list``, with ``{prompt}`` in it.
-
-    Raises:
-        UserError: If ``vqa_list`` is not a list of pairs of texts.
     """
     pairs = metadata.get("vqa_list")
     if not pairs:
@@ -284,7 +281,7 @@ def _pixels(image: Image.Image) -> Tensor:
 def _loaded(name: str, load: Callable[[], Model]) -> Model:
     try:
         return load()
-    except Exception as error:  # whatever other packages make of a model that is not there
+    except Exception as error:  # other packages raise any exception for a missing model
         raise UserError(
             f"{name}: cannot be loaded: {first_line(error)}", setting="scorer"
         ) from error

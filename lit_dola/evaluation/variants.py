@@ -16,9 +16,6 @@ Grid = Mapping[str, Sequence[Any]]
 def expand_grid(grid: Grid) -> Variants:
     """Return one variant for every combination of values, named after them.
 
-    Raises:
-        UserError: If a setting has no values, or two of them have the same name.
-
     Example:
         >>> list(expand_grid({"alpha": [0.02, 0.1], "mid_norm": [True]}))
         ['alpha-0.02-mid_norm-true', 'alpha-0.1-mid_norm-true']
@@ -44,9 +41,6 @@ def make_variants(model: Module, variants: Variants) -> dict[str, Module]:
     Args:
         model: The model with the settings that all variants share.
         variants: Changes of each variant, by its name.
-
-    Raises:
-        UserError: If there is no variant, or one is invalid.
     """
     common = model.hparams
     models = {}
@@ -64,11 +58,7 @@ def make_variants(model: Module, variants: Variants) -> dict[str, Module]:
 
 
 def all_variants(variants: Variants, grid: Grid) -> Variants:
-    """Return the named variants, then those of the grid.
-
-    Raises:
-        UserError: If a name is in both.
-    """
+    """Return the named variants, then those of the grid."""
     combinations = expand_grid(grid)
     for name in combinations.keys() & variants.keys():
         raise UserError(f"{name} is also in variants", "it in one of them", setting="grid")

@@ -45,7 +45,7 @@ GENERATION_CONFIG = "generation_config.json"
 _HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
 _COMMIT = re.compile("[0-9a-f]{40}")
 _BLOCKS, _BLOCK = 256, 4096
-"""How much of a weight file the fingerprint reads, at most: blocks, and bytes per block."""
+"""Sample of a weight file for the fingerprint: maximum number of blocks, and bytes per block."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ModelFolder:
     """A folder with a model that has layers to contrast."""
 
     name: str
-    """What the user called it: a folder, a hub name or a short name."""
+    """Name given by the user: a folder, a hub name or a short name."""
     folder: Path
 
     @cached_property
@@ -62,9 +62,6 @@ class ModelFolder:
 
         The digest covers the small files as a whole, and of each weight file its size and a
         sample of blocks, the first and last included.
-
-        Raises:
-            UserError: If a file cannot be read.
         """
         snapshot = self.folder.resolve()
         if snapshot.parent.name == "snapshots" and _COMMIT.fullmatch(snapshot.name):
@@ -90,7 +87,7 @@ class ModelFolder:
 
 @dataclass(frozen=True)
 class Checkpoint(ModelFolder):
-    """A checkpoint folder and what its ``config.json`` says.
+    """A checkpoint folder and its ``config.json``.
 
     Example:
         >>> checkpoint = Checkpoint.open("checkpoints/shapes-janus")
@@ -153,9 +150,6 @@ def find_checkpoint(model_path: str) -> Path:
 
     Args:
         model_path: A folder, a name on the hub, or one of :data:`VARIANTS`.
-
-    Raises:
-        UserError: If there is no such folder and the hub cannot provide it.
     """
     given_path("model.model_path", model_path)  # refuses an empty one
     if printable(model_path) != model_path:  # what reads weights and tokenizers cannot open it
@@ -185,7 +179,7 @@ def find_checkpoint(model_path: str) -> Path:
 
 
 def _local_folder(model_path: str) -> Path | None:
-    """Return a folder that is there, or comes with the package; None if there is none."""
+    """Return an existing folder, or one that comes with the package; None if there is none."""
     folder = Path(model_path).expanduser()
     if folder.is_dir():
         return folder
@@ -198,9 +192,6 @@ def generation_config(model_path: str) -> tuple[Path, dict[str, Any]]:
 
     Nothing else of the checkpoint is fetched, and nothing at all of a published Janus, which has no
     settings of ours. What is wrong with ``model_path`` is left to :func:`find_checkpoint`.
-
-    Raises:
-        UserError: If there is one that is not a JSON object.
     """
     folder = _local_folder(model_path) or Path(model_path).expanduser()
     path = folder / GENERATION_CONFIG
@@ -218,9 +209,6 @@ def read_config(folder: Path) -> tuple[Layout, JanusConfig]:
 
     Returns:
         The layout, and the config as transformers' own.
-
-    Raises:
-        UserError: If ``config.json`` is missing, broken, or not that of a Janus.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -247,7 +235,7 @@ def read_config(folder: Path) -> tuple[Layout, JanusConfig]:
         raise UserError(f"setting {error} is missing", at=path) from error
     except UserError as error:
         raise error.within(path) from error
-    except Exception as error:  # whatever transformers makes of a value that it did not expect
+    except Exception as error:  # transformers raises any exception for an unexpected value
         raise UserError(f"not readable as a Janus config: {error}", at=path) from error
     # A config may name an attention that needs another package; this one needs none.
     for part in (translated, translated.text_config, translated.vision_config):
@@ -266,17 +254,13 @@ _SIZES = {
         "projection_dim", "image_token_embed_dim",
     ),
 }  # fmt: skip
-"""What must be a positive number, by part of the config."""
+"""Settings that must be positive, by part of the config."""
 _COUNTS = re.compile("layers|blocks|depth")
-"""Names of settings that say how often a part is repeated."""
+"""Names of settings that count the repetitions of a part."""
 
 
 def _check_sizes(config: JanusConfig) -> None:
-    """Check the sizes that the model is built from.
-
-    Raises:
-        UserError: If one is not a positive number, or two do not fit together.
-    """
+    """Check the sizes that the model is built from."""
     for part, names in _SIZES.items():
         for name in names:
             value = getattr(getattr(config, part), name)

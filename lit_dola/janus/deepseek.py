@@ -59,12 +59,7 @@ class DeepSeekJanus(nn.Module):
 def load_deepseek_janus(
     checkpoint: Checkpoint, *, pad_token_id: int, dtype: torch.dtype, device: torch.device | str
 ) -> DeepSeekJanus:
-    """Load a checkpoint of the original layout with DeepSeek's own code.
-
-    Raises:
-        UserError: If the package is missing, is the registry's asyncio queue, or cannot be
-            imported under the installed transformers, or if the checkpoint is in another layout.
-    """
+    """Load a checkpoint of the original layout with DeepSeek's own code."""
     check_installed()
     if checkpoint.layout != "multi_modality":
         raise UserError(
@@ -83,11 +78,7 @@ def load_deepseek_janus(
 
 
 def check_installed() -> None:
-    """Check that DeepSeek's package can be used.
-
-    Raises:
-        UserError: If it cannot; the message says why.
-    """
+    """Check that DeepSeek's package can be used."""
     if find_spec("janus") is None:
         raise UserError(
             f"DeepSeek's janus is not installed; {INSTALL}, or use backend 'transformers'",

@@ -10,11 +10,7 @@ _LFS = b"version https://git-lfs"
 
 
 def refuse_pointer(path: Path) -> None:
-    """Check that a file is not a Git LFS pointer, which stands for a file that was not fetched.
-
-    Raises:
-        UserError: If it is one, or cannot be read.
-    """
+    """Check that a file is not a Git LFS pointer, which stands for a file that was not fetched."""
     try:
         with path.open("rb") as file:
             is_pointer = file.read(len(_LFS)) == _LFS
@@ -29,11 +25,7 @@ def refuse_pointer(path: Path) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file in UTF-8.
-
-    Raises:
-        UserError: If it cannot be read.
-    """
+    """Return the text of a file in UTF-8."""
     refuse_pointer(path)
     try:
         return path.read_text(encoding="utf-8")
@@ -42,11 +34,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, or an empty one if there is no such file.
-
-    Raises:
-        UserError: If it is not JSON, or no object.
-    """
+    """Return the object in a JSON file, or an empty one if there is no such file."""
     if not path.is_file():
         return {}
     text = read_text(path)

@@ -1,4 +1,4 @@
-"""What the token loop asks of transformers' decoder layers, which change between releases."""
+"""Adapter for transformers' decoder layers, whose arguments change between releases."""
 
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -34,11 +34,7 @@ class LayerAdapter:
 
     @classmethod
     def of(cls, language_model: LlamaModel) -> "LayerAdapter":
-        """Read the signature of a model's layers.
-
-        Raises:
-            UserError: If they take their cache in a way that this version does not know.
-        """
+        """Read the signature of a model's layers."""
         arguments = signature(language_model.layers[0].forward).parameters
         for name in _CACHE_ARGUMENTS:
             if name in arguments:

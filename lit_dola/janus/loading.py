@@ -15,7 +15,7 @@ from lit_dola.janus.understanding import UnderstandingJanus
 from lit_dola.janus.weights import load_weights
 
 LANGUAGE_MODEL = "model.language_model."
-"""What the names of the language model's weights start with."""
+"""Prefix of the names of the language model's weights."""
 Backend = Literal["transformers", "deepseek"]
 Model = TypeVar("Model", TransformersJanus, UnderstandingJanus)
 
@@ -81,7 +81,7 @@ def load_understanding(
         dtype: As :func:`load_janus`.
         device: As :func:`load_janus`.
         quantize: As :func:`load_janus`; not with ``language_model``.
-        language_model: That of the same checkpoint, if it is loaded already: both then share it.
+        language_model: A loaded one of the same checkpoint, to share; None: load it.
 
     Raises:
         UserError: As :func:`load_janus`.
@@ -125,7 +125,7 @@ def _build(model_class: type[Model], checkpoint: Checkpoint, pad_token_id: int) 
     try:
         janus = model_class(checkpoint.config, pad_token_id)
         janus.try_shapes()
-    except Exception as error:  # whatever transformers makes of a value it did not expect
+    except Exception as error:  # transformers raises any exception for an unexpected value
         reason = next(iter(str(error).strip().splitlines()), "no reason given")
         raise UserError(
             f"{checkpoint.folder / 'config.json'}: no Janus can be built of it:"
@@ -135,7 +135,7 @@ def _build(model_class: type[Model], checkpoint: Checkpoint, pad_token_id: int) 
 
 
 def _finish(janus: Backbone, quantize: Quantization | None, device: torch.device) -> None:
-    """Quantize the weights if asked for."""
+    """Quantize the weights, if set."""
     if quantize:
         quantize_weights(janus, quantize, device)
         janus.model.to(device)

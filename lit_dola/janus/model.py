@@ -36,7 +36,7 @@ class Head:
 
 
 class Backbone(Protocol):
-    """What decoding needs of a loaded Janus, whichever package its code comes from."""
+    """Protocol of a loaded Janus for decoding, whichever package its code comes from."""
 
     model: nn.Module
     language_model: LlamaModel
@@ -55,7 +55,7 @@ class Backbone(Protocol):
 
 
 class ImageBackbone(Backbone, Protocol):
-    """What image generation needs besides."""
+    """Protocol of a loaded Janus for image generation."""
 
     image_head: Head
     vq_model: nn.Module
@@ -91,7 +91,7 @@ class TransformersJanus(nn.Module):
         "model.vqmodel.encoder.",
         "model.vqmodel.quant_conv.",
     )
-    """What the names of weights that are not loaded start with."""
+    """Prefixes of the names of weights that are not loaded."""
 
     def __init__(self, config: JanusConfig, pad_token_id: int) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.files import read_json
 
 Preprocess = Literal["deepseek", "transformers"]
-"""Whose rounding: DeepSeek's code truncates the scaled side, transformers' rounds it."""
+"""Resize rounding: DeepSeek's code truncates the scaled side, transformers' rounds it."""
 
 _FILE = "preprocessor_config.json"
 
@@ -40,11 +40,7 @@ class PixelProcessor:
     def of_checkpoint(
         cls, checkpoint: Checkpoint, preprocess: Preprocess = "deepseek"
     ) -> "PixelProcessor":
-        """Return what prepares pictures for a checkpoint's vision tower.
-
-        Raises:
-            UserError: As :meth:`of`, or if the size is not that of the vision tower.
-        """
+        """Return what prepares pictures for a checkpoint's vision tower."""
         processor = cls.of(checkpoint.folder, preprocess)
         expected = checkpoint.config.vision_config.image_size
         if processor.size != expected:
@@ -56,11 +52,7 @@ class PixelProcessor:
 
     @classmethod
     def of(cls, folder: Path, preprocess: Preprocess = "deepseek") -> "PixelProcessor":
-        """Read a checkpoint's ``preprocessor_config.json``, in either layout.
-
-        Raises:
-            UserError: If it is missing, or says something that cannot be.
-        """
+        """Read a checkpoint's ``preprocessor_config.json``, in either layout."""
         path = folder / _FILE
         config = read_json(path)
         size = config.get("image_size") or config.get("size")

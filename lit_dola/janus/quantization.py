@@ -28,9 +28,6 @@ def quantize_weights(janus: Backbone, how: Quantization, device: torch.device) -
         how: int8wo and float8wo: 8 bits, with one scale per output channel; int4wo: 4 bits, with a
             scale and a zero point per 32 weights, which makes 5 bits per weight in bfloat16.
         device: Where the quantized layers are to be.
-
-    Raises:
-        UserError: If torchao is not installed, or the dtype or the device do not allow it.
     """
     require("torchao", "model.quantize", extra="quantize")
     layers = linear_layers(janus)

@@ -54,10 +54,6 @@ class QuestionEncoder(PromptEncoder):
 
         Placeholders stand before the question, one per line, unless the question itself says where
         its pictures are.
-
-        Raises:
-            UserError: If the question has placeholders, but not one per picture; or if the
-                checkpoint's chat template fails.
         """
         given = question.count(self._image_token)
         if given not in (0, pictures):
@@ -74,9 +70,6 @@ class QuestionEncoder(PromptEncoder):
 
         A picture is begin-of-image, ``tokens_per_picture`` times ``image_token_id``, whose
         embeddings the picture's own replace, and end-of-image.
-
-        Raises:
-            UserError: As :meth:`question_text`, or if the model cannot embed a token.
         """
         picture = [
             self.boi_token_id,

@@ -86,11 +86,7 @@ class PromptEncoder:
         self._check_sft_format(folder)
 
     def text(self, prompt: str) -> str:
-        """Return the prompt in its conversation, without BOS and begin-of-image.
-
-        Raises:
-            UserError: If the checkpoint's chat template fails, or leaves the prompt out.
-        """
+        """Return the prompt in its conversation, without BOS and begin-of-image."""
         prompt = prompt.strip()
         if self._template:
             return self._template.render(prompt)
@@ -98,19 +94,11 @@ class PromptEncoder:
         return f"{user}: {prompt}\n\n{assistant}:"
 
     def encode(self, prompt: str) -> list[int]:
-        """Return token ids from BOS to begin-of-image, both included.
-
-        Raises:
-            UserError: As :meth:`text`, or if the model cannot embed a token.
-        """
+        """Return token ids from BOS to begin-of-image, both included."""
         return [self.bos_token_id, *self.encode_text(self.text(prompt)), self.boi_token_id]
 
     def encode_text(self, text: str) -> list[int]:
-        """Return the token ids of a text, without BOS.
-
-        Raises:
-            UserError: If the model cannot embed a token.
-        """
+        """Return the token ids of a text, without BOS."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         self._known(max(ids, default=0))
         return ids
@@ -180,11 +168,7 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, folder: Path, tokenizer_config: dict[str, Any]) -> "ChatTemplate | None":
-        """Return the template of a checkpoint, from any of the places where transformers keeps it.
-
-        Raises:
-            UserError: If it is unusable.
-        """
+        """Return the template of a checkpoint, from any of the places where transformers keeps it."""
         path = folder / "chat_template.jinja"
         if path.is_file():
             return cls(path, read_text(path))
@@ -197,11 +181,7 @@ class ChatTemplate:
         return None
 
     def render(self, prompt: str) -> str:
-        """Return the conversation with a prompt.
-
-        Raises:
-            UserError: If the template fails, or leaves the prompt out.
-        """
+        """Return the conversation with a prompt."""
         rendered = self._render(prompt)
         if prompt not in rendered:
             raise UserError(
@@ -231,7 +211,7 @@ class ChatTemplate:
 
 _PROBE = "lit dola probe"
 _PART = "[{{'type': 'text', 'text': '{}'}}]"
-"""How Jinja prints :func:`_parts` where a text was expected."""
+"""Output of Jinja for :func:`_parts` in place of a text."""
 
 
 def _parts(prompt: str) -> list[dict[str, str]]:

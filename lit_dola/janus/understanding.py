@@ -24,7 +24,7 @@ class UnderstandingJanus(nn.Module):
         "model.generation_aligner.",
         "model.generation_head.",
     )
-    """What the names of weights that are not loaded start with."""
+    """Prefixes of the names of weights that are not loaded."""
 
     def __init__(self, config: JanusConfig, pad_token_id: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class UnderstandingJanus(nn.Module):
         self.eval().requires_grad_(False)
 
     def use_language_model(self, language_model: LlamaModel) -> None:
-        """Use a language model, for instance one that is loaded already for generation."""
+        """Use a language model, e.g. one that is loaded for generation."""
         self.language_model = self.model.model.language_model = language_model
         self.text_head = Head(
             features=nn.Identity(), linear=self.model.lm_head, embed=language_model.embed_tokens

@@ -23,7 +23,7 @@ def decode_pixels(janus: ImageBackbone, tokens: Tensor) -> Iterator[Tensor | Non
     """
     for image in range(len(tokens)):
         pixels = janus.decode_image_tokens(tokens[image : image + 1])
-        # An infinity would become white or black, and a NaN whatever the device makes of it.
+        # An infinity would become white or black, and a NaN an arbitrary value.
         yield to_uint8(pixels).cpu() if pixels.isfinite().all() else None
 
 

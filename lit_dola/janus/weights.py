@@ -99,9 +99,6 @@ def load_weights(
         unused: What the names of the weights to leave alone start with, in transformers' layout.
         dtype: Floating dtype to load the weights in.
         device: Device to load the weights onto.
-
-    Raises:
-        UserError: If weights are missing, left over or wrongly shaped, or a file is broken.
     """
     folder = checkpoint.folder
     original = checkpoint.layout == "multi_modality"
@@ -154,9 +151,6 @@ def weight_files(folder: Path) -> dict[str, Collection[str] | None]:
 
     Returns:
         File name to the names of the weights to read from it; None: all of them.
-
-    Raises:
-        UserError: If there is no weight file, or a file that the index names is missing.
     """
     for stem in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{stem}.index.json"
@@ -225,7 +219,7 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
         weights = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
-    except Exception as error:  # a broken file can make the unpickler raise anything
+    except Exception as error:  # the unpickler may raise any exception for a broken file
         # torch's own message may advise to load it without this check: never pass that on.
         reason = "it holds something else than tensors" if "weights_only" in str(error) else error
         what = str(reason).splitlines()[0] if str(reason) else type(error).__name__

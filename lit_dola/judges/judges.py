@@ -1,4 +1,4 @@
-"""What scores pictures against texts: a SigLIP, or a Janus in one of two ways."""
+"""Scorers of pictures against texts: a SigLIP, or a Janus in one of two ways."""
 
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -78,7 +78,7 @@ class SiglipJudge:
 
 
 class JanusJudge:
-    """What both of Janus' scorers need.
+    """Base of both scorers by a Janus.
 
     Args:
         janus: The model.
@@ -167,11 +167,7 @@ def first_tokens(encode: Callable[[str], Sequence[int]], words: Sequence[str]) -
 
 
 def check_question(question: str, of_labels: bool) -> None:
-    """Check that a question has the label in it exactly if it is about one.
-
-    Raises:
-        UserError: If it is not so.
-    """
+    """Check that a question has the label in it exactly if it is about one."""
     if of_labels and LABEL not in question:
         raise UserError(
             f"{question!r:.60} has no {LABEL}",

@@ -18,7 +18,7 @@ _TYPES = ("siglip", "siglip2")
 
 @dataclass(frozen=True)
 class SiglipCheckpoint(ModelFolder):
-    """A folder with a SigLIP or SigLIP 2 in transformers' layout, and what its config says."""
+    """A folder with a SigLIP or SigLIP 2 in transformers' layout, and its config."""
 
     config: Any
 
@@ -40,7 +40,7 @@ class SiglipCheckpoint(ModelFolder):
             )
         try:
             config = AutoConfig.from_pretrained(folder)
-        except Exception as error:  # whatever transformers makes of a value it did not expect
+        except Exception as error:  # transformers raises any exception for an unexpected value
             raise UserError(
                 f"not readable as a SigLIP config: {first_line(error)}", at=path
             ) from error
@@ -72,7 +72,7 @@ class Siglip(nn.Module):
         try:
             self.model = AutoModel.from_pretrained(folder, dtype=dtype).to(device)
             self.processor = AutoProcessor.from_pretrained(folder)
-        except Exception as error:  # whatever a broken file leads to
+        except Exception as error:  # a broken file may raise any exception
             raise UserError(f"no SigLIP can be loaded: {first_line(error)}", at=folder) from error
         if getattr(self.model.vision_model, "head", None) is None:
             raise UserError("its vision tower has no pooling head", "one", at=folder)

@@ -19,7 +19,7 @@ from lit_dola.settings.numbers import MAX_SEED
 
 PictureLike = str | os.PathLike[str] | Image.Image
 Pair = tuple[tuple[Picture, ...], Any]
-"""Pictures, and what is asked or said about them."""
+"""Pictures, and the question or labels about them."""
 
 _OF_DIFFUSERS = {
     "prompt": "expected prompts",

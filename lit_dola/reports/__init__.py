@@ -1,1 +1,1 @@
-"""Pages, sheets, plots and exports made from runs."""
+"""Pages, sheets, plots and exports of runs."""

@@ -1,4 +1,4 @@
-"""Whether an answer is right, by the label of its question."""
+"""Accuracy of answers, by the labels of their questions."""
 
 import re
 from collections.abc import Sequence

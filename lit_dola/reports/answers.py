@@ -27,9 +27,6 @@ def write_answers(folder: Path, num_failures: int = 0) -> None:
     Args:
         folder: Folder of a run that has ended, so that its records are merged and in order.
         num_failures: Lines of ``errors.jsonl``.
-
-    Raises:
-        OSError: If the page cannot be written.
     """
     records = {record.key: record for record in AnswerRecord.read(folder)}
     run = AnswerRun(folder.resolve().name, folder, records)
@@ -65,9 +62,6 @@ def write_answer_pages(
         num_failures: Lines of ``errors.jsonl``.
         notes: Mismatches between the runs.
         copy_images: Copy the pictures next to the page.
-
-    Raises:
-        OSError: If the page cannot be written.
     """
     questions = [_question(runs, key, output, copy_images) for key in keys]
     parts = [

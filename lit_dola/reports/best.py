@@ -17,9 +17,6 @@ def write_best(run: Path, ranks: Path) -> None:
     Args:
         run: Folder of a run of ``predict``.
         ranks: Folder of the rankings of its images, merged.
-
-    Raises:
-        OSError: If a file cannot be written.
     """
     records = list(RankRecord.read(ranks))
     prompts: dict[str, Any] = {}

@@ -109,11 +109,7 @@ def _load(name: str, folder: Path) -> _Run:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Return the folders' own names, or as much of their paths as distinguishes them.
-
-    Raises:
-        UserError: If a folder is given twice.
-    """
+    """Return the folders' own names, or as much of their paths as distinguishes them."""
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) < len(parts):
         raise UserError("a run is given twice", "different runs", setting="compare")
@@ -122,7 +118,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _mismatches(runs: list[_Run], keys: list[RequestKey]) -> list[str]:
-    """Describe which results cannot be compared, and what makes the comparison unfair."""
+    """Describe results that cannot be compared, and differences that bias the comparison."""
     notes = []
     shared = set(keys)
     results, subject = runs[0].kind.results, runs[0].kind.entry_noun

@@ -34,16 +34,12 @@ def tile(images: Sequence[Image.Image], columns: int) -> Image.Image:
 def write_prompt_grid(prompt_folder: Path, quality: int) -> None:
     """Write all images of a prompt as one, ``grid.jpg``, as square as possible.
 
-    An existing grid of the same images is kept. Whether it is one says its comment, which names
-    them; times say nothing after a clock has gone back.
+    An existing grid of the same images, which its comment lists, is kept. File times would not do:
+    a clock may have been set back.
 
     Args:
         prompt_folder: Folder of the prompt's images.
         quality: Quality of the JPEG, 1 to 100.
-
-    Raises:
-        UserError: If an image cannot be read.
-        OSError: If the grid cannot be written.
     """
     files = images_of_prompt(prompt_folder)
     path = prompt_folder / GRID_FILE

@@ -40,12 +40,12 @@ Prompts = list[list[ImageRecord]]
 """The records of each prompt's images."""
 _JPEG_QUALITY = 95
 _LONGEST_NAME = 255
-"""Bytes of a file's name, at most."""
+"""Maximum bytes of a file's name."""
 
 
 @dataclass
 class _Layout:
-    """What an export writes, by paths relative to its folder."""
+    """Files of an export, by paths relative to its folder."""
 
     images: dict[str, list[ImageRecord]] = field(default_factory=dict)
     """Image files; several records in one are a square."""
@@ -56,9 +56,9 @@ class _Layout:
 
 
 def write_export(export: Export, run: Path, records: Iterable[ImageRecord], folder: Path) -> None:
-    """Write images of a run in a benchmark's form, losslessly as PNG; HPSv2 asks for JPEG.
+    """Write images of a run in a benchmark's form, losslessly as PNG; HPSv2 needs JPEG.
 
-    The benchmark's program scores whatever lies in the folder, so images and prompts of an earlier
+    The benchmark's program scores every file of the folder, so images and prompts of an earlier
     export that are not among these are deleted.
 
     Args:
@@ -98,9 +98,6 @@ def check_export(export: Export, prompts: Iterable[Entry], images: Sequence[int]
         export: The benchmark.
         prompts: The prompts.
         images: Indices of the images of each.
-
-    Raises:
-        UserError: As :func:`write_export`.
     """
     _FORMS[export].arrange(
         [
@@ -149,7 +146,7 @@ def _geneval2(prompts: Prompts) -> _Layout:
         path = f"images/{first.prompt_index:05}.png"
         if first.prompt in layout.paths_by_prompt:
             raise UserError(
-                f"{first.prompt!r:.60} is there twice, at {first.prompt_index}",
+                f"{first.prompt!r:.60} occurs twice, at {first.prompt_index}",
                 "different prompts, which name the images",
                 setting="export geneval2",
             )
@@ -189,7 +186,7 @@ def _wise(prompts: Prompts) -> _Layout:
         path = f"{int(own)}.png"
         if path in layout.images:
             raise UserError(
-                f"prompt_id {own} is there twice", "different ones", setting="export wise"
+                f"prompt_id {own} occurs twice", "different ones", setting="export wise"
             )
         layout.images[path] = [first]
     return layout
@@ -209,7 +206,7 @@ def _hpsv2(prompts: Prompts) -> _Layout:
         path = f"{style}/{index:05}.jpg"
         if path in layout.images:
             raise UserError(
-                f"prompt {index} of {style} is there twice", "each once", setting="export hpsv2"
+                f"prompt {index} of {style} occurs twice", "each once", setting="export hpsv2"
             )
         layout.images[path] = [first]
     return layout
@@ -241,11 +238,7 @@ def _dpg(prompts: Prompts) -> _Layout:
 
 
 def _dpg_id(records: list[ImageRecord]) -> str:
-    """Return the id of a prompt that DPG-Bench can score.
-
-    Raises:
-        UserError: If there is none, or not the right number of images.
-    """
+    """Return the id of a prompt that DPG-Bench can score."""
     first = records[0]
     name = first.metadata.get("id")
     if not isinstance(name, str) or not safe_name(name):
@@ -279,7 +272,7 @@ def _value(record: ImageRecord, key: str) -> Any:
 
 @dataclass(frozen=True)
 class _Form:
-    """How a benchmark wants its images."""
+    """Layout of a benchmark."""
 
     arrange: Callable[[Prompts], _Layout]
     owned: tuple[str, ...]

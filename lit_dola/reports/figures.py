@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DATES = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
-"""File types, and the metadata that would make two equal figures differ."""
+"""File types, and metadata to omit so that equal figures are equal files."""
 
 
 def draw_rates(

@@ -26,7 +26,7 @@ _MOST_COLUMNS = 6
 class _Page:
     number: int
     start: int
-    """Where its records are in ``metadata.jsonl``, in bytes."""
+    """Range of its records in ``metadata.jsonl``, in bytes."""
     end: int
     num_prompts: int = 0
     num_images: int = 0
@@ -48,9 +48,6 @@ def write_gallery(folder: Path, num_failures: int = 0) -> None:
     Args:
         folder: Folder of a run that has ended, so that its records are merged and in order.
         num_failures: Lines of ``errors.jsonl``.
-
-    Raises:
-        OSError: If a page cannot be written.
     """
     log = RecordLog(folder, ImageRecord)
     index = folder / page_file(1)
@@ -82,14 +79,14 @@ def write_gallery(folder: Path, num_failures: int = 0) -> None:
             write_page(
                 folder / file, "gallery.html", page=page, prompts=prompts, digest=content, **common
             )
-    os.utime(index)  # it is newer than everything that it was made from
+    os.utime(index)  # it is newer than its sources
     for old in folder.glob("index-*.html"):
         if old.name not in files:
             old.unlink()
 
 
 def _is_newer(index: Path, made_of: str, sources: Iterable[Path]) -> bool:
-    """Return whether the gallery is made of the same, and was written after its sources."""
+    """Return whether the gallery has the same digest, and is newer than its sources."""
     digest = digest_of(index) or ""
     if not digest.startswith(made_of):
         return False

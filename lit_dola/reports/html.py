@@ -33,7 +33,7 @@ def write_page(path: Path, template: str, **content: Any) -> None:
 
 @cache
 def template_digest() -> str:
-    """Return a digest of everything that pages are made with, other than their content."""
+    """Return a digest of the templates and the code of pages."""
     folder = resources.files("lit_dola.reports") / "templates"
     sources = sorted(folder.iterdir(), key=lambda source: source.name)
     content = b"".join(source.read_bytes() for source in sources)
@@ -41,7 +41,7 @@ def template_digest() -> str:
 
 
 def digest_of(page: Path) -> str | None:
-    """Return the digest that a page was written with; None if there is no page, or none in it."""
+    """Return the digest that a page was written with; None if it has none."""
     try:
         with page.open("rb") as file:
             found = _DIGEST.search(file.read(2000))
@@ -63,9 +63,6 @@ def image_address(image: Path, page_folder: Path, copy: str | None = None) -> st
         page_folder: Folder of the page.
         copy: Where to copy the image to, relative to the page's folder, with ``/``; None: the page
             refers to the image where it is.
-
-    Raises:
-        OSError: If it cannot be copied.
     """
     if copy is not None:
         for folder in reversed(Path(copy).parents[:-1]):

@@ -113,7 +113,7 @@ MAPS = {
     "entropy_before": "entropy of the baseline, nats",
     "entropy_after": "entropy with DoLa, nats",
 }
-"""What can be shown over an image, and what it is."""
+"""Maps that can be shown over an image, and their descriptions."""
 
 
 def inspection_map(

@@ -1,4 +1,4 @@
-"""The command, and the configuration, that make images again."""
+"""Command and configuration that reproduce images."""
 
 import json
 import shlex
@@ -24,11 +24,11 @@ def flags() -> dict[str, str]:
 
 
 def command_for(records: Sequence[ImageRecord], folder: str = _FOLDER) -> str:
-    """Return the command that makes images again, for a shell.
+    """Return the command that reproduces images, for a shell.
 
     Args:
         records: Records of images of one prompt, with the same settings.
-        folder: Where it makes them.
+        folder: Folder of the new run.
 
     Example:
         >>> made = pipeline("a red circle", parallel_size=2)
@@ -42,7 +42,7 @@ def command_for(records: Sequence[ImageRecord], folder: str = _FOLDER) -> str:
 
 
 def config_for(records: Sequence[ImageRecord], folder: str = _FOLDER) -> str:
-    """Return the configuration that makes images again, in YAML; arguments as above."""
+    """Return the configuration that reproduces images, in YAML; arguments as above."""
     written = yaml.safe_dump(
         _settings(records, folder), sort_keys=False, allow_unicode=True, width=100
     )
@@ -54,7 +54,7 @@ def _settings(records: Sequence[ImageRecord], folder: str) -> dict[str, dict[str
     first = records[0]
     found: dict[str, dict[str, Any]] = {"trainer": {}, "model": {}, "data": {}, "writer": {}}
     for name, value in first.settings.items():
-        # What cannot be given is what is there without it: the checkpoint's own template.
+        # A value that cannot be given is the default: the checkpoint's own template.
         is_default = (name, value) in (("roles", "template"), ("quality", None))
         if name in flags() and not is_default:
             group, _, setting = flags()[name].removeprefix("--").partition(".")

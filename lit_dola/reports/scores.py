@@ -41,7 +41,7 @@ def by_prompt(scores: list[Score], reference: list[Score] | None = None) -> Prom
 
     Args:
         scores: Scores of one variant.
-        reference: Scores of another variant on the same prompts, made with the same noise; images
+        reference: Scores of another variant on the same prompts and noise; images
             that it lacks are left out.
     """
     theirs = {score[1:3]: score.right for score in reference or ()}
@@ -90,32 +90,32 @@ def _with_overall(
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluation has found."""
+    """Results of an evaluation."""
 
     scores: Mapping[str, list[Score]]
     """Scores by variant."""
     reference: str
     """Variant that the others are compared with."""
     variants: Mapping[str, Mapping[str, Any]]
-    """What each variant changes."""
+    """Changes of each variant."""
     grid: Mapping[str, Sequence[Any]]
     """Values by setting of the variants that are combinations; may be empty."""
     about: Mapping[str, Any]
-    """What was evaluated."""
+    """Model and seed of the evaluation."""
     results: str = "images"
-    """What was scored."""
+    """Plural noun of the scored results."""
     subjects: str = "prompts"
-    """What the results are about; intervals are over them."""
+    """Plural noun of the entries, which intervals are over."""
     tables: Sequence[Table] = ()
     """Further figures."""
     quantity: str = "Percent right"
-    """What a score times 100 is."""
+    """Name of a score times 100."""
     note: str = ""
-    """What else a reader must know."""
+    """Further note for readers."""
 
     @property
     def methods(self) -> str:
-        """How intervals and p-values were computed."""
+        """Methods of the intervals and p-values."""
         return (
             f"{LEVEL} % intervals over {self.subjects}: Wilson's for rates, Bonett and Price's for"
             " paired differences, Zou and Donner's for the mean of the skills; p by the exact sign"

@@ -1,4 +1,4 @@
-"""How far a run is, as text and as JSON."""
+"""Status of a run, as text and as JSON."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Scores of answers and rankings, from what their entries say is right."""
+"""Scores of answers and rankings, by the labels of their entries."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,9 +27,6 @@ def scores_of(records: Sequence[AnswerRecord | RankRecord], file: Path) -> list[
     Args:
         records: The records of the run.
         file: The file of the entries, for messages.
-
-    Raises:
-        UserError: If no entry has a label that results can be compared with.
     """
     scores = []
     for record in records:

@@ -38,11 +38,7 @@ def safe_name(text: str, max_bytes: int = _MAX_NAME_BYTES) -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder if it does not exist; an existing one must not be a link to elsewhere.
-
-    Raises:
-        OSError: If it cannot be made, or is a symbolic link.
-    """
+    """Create a folder if it does not exist; an existing one must not be a link to elsewhere."""
     try:
         folder.mkdir()
     except FileExistsError:

@@ -38,9 +38,6 @@ def finish_run(
         files_of: Files that belong to a record.
         asked_for: Its requests.
         to_make: Those of them that were missing when it started.
-
-    Raises:
-        OSError: If the logs cannot be written.
     """
     made: set[RequestKey] = set()
     failed: set[tuple[int, int]] = set()

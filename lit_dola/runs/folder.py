@@ -42,11 +42,7 @@ def image_path(
 
 
 def image_files(folder: Path) -> set[str]:
-    """Return the images, token files and inspections in a run's folder, relative to it, with ``/``.
-
-    Raises:
-        UserError: If the folder of a prompt is a symbolic link.
-    """
+    """Return the images, token files and inspections in a run's folder, relative to it, with ``/``."""
     return {
         f"{prompt_folder.relative_to(folder).as_posix()}/{match[0]}"
         for prompt_folder in prompt_folders(folder)
@@ -55,7 +51,7 @@ def image_files(folder: Path) -> set[str]:
 
 
 class RunFiles:
-    """The images and the files beside them, listed one prompt after another when asked for.
+    """The images and the files beside them, listed lazily, one prompt after another.
 
     Args:
         folder: Folder of a run.
@@ -129,11 +125,7 @@ def delete_half_written(folder: Path, before: float) -> None:
 
 
 def prompt_folders(folder: Path) -> Iterator[Path]:
-    """Yield the folders of prompts in the folder of a run, and in the groups there.
-
-    Raises:
-        UserError: If one is a symbolic link.
-    """
+    """Yield the folders of prompts in the folder of a run, and in the groups there."""
     for entry in os.scandir(folder):
         is_group = _GROUP.fullmatch(entry.name)
         if is_group or _PROMPT_FOLDER.fullmatch(entry.name):

@@ -25,16 +25,16 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 _ENDS = {".jpg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82", ".npz": b"PK\x05\x06"}
-"""How a complete file of a format ends; an ``.npz`` has a few more bytes behind it."""
+"""Last bytes of a complete file by format; an ``.npz`` has a few more behind them."""
 
 
 def format_settings(format: Format, quality: int) -> dict[str, Any]:
-    """Return what a record says about the file of an image; a lossless one has no quality."""
+    """Return the settings of an image's file, for its record; a lossless one has no quality."""
     return {"format": format, "quality": None if format == "png" else quality}
 
 
 def is_whole(path: Path) -> bool:
-    """Return whether a file of a run is there and not cut off, reading only its ends."""
+    """Return whether a file of a run exists and is not cut off, reading only its ends."""
     try:
         with path.open("rb") as file:
             head = file.read(256)
@@ -67,7 +67,7 @@ def read_image(path: Path) -> Image.Image:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
             f"not readable as an image: {error}",
-            "it as predict has written it; delete it, and the same command makes it again",
+            "it as predict has written it; delete it, and the same command generates it again",
             at=path,
         ) from error
 
@@ -115,9 +115,6 @@ def write_image(
         format: Format of the file.
         quality: Quality of jpg and webp, 1 to 100.
         tokens: Its tokens, to lie next to it.
-
-    Raises:
-        OSError: If something cannot be written.
     """
     if tokens is not None:
         npy = BytesIO()

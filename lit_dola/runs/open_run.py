@@ -66,11 +66,7 @@ class OpenRun:
         self._waiting: deque[Future[None]] = deque()
 
     def note(self, **news: Any) -> None:
-        """Update ``run.json``, which the first rank writes.
-
-        Raises:
-            UserError: If they cannot be written.
-        """
+        """Update ``run.json``, which the first rank writes."""
         self.about = replace(self.about, **news)
         if self._claim is not None:
             try:
@@ -100,11 +96,7 @@ class OpenRun:
         return printable(Path(os.path.relpath(picture, self.folder)).as_posix())
 
     def wait(self, max_left: int | None = None) -> None:
-        """Wait until at most ``max_left`` writes are pending; by default a few.
-
-        Raises:
-            UserError: If something cannot be written.
-        """
+        """Wait until at most ``max_left`` writes are pending; by default a few."""
         waiting = self._waiting
         max_left = _MAX_WAITING if max_left is None else max_left
         try:
@@ -129,9 +121,6 @@ class OpenRun:
 
         Args:
             files_of: Files that belong to a record.
-
-        Raises:
-            OSError: If they cannot be written.
         """
         if self._claim is None:
             return Outcome()

@@ -61,11 +61,7 @@ class RankRecord(RunRecord):
 
 
 def best_files(folder: Path) -> set[str]:
-    """Return the files of a run that are the best of their prompts, if it was ranked.
-
-    Raises:
-        UserError: If ``best.json`` is unusable.
-    """
+    """Return the files of a run that are the best of their prompts, if it was ranked."""
     prompts = read_json(folder / BEST).get("prompts", {})
     try:
         return {str(prompt["best"]) for prompt in prompts.values()}

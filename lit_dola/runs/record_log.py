@@ -44,11 +44,7 @@ class RecordLog:
         return self.path.with_suffix(f".{rank}.{run}.jsonl")
 
     def read(self) -> Iterator[Line]:
-        """Yield the records, skipping lines torn by a power cut.
-
-        Raises:
-            UserError: If a line is not such a record.
-        """
+        """Yield the records, skipping lines torn by a power cut."""
         return (line.record for line in self._lines(self._files()))
 
     def merged(self, start: int = 0, end: int | None = None) -> Iterator[tuple[Line, bytes]]:
@@ -57,9 +53,6 @@ class RecordLog:
         Args:
             start: Byte of the file to start at, the beginning of a line.
             end: Byte to end at; None: the end of the file.
-
-        Raises:
-            UserError: If a line is not such a record.
         """
         for line in self._lines([self.path], start):
             if end is not None and line.offset >= end:
@@ -71,7 +64,7 @@ class RecordLog:
         return self.path.exists() or bool(self._parts())
 
     def count(self) -> int:
-        """Return the number of lines, without reading what they say."""
+        """Return the number of lines, without parsing them."""
         count = 0
         for path in self._files():
             with suppress(FileNotFoundError):
@@ -79,11 +72,7 @@ class RecordLog:
         return count
 
     def write(self, records: Iterable[Line]) -> None:
-        """Write the merged file of a run that is made at once.
-
-        Raises:
-            OSError: If it cannot be written.
-        """
+        """Write the merged file of a run that is written at once."""
         write_atomically(self.path, map(to_json, records))
 
     def merge(self, keep: Callable[[Line], Line | None] = lambda line: line) -> int:

@@ -45,11 +45,7 @@ class RunRecord(LogRecord):
 
     @classmethod
     def read(cls, folder: Path) -> Iterator[Self]:
-        """Yield the records of a folder, in the order of its log.
-
-        Raises:
-            UserError: If a line is not such a record.
-        """
+        """Yield the records of a folder, in the order of its log."""
         return map(cls.from_line, RecordLog(folder, cls).read())
 
 

@@ -26,8 +26,8 @@ from lit_dola.runs.run_file import RunFile
 
 OnMismatch = Literal["error", "new_folder", "overwrite"]
 FilesOf = Callable[[Any], Sequence[str] | None]
-"""Returns the files that belong to a record, relative to the folder; None if it must be made again
-whatever is there."""
+"""Returns the files that belong to a record, relative to the folder; None if it must be
+generated again."""
 
 _log = getLogger(__name__)
 
@@ -59,18 +59,13 @@ def start_run(
     Args:
         kind: Record type of its results.
         plan: The plan of the run.
-        output_dir: Folder that the user asked for.
+        output_dir: As the setting ``writer.output_dir``.
         on_mismatch: Action if the folder has results of other settings or subjects.
         settings: Settings by name, as a record has them.
         files_of: Files that belong to a record.
 
     Returns:
         The start, and the claim on the folder, to be released at the end.
-
-    Raises:
-        UserError: If the folder has results of another run, is written to by one, or does not
-            belong to a run.
-        OSError: If the folder cannot be made or written to.
     """
     wanted = _Wanted(kind, settings, {}, {}, {}, files_of)
     for request in plan.requests[:: plan.per_entry]:
@@ -154,13 +149,7 @@ class _Mismatch(Exception):
 def claim_folder(
     wanted: _Wanted, output_dir: Path, on_mismatch: OnMismatch
 ) -> tuple[Claim, _Found]:
-    """Claim a folder without results of other settings or subjects, or of another kind.
-
-    Raises:
-        UserError: If ``output_dir`` has some and ``on_mismatch`` is ``error``, or if a run is
-            writing to the folder.
-        OSError: If the folder cannot be created.
-    """
+    """Claim a folder without results of other settings or subjects, or of another kind."""
     folder = output_dir
     for number in count(2):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""``run.json``: what the latest run of a folder is to make, who makes it, and how it ended."""
+"""``run.json``: size, settings, host and end of the latest run of a folder."""
 
 import json
 import os
@@ -23,9 +23,9 @@ class RunFile:
     token: str
     """Names the logs of its ranks."""
     asked_for: int
-    """Results that it is to make, and those of them that were there when it started."""
+    """Requested results."""
     done_before: int
-    """Those that were there."""
+    """Those of them that existed when it started."""
     ranks: int
     settings: Mapping[str, Any]
     """Every setting that shapes a result."""
@@ -36,20 +36,16 @@ class RunFile:
     ended: float | None = None
     """When everything was written; None while it runs, and if it was stopped."""
     num_there: int | None = None
-    """Results of those asked for that are there at the end."""
+    """Requested results that exist at the end."""
     num_missing: int | None = None
-    """Results of those asked for that are neither there nor skipped, likewise."""
+    """Requested results that neither exist nor were skipped, likewise."""
     host: str = field(default_factory=socket.gethostname)
-    """Where its first rank runs."""
+    """Host of its first rank."""
     process: int = field(default_factory=os.getpid)
     """Process id of its first rank."""
 
     def write(self, folder: Path) -> None:
-        """Write it into the folder of the run.
-
-        Raises:
-            OSError: If it cannot be written.
-        """
+        """Write it into the folder of the run."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
         write_atomically(folder / NAME, [text.encode(), b"\n"])
 

@@ -1,4 +1,4 @@
-"""How far a run is, from what is in its folder; it is only read."""
+"""Status of a run, read from its folder without changing it."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,32 +27,32 @@ State = Literal["running", "stopped", "finished"]
 
 @dataclass(frozen=True)
 class RankStatus:
-    """How far one rank is."""
+    """Progress of one rank."""
 
     rank: int
     done: int
     of: int
-    """Results that it is to make."""
+    """Results assigned to it."""
     idle: float
     """Seconds since it last wrote a result."""
     stalled: bool
-    """Whether this is unusually long, although it has not finished."""
+    """Set if it is unfinished and idle for unusually long."""
     behind: bool
-    """Whether it has done less than half of what the others have."""
+    """Set if it has done less than half as much as the others."""
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How far a run is."""
+    """Status of a run."""
 
     folder: Path
     state: State
     results: str
-    """What it makes, such as ``images``."""
+    """Plural noun of its results, e.g. ``images``."""
     done: int
-    """Results that are there."""
+    """Existing results."""
     asked_for: int | None
-    """Results that there are to be; None for a run of a version that did not record it."""
+    """Requested results; None without ``run.json``."""
     skipped: int
     ranks: Sequence[RankStatus] = ()
     """While it runs, and after it was stopped."""
@@ -62,7 +62,7 @@ class RunStatus:
     holder: Holder | None = None
     """The run that is writing to the folder."""
     run: RunFile | None = None
-    """Who makes it, and with which settings."""
+    """Content of ``run.json``."""
 
 
 class RankCounter:
@@ -123,11 +123,7 @@ def rank_statuses(run: RunFile, counts: Iterable[tuple[int, float | None]]) -> l
 
 
 def read_statuses(folders: Iterable[str]) -> Iterator[RunStatus]:
-    """Yield how far the runs of some folders are; of an evaluation, those of its variants.
-
-    Raises:
-        UserError: If a folder holds no run.
-    """
+    """Yield how far the runs of some folders are; of an evaluation, those of its variants."""
     for name in folders:
         folder = Path(name)
         try:

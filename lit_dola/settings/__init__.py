@@ -1,1 +1,1 @@
-"""Settings: their types, declarations and checks, whatever the task."""
+"""Settings of any task: types, declarations and checks."""

@@ -1,4 +1,4 @@
-"""Checks of settings that their types do not make."""
+"""Checks of settings beyond their types."""
 
 from importlib.util import find_spec
 from os import PathLike

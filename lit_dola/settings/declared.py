@@ -47,7 +47,7 @@ class Declared:
     """
 
     listed_last: ClassVar[tuple[str, ...]] = ()
-    """Settings at the end of lists, whoever declares them."""
+    """Settings at the end of lists."""
     recommendable: ClassVar[tuple[str, ...]] = ()
     """Settings that a checkpoint may recommend."""
     given: dict[str, Any]

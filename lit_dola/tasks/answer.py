@@ -83,11 +83,7 @@ class LitAnswer(UnderstandingModule, DecodingModule):
         self.answer_length: int = max_new_tokens
 
     def setup(self, stage: str) -> None:
-        """Check the settings, and read the prior, before anything is loaded.
-
-        Raises:
-            UserError: If they do not fit, or the prior is unusable.
-        """
+        """Check the settings, and read the prior, before anything is loaded."""
         super().setup(stage)
         self.biases = None
         if self.prior is not None:
@@ -101,11 +97,7 @@ class LitAnswer(UnderstandingModule, DecodingModule):
         return None if self.prior_path is None else LogitBias.read(self.prior_path)
 
     def record_settings(self, plan: RunPlan, precision: str) -> dict[str, Any]:
-        """Return every setting that shapes an answer; of the prior, what it holds.
-
-        Raises:
-            UserError: If the model has no such layer, or the prior is unusable.
-        """
+        """Return every setting that shapes an answer; of the prior, what it holds."""
         settings = super().record_settings(plan, precision)
         if self.prior is not None:
             settings["prior"] = self.prior.digest
@@ -135,11 +127,7 @@ class LitAnswer(UnderstandingModule, DecodingModule):
         )
 
     def predict_step(self, batch: list[QuestionRequest], batch_idx: int) -> Answers:
-        """Answer a batch of questions, as many at once as fit into memory.
-
-        Raises:
-            UserError: If a single question does not fit.
-        """
+        """Answer a batch of questions, as many at once as fit into memory."""
         parts = self.run_in_parts(batch, self._answer)
         return Answers(
             [answer for part in parts for answer in part.answers],
@@ -182,11 +170,7 @@ class LitAnswer(UnderstandingModule, DecodingModule):
         return Answers(answers, failures)
 
     def _branches(self, request: QuestionRequest, pictures: "_Pictures") -> Branches:
-        """Return the branches of a question, with its pictures in place of their tokens.
-
-        Raises:
-            UserError: If a picture is broken.
-        """
+        """Return the branches of a question, with its pictures in place of their tokens."""
         image_token_id = self.encoder.image_token_id
         rows = iter([row for it in request.pictures for row in pictures.rows(it)])
         seen = [next(rows) if token == image_token_id else token for token in request.input_ids]
@@ -205,11 +189,7 @@ class _Pictures:
         self.parts: list[Tensor] = []
 
     def rows(self, picture: Picture) -> Sequence[int]:
-        """Return the token ids that stand for a picture's embeddings.
-
-        Raises:
-            UserError: If it is broken.
-        """
+        """Return the token ids that stand for a picture's embeddings."""
         if picture not in self.found:
             image = read_picture(picture, self.pixels.background)
             embeddings = self.janus.embed_picture(self.pixels(image))

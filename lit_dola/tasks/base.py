@@ -1,4 +1,4 @@
-"""The module of any task: settings that all tasks share, loading, and what a record says."""
+"""The module of any task: shared settings, loading, and the settings of a record."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
@@ -115,11 +115,7 @@ class JanusModule(Declared, LightningModule):
         return 0
 
     def open_model(self) -> ModelFolder:
-        """Open the checkpoint, fetching it if needed, without loading weights.
-
-        Raises:
-            UserError: If it cannot be found or fetched, or its config is unusable.
-        """
+        """Open the checkpoint, fetching it if needed, without loading weights."""
         return Checkpoint.open(self.model_path)
 
     def take_model(self, other: Self) -> None:
@@ -128,11 +124,7 @@ class JanusModule(Declared, LightningModule):
             self.janus = other.janus
 
     def middle_layer(self, model: ModelFolder) -> int | None:
-        """Return the index of the middle layer in ``hidden_states``, or None with DoLa off.
-
-        Raises:
-            UserError: If the model has no such layer.
-        """
+        """Return the index of the middle layer in ``hidden_states``, or None with DoLa off."""
         if not self.dola:
             return None
         num_layers: int = model.num_layers
@@ -147,12 +139,7 @@ class JanusModule(Declared, LightningModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Check the settings before anything is loaded.
-
-        Raises:
-            UserError: If the weights cannot have the trainer's precision, or the settings do not
-                fit the checkpoint or one another.
-        """
+        """Check the settings before anything is loaded."""
         precision = self.trainer.precision
         if precision not in _PRECISIONS:
             raise UserError(
@@ -166,28 +153,16 @@ class JanusModule(Declared, LightningModule):
             self.check_sharded()
 
     def check(self, model: ModelFolder) -> None:
-        """Check the settings against the model.
-
-        Raises:
-            UserError: If they do not fit.
-        """
+        """Check the settings against the model."""
         self.middle_layer(model)
 
     def check_sharded(self) -> None:
-        """Check the settings of a run whose ranks share one model.
-
-        Raises:
-            UserError: If they need the whole model on each rank.
-        """
+        """Check the settings of a run whose ranks share one model."""
         if self.quantize:
             raise UserError("quantized weights cannot be sharded", "null", setting="model.quantize")
 
     def configure_model(self) -> None:
-        """Load the model, in the trainer's precision and directly onto its device.
-
-        Raises:
-            UserError: If it cannot be found or loaded, or does not fit into the device's memory.
-        """
+        """Load the model, in the trainer's precision and directly onto its device."""
         if self.plan.requests:
             for call in self.before_loading:
                 call()
@@ -219,9 +194,6 @@ class JanusModule(Declared, LightningModule):
             checkpoint: The checkpoint.
             options: ``pad_token_id``, ``dtype``, ``device`` and ``quantize``, as
                 :func:`lit_dola.janus.loading.load_janus` takes them.
-
-        Raises:
-            UserError: If it cannot be loaded.
         """
         raise NotImplementedError
 
@@ -268,9 +240,6 @@ class JanusModule(Declared, LightningModule):
         Args:
             plan: The plan of the run.
             precision: The trainer's precision, e.g. ``bf16-true``.
-
-        Raises:
-            UserError: If the model has no such layer.
         """
         left_out = {*self.unrecorded, *(self.rounding if precision in EXACT else ())}
         settings = {

@@ -155,7 +155,7 @@ class DecodingModule(JanusModule):
 
     @property
     def compiles(self) -> bool:
-        """Whether the decoding step is compiled."""
+        """Return whether the decoding step is compiled."""
         if self.compile_step != "auto":
             return self.compile_step
         if self.plan.compile is not None:
@@ -180,11 +180,7 @@ class DecodingModule(JanusModule):
         return self.at_once or self.plan.batch_size or 1
 
     def run_in_parts(self, batch: list[Item], run: Callable[[list[Item]], Result]) -> list[Result]:
-        """Run a batch as a whole, or in smaller parts if it does not fit into memory.
-
-        Raises:
-            UserError: If a single item does not fit.
-        """
+        """Run a batch as a whole, or in smaller parts if it does not fit into memory."""
         results: list[Result] = []
         rest, halved = batch, False
         while rest:

@@ -57,7 +57,7 @@ class LitDoLa(DecodingModule):
         images_per_batch: Images per batch, of any prompts; each uses two rows of the language
             model. auto: as many as the GPU's memory allows, at most 64; 16 on a CPU.
         backend: Package whose code runs the model: transformers, or deepseek (its janus package).
-        inspect: Images to inspect step by step, as ``[[prompt, image], ...]``: the size of the head
+        inspect: Images to inspect step by step, in the form ``[[prompt, image], ...]``: the size of the head
             set, how far the final and middle layers diverge, the entropy before and after DoLa.
         settings: Settings of :class:`DecodingModule`.
     """
@@ -96,11 +96,7 @@ class LitDoLa(DecodingModule):
         """Called after each decoding step with the images so far."""
 
     def check(self, model: ModelFolder) -> None:
-        """Check the settings against the model.
-
-        Raises:
-            UserError: If the model has no such middle layer, or there is nothing to inspect.
-        """
+        """Check the settings against the model."""
         if self.inspect and not self.dola:
             raise UserError(
                 "DoLa is off", "model.dola true", setting="model.inspect", mentions=("model.dola",)
@@ -117,12 +113,7 @@ class LitDoLa(DecodingModule):
         return self.janus.num_image_tokens
 
     def check_sharded(self) -> None:
-        """Check the settings of a run whose ranks share one model.
-
-        Raises:
-            UserError: If images are to be inspected, which needs the whole model, or decoding is
-                speculative.
-        """
+        """Check the settings of a run whose ranks share one model."""
         if self.inspect:
             raise UserError("a sharded model cannot be inspected", "null", setting="model.inspect")
         if self.speculative:  # ranks would run different numbers of passes
@@ -140,11 +131,7 @@ class LitDoLa(DecodingModule):
         )
 
     def predict_step(self, batch: list[ImageRequest], batch_idx: int) -> GeneratedImages:
-        """Generate a batch of images, as many at once as fit into memory.
-
-        Raises:
-            UserError: If a single image does not fit.
-        """
+        """Generate a batch of images, as many at once as fit into memory."""
         parts = self.run_in_parts(batch, self._generate)
         return GeneratedImages(
             [self._inspected(image) for part in parts for image in part.images],

@@ -13,7 +13,7 @@ from lit_dola.janus.model import ImageBackbone
 from lit_dola.janus.vq import decode_pixels, to_pillow
 
 GREY = (128, 128, 128)
-"""Where nothing is drawn yet."""
+"""Colour of parts without tokens."""
 _PIXELS_PER_TOKEN = 16
 
 

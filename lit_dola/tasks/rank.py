@@ -84,15 +84,11 @@ class LitRank(UnderstandingModule):
 
     @property
     def uses_janus(self) -> bool:
-        """Whether the scorer is a Janus."""
+        """Return whether the scorer is a Janus."""
         return self.scorer != "siglip"
 
     def check(self, model: ModelFolder) -> None:
-        """Check the settings against the model.
-
-        Raises:
-            UserError: If they do not fit it or one another.
-        """
+        """Check the settings against the model."""
         super().check(model)
         check_question(self.question, of_labels=self.scorer == "yes_no")
         if self.quantize and not self.uses_janus:
@@ -107,11 +103,7 @@ class LitRank(UnderstandingModule):
             self.siglip = other.siglip
 
     def check_sharded(self) -> None:
-        """Refuse to rank with a model that no rank has as a whole.
-
-        Raises:
-            UserError: Always.
-        """
+        """Refuse to rank with a model that no rank has as a whole."""
         raise UserError("a sharded model cannot rank", "ddp or auto", setting="trainer.strategy")
 
     def open_model(self) -> ModelFolder:
@@ -119,11 +111,7 @@ class LitRank(UnderstandingModule):
         return super().open_model() if self.uses_janus else SiglipCheckpoint.open(self.model_path)
 
     def load_model(self, plan: RunPlan) -> None:
-        """Load the scorer's model.
-
-        Raises:
-            UserError: If it cannot be loaded.
-        """
+        """Load the scorer's model."""
         if self.uses_janus:
             super().load_model(plan)
         elif not hasattr(self, "siglip"):

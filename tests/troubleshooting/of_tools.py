@@ -54,9 +54,9 @@ EXPORTS = {
     "export geneval2: 'a'": ("geneval2", [["a", "a"]]),
     "export t2i-compbench": ("t2i-compbench", [["a/b"]]),
     "prompt 0 has no prompt_id": ("wise", [["a"]]),
-    "prompt_id 1 is there twice": ("wise", [[{"prompt": "a", **ENTRY}, {"prompt": "b", **ENTRY}]]),
+    "prompt_id 1 occurs twice": ("wise", [[{"prompt": "a", **ENTRY}, {"prompt": "b", **ENTRY}]]),
     "no style or style_index": ("hpsv2", [["a"]]),
-    "of anime is there twice": ("hpsv2", [[{"prompt": "a", **ENTRY}, {"prompt": "b", **ENTRY}]]),
+    "of anime occurs twice": ("hpsv2", [[{"prompt": "a", **ENTRY}, {"prompt": "b", **ENTRY}]]),
     "export wise: 2 images": ("wise", [[{"prompt": "a", **ENTRY}], 2]),
 }
 """An export, the entries, and the number of images, by a part of the message."""
