@@ -201,7 +201,8 @@ def test_the_architecture_shows_the_layers_that_are_enforced():
     assert "\n".join(f"    {layer}" for layer in shown) in ARCHITECTURE
 
 
-def test_ten_changes_touch_at_most_three_files():
+def test_changes_touch_files_that_exist():
+    """Those that are marked are made by test_architecture.py."""
     table = ARCHITECTURE.split("## Ten changes, and")[1]
     changes, change = {}, ""
     for row in table.splitlines():
@@ -212,7 +213,6 @@ def test_ten_changes_touch_at_most_three_files():
     assert len(changes) == 10
     for change, files in changes.items():
         assert all((ROOT / "lit_dola" / file).exists() for file in files)
-        assert len(files) <= 3 or change == "a new task"
 
 
 @pytest.mark.parametrize("page", ["README.md", "configs/dola-gentle.yaml"])

@@ -143,10 +143,10 @@ def test_the_weights_are_loaded_once(evaluate, monkeypatch):
 @pytest.mark.slow
 def test_variants_are_batched_alike(folder, evaluate, monkeypatch):
     """Less memory may be free for the second one."""
-    from lit_dola.tasks import base
+    from lit_dola.tasks import decode
 
     fitting = iter([4, 3, 2])
-    monkeypatch.setattr(base, "images_that_fit", lambda *_: next(fitting))
+    monkeypatch.setattr(decode, "images_that_fit", lambda *_: next(fitting))
     done = evaluate("--model.images_per_batch=auto", "--trainer.precision=bf16-true")
     assert done.returncode == 0, done.stderr
     sizes = [

@@ -107,7 +107,4 @@ def test_compare_finds_no_difference(folder, main_here):
     succeed(main_here(folder, *PREDICT, "--writer.output_dir=out"))
     done = main_here(folder, "compare", "out", str(RUN), "--output=page")
     assert (done.returncode, messages(done.stderr)) == (0, "")
-    page = (folder / "page/index.html").read_text()
-    differing = page.split("<table>")[1].split("</table>")[0]
-    assert "alpha" not in differing
-    assert "apc" not in differing
+    assert "<table>" not in (folder / "page/index.html").read_text()  # of settings that differ

@@ -48,4 +48,4 @@ class AnswerWriter(RunWriter):
 
     def opens(self) -> Path:
         """Return the page, or the records if there is none."""
-        return self.output_dir / ("index.html" if self.page else "answers.jsonl")
+        return self.output_dir / ("index.html" if self.page else f"{self.kind.log}.jsonl")

@@ -20,8 +20,8 @@ class RunProgress(ProgressBar):
     With several devices the bars show the first one's share, the lines those of all.
 
     Args:
-        interval: Seconds between two lines, where stderr is not a terminal; in the first five minutes
-            there is one every 30 seconds.
+        interval: Seconds between two lines, where stderr is not a terminal; in the first five
+            minutes there is one every 30 seconds.
     """
 
     _items: Any

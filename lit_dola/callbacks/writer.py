@@ -150,7 +150,7 @@ class ImageWriter(RunWriter):
     def _write_inspection(
         self, record: ImageRecord, image: Image.Image, inspection: Inspection
     ) -> Path:
-        """Write a plot and return its path. Runs on the main thread: matplotlib is not thread-safe."""
+        """Write a plot on the main thread, as matplotlib is not thread-safe; return its path."""
         path = self.output_dir / record.file
         try:
             self._make_folder_of(path)

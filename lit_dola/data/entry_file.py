@@ -1,7 +1,7 @@
 """Files of entries in the forms that people have them in: JSON, lines, tables, folders of either.
 
-Each entry becomes a text or an object, whatever the form; the readers of prompts, questions and items
-check its content.
+Each entry becomes a text or an object, whatever the form; the readers of prompts, questions and
+items check its content.
 """
 
 import codecs

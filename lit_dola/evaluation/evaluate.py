@@ -20,7 +20,7 @@ from lit_dola.evaluation.variants import all_variants, make_variants
 from lit_dola.janus.checkpoint import ModelFolder
 from lit_dola.messages import printable
 from lit_dola.registry import run_tasks
-from lit_dola.reports.compare import compare
+from lit_dola.reports.compare import COMPARED, compare
 from lit_dola.reports.export import Export
 from lit_dola.reports.html import image_address
 from lit_dola.reports.report import overall_table, write_report
@@ -28,7 +28,6 @@ from lit_dola.reports.scores import Report
 from lit_dola.reports.task_scores import scores_of, tables_of
 from lit_dola.runs.files import safe_name
 from lit_dola.runs.open_run import cannot_write
-from lit_dola.runs.ranks import RankRecord
 from lit_dola.runs.records import ImageRecord, RunRecord
 from lit_dola.settings.checks import require
 from lit_dola.tasks.base import JanusModule
@@ -202,7 +201,7 @@ def _pages(
         if (run.folder / "index.html").is_file()
     }
     first = [reference, *(name for name in runs if name != reference)][:_COMPARED]
-    if len(first) < 2 or kind is RankRecord:
+    if len(first) < 2 or kind not in COMPARED:
         return own
     compare([str(runs[name].folder) for name in first], str(folder / "compare"))
     label = "side by side" if len(first) == len(runs) else f"the first {len(first)} side by side"

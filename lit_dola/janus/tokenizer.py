@@ -168,7 +168,7 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, folder: Path, tokenizer_config: dict[str, Any]) -> "ChatTemplate | None":
-        """Return the template of a checkpoint, from any of the places where transformers keeps it."""
+        """Return the template of a checkpoint, from any place where transformers keeps it."""
         path = folder / "chat_template.jinja"
         if path.is_file():
             return cls(path, read_text(path))

@@ -20,6 +20,8 @@ from lit_dola.runs.folder import image_files
 from lit_dola.runs.records import ONLY_WITH_DOLA, ImageRecord, RunRecord, common_settings
 from lit_dola.settings.checks import given_path
 
+COMPARED: tuple[type[Any], ...] = (ImageRecord, AnswerRecord)
+"""Records that can be compared."""
 _VARIES = "varies"
 _COLUMNS = 48
 """Pixels per row of the small images that are compared."""
@@ -94,11 +96,12 @@ def compare(
 def _load(name: str, folder: Path) -> _Run:
     if folder.exists() and not folder.is_dir():
         raise UserError("not a folder", "one that predict has written", at=folder)
-    files = image_files(folder) if folder.is_dir() else set()
-    kind: type[RunRecord] = ImageRecord
-    records: list[Any] = [record for record in ImageRecord.read(folder) if record.file in files]
-    if not records:
-        kind, records = AnswerRecord, [*AnswerRecord.read(folder)]
+    for kind in COMPARED:
+        if records := [*kind.read(folder)]:
+            break
+    if kind is ImageRecord:
+        files = image_files(folder) if folder.is_dir() else set()
+        records = [record for record in records if record.file in files]
     if not records:
         raise UserError(
             "no results of a run", "a folder that predict or answer has written", at=folder

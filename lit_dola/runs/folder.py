@@ -42,7 +42,7 @@ def image_path(
 
 
 def image_files(folder: Path) -> set[str]:
-    """Return the images, token files and inspections in a run's folder, relative to it, with ``/``."""
+    """Return images, token files and inspections of a run, relative to its folder, with ``/``."""
     return {
         f"{prompt_folder.relative_to(folder).as_posix()}/{match[0]}"
         for prompt_folder in prompt_folders(folder)

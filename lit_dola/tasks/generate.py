@@ -57,8 +57,9 @@ class LitDoLa(DecodingModule):
         images_per_batch: Images per batch, of any prompts; each uses two rows of the language
             model. auto: as many as the GPU's memory allows, at most 64; 16 on a CPU.
         backend: Package whose code runs the model: transformers, or deepseek (its janus package).
-        inspect: Images to inspect step by step, in the form ``[[prompt, image], ...]``: the size of the head
-            set, how far the final and middle layers diverge, the entropy before and after DoLa.
+        inspect: Images to inspect step by step, in the form ``[[prompt, image], ...]``: the size of
+            the head set, how far the final and middle layers diverge, the entropy before and after
+            DoLa.
         settings: Settings of :class:`DecodingModule`.
     """
 

@@ -72,7 +72,7 @@ for provoke, cases in ((ask, ENTRIES), (use_prior, PRIORS), (change_processor, S
         CASES[fragment] = partial(provoke, value)
 
 
-@case("pixels, as files have that are made")
+@case("pixels, a possible decompression bomb")
 def bomb(scene):
     scene.monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 25_000)
     Image.new("L", (200, 200)).save(scene.folder / "large.png")

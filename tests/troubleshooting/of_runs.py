@@ -43,9 +43,9 @@ def misspelt(scene):
     return scene.predict("--model.alhpa=0.2"), 2
 
 
-@case("is now called model.apc")
-def old_name(scene):
-    return scene.predict("--model.head=cond"), 0
+@case("unrecognized arguments: --writer.grid=true")
+def setting_of_another_task(scene):
+    return scene.main("serve", "--writer.grid=true"), 2
 
 
 @case("temperature: null")

@@ -259,7 +259,7 @@ def unknown_name(scene):
     return scene.main("configs", "demos"), 1
 
 
-@case("is already there; expected another output")
+@case("exists; expected another output")
 def copied_twice(scene):
     assert scene.main("configs", "demo")[0] == 0
     return scene.main("configs", "demo"), 1
