@@ -186,21 +186,34 @@ def test_a_small_file_system_is_full(pages, command, undisturbed, tmp_path):
         subprocess.run(["umount", str(tmp_path / "out")], check=True)
 
 
+def hold_until(go):
+    """Let a run merge its records only once a file exists."""
+    merge = RecordLog.merge
+
+    def held(self, *args, **kwargs):
+        while not go.exists():
+            time.sleep(0.01)
+        return merge(self, *args, **kwargs)
+
+    RecordLog.merge = held
+
+
 def test_two_runs_at_once_in_one_folder(command, undisturbed, tmp_path):
-    """Also of equal settings: the second is refused, and told by whom; then it has nothing to do."""
-    args = command(6, 4)
+    """The second is refused, also one of equal settings, and learns who holds the folder."""
+    args = command(2, 2)
     expected = undisturbed(args)
-    both = []
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        shutil.copy(tmp_path / "prompt.json", tmp_path / name)
-        there = [*args, "--writer.output_dir=../out"]
-        both.append((start(tmp_path / name, there), tmp_path / name))
-    processes = {process.pid for process, _ in both}
-    done = sorted((finish(*each) for each in both), key=lambda each: each.returncode)
-    assert [each.returncode for each in done] == [0, 1]
-    found = re.search(r"process (\d+) on \S+ has been writing to .* since \d{4}-", done[1].stderr)
-    assert int(found[1]) in processes
+    (tmp_path / "second").mkdir()
+    shutil.copy(tmp_path / "prompt.json", tmp_path / "second")
+    first = start(tmp_path, args, hold_until, tmp_path / "go")
+    while not (tmp_path / "out" / ".run.json").exists():
+        assert first.is_alive()
+        time.sleep(0.01)
+    second = run(tmp_path / "second", [*args, "--writer.output_dir=../out"])
+    assert second.returncode == 1
+    found = re.search(r"process (\d+) on \S+ has been writing to .* since \d{4}-", second.stderr)
+    assert int(found[1]) == first.pid
+    (tmp_path / "go").touch()
+    assert finish(first, tmp_path).returncode == 0
     assert files(tmp_path / "out") == expected
     assert run(tmp_path, args).returncode == 0
 
