@@ -1,10 +1,8 @@
 """The command line as users run it: in its own process and its own folder."""
 
 import fcntl
-import json
 import os
 import pty
-import re
 import shutil
 import struct
 import subprocess
@@ -20,7 +18,6 @@ from PIL import Image
 
 from lit_dola.janus.tokenizer import PromptEncoder
 from recipes.shapes.pictures import write_held_out
-from recipes.shapes.scorer import ShapesScorer
 from tests.support import forked, original, reference
 from tests.support.commands import CPU, ROOT, files, messages, one_line, records, succeed
 from tests.support.plain_janus import PlainJanus
@@ -75,48 +72,6 @@ def small(tiny_checkpoint, folder):
         *CPU, f"--model.model_path={tiny_checkpoint}", "--model.parallel_size=2",
         "--model.images_per_batch=3", "--data.prompt_json=two.json", "--writer.save_tokens=true",
     ]  # fmt: skip
-
-
-@pytest.mark.slow
-def test_demo(predict, folder):
-    done = succeed(predict("--config", "configs/demo.yaml"))
-    assert done.stdout == ""  # not a terminal: no progress, no noise
-    recommended, first, last = done.stderr.splitlines()
-    assert recommended.startswith("checkpoints/shapes-janus recommends cfg_weight 2.0, alpha")
-    assert first == (
-        "checkpoints/shapes-janus on cpu, float32: 32 images to generate; writing to outputs/demo"
-    )
-    assert re.fullmatch(
-        r"32 images in \d\d:\d\d, [\d.]+ images/s; open outputs/demo/index\.html", last
-    )
-    again = succeed(predict("--config", "configs/demo.yaml")).stderr.splitlines()
-    assert again == [
-        recommended, "nothing to do: all 32 images already exist; open outputs/demo/index.html"
-    ]  # fmt: skip
-    images = sorted((folder / "outputs/demo").glob("*/*.png"))
-    entries = [json.loads(line) for line in (ROOT / "recipes/shapes/demo.jsonl").open()]
-    assert len(entries) == 8
-    assert len(images) == 4 * len(entries)
-    assert images[0].parent.name == "00000_an_image_of_a_circle"
-    assert [path.name for path in images[:2]] == ["img_00.png", "img_01.png"]
-    made = records(folder / "outputs/demo")
-    assert [record["prompt"] for record in made[::4]] == [entry["prompt"] for entry in entries]
-    assert all(record["dola"] for record in made)
-    right = []
-    for record in made:
-        with Image.open(folder / "outputs/demo" / record["file"]) as image:
-            assert image.size == (48, 48)
-            right.append(ShapesScorer()(image, record["metadata"]))
-    assert np.mean(right) > 0.3  # it draws what the prompts say
-    succeed(forked.run(folder, ["rank", "--config", "configs/demo-rank.yaml"]))
-    best = json.loads((folder / "outputs/demo/best.json").read_text())
-    assert len(best["prompts"]) == 8
-    succeed(forked.run(folder, ["answer", "--config", "configs/demo-answer.yaml"]))
-    lines = (folder / "outputs/demo-answers/answers.jsonl").read_text().splitlines()
-    answers = [json.loads(line) for line in lines]
-    assert len(answers) == 89
-    assert np.mean([line["answer"] == line["label"] for line in answers]) > 0.5  # it sees
-    assert (folder / "outputs/demo-answers/index.html").stat().st_size > 1000
 
 
 @pytest.mark.slow

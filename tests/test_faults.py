@@ -84,7 +84,7 @@ def check_whole(folder, expected):
 @pytest.mark.parametrize("seed", range(6))
 def test_killed_at_random_moments(seed, command, undisturbed, tmp_path):
     """Six kills in a row, then an undisturbed run: 36 kills altogether."""
-    args = command(6, 4, "--writer.save_tokens=true")
+    args = command(4, 4, "--writer.save_tokens=true")
     expected = undisturbed(args)
     before = time.monotonic()
     assert run(tmp_path, args).returncode == 0

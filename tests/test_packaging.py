@@ -96,7 +96,14 @@ def test_a_wheel_alone_draws_ranks_and_answers(wheel, tmp_path):
     lit_dola_says("answer", "--config", "configs/demo-answer.yaml", *few)
     assert len((tmp_path / "empty/outputs/demo-answers/answers.jsonl").open().readlines()) == 89
     assert lit_dola_says("configs", "demo").strip() == "demo.yaml"
-    lit_dola_says("predict", "--config", "demo.yaml", "--writer.output_dir=copied", *few)
+    lit_dola_says(
+        "predict",
+        "--config",
+        "demo.yaml",
+        "--model.parallel_size=1",
+        "--writer.output_dir=copied",
+        *few,
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in lit_dola.__all__ if name != "__version__"])

@@ -56,6 +56,8 @@ _LAUNCHERS = {
     "srun": "SLURM_STEP_NUM_TASKS",
 }
 """Programs that start several processes, and their variables for the number of them."""
+_COPIES = re.compile("spawn|fork|notebook")
+"""Strategies that copy a running process."""
 
 
 class DoLaCLI(LightningCLI):
@@ -119,7 +121,7 @@ class DoLaCLI(LightningCLI):
         """Check what types do not."""
         refuse_missing_inputs(self.config, self.arguments.config_folders)
         strategy = str(self.config.trainer.get("strategy"))
-        if re.search("spawn|fork|notebook", strategy):
+        if _COPIES.search(strategy):
             raise UserError(
                 f"{strategy} copies a running process",
                 "ddp, which starts one process per device",
@@ -206,7 +208,14 @@ def print_for_all_tasks(arguments: Arguments) -> None:
     plain = {
         name: plain_parser(name, **parser_options()) for name in ("compare", "status", "configs")
     }
-    parser_of_all({**all_parsers(), **plain}).parse_args(arguments.settings)
+    parsers = all_parsers()
+    for parser in parsers.values():
+        for action in parser._actions:
+            if action.dest == "trainer.strategy":
+                # Names alone: the settings of its classes, which shtab would list, are megabytes.
+                names = ["fsdp2", *StrategyRegistry.available_strategies()]
+                action.choices = [name for name in names if not _COPIES.search(name)]
+    parser_of_all({**parsers, **plain}).parse_args(arguments.settings)
 
 
 def _check_world_size(world_size: int, environment: Mapping[str, str]) -> None:

@@ -254,7 +254,7 @@ def wait_for(server, requests):
     raise AssertionError(server.get("/metrics"))
 
 
-def test_a_full_queue_says_so(tmp_path):
+def test_a_full_queue_says_so_and_a_killed_server_leaves_nothing(tmp_path):
     with serving(tmp_path, "--max_queue", "3", "--max_wait", "0") as server:
         threads, replies = flood(server, 12)
         for thread in threads:
@@ -267,21 +267,40 @@ def test_a_full_queue_says_so(tmp_path):
         assert full[0].response.headers["Retry-After"] == "5"
         patient = server.client(max_retries=8).images.generate(prompt="a red circle")
         assert len(patient.data) == 1
+        check_that_nothing_outlives(server)
+
+
+def check_that_nothing_outlives(server):
+    """Kill the server: the processes that it has started end, too."""
+    left = children(server)
+    assert len(left) == 3
+    server.process.kill()
+    server.process.wait()
+    for _ in range(200):
+        if not any(map(is_alive, left)):
+            break
+        time.sleep(0.1)
+    still_there = [*filter(is_alive, left)]
+    for child in still_there:
+        os.kill(child, signal.SIGKILL)
+    assert still_there == []
 
 
 @pytest.mark.parametrize(
-    ("to", "signum"),
+    ("to", "signum", "workers"),
     [
-        ("one process", signal.SIGTERM),
-        ("all processes", signal.SIGTERM),
-        ("all processes", signal.SIGINT),
+        ("one process", signal.SIGTERM, 1),
+        ("all processes", signal.SIGTERM, 1),
+        ("all processes", signal.SIGINT, 2),
     ],
 )
-def test_no_reply_is_lost_when_it_stops(tmp_path, signum, to):
+def test_no_reply_is_lost_when_it_stops(tmp_path, signum, to, workers):
     """Kubernetes tells one process to stop; a terminal and systemd tell all of them."""
-    with serving(tmp_path, "--max_wait", "0", "--model.images_per_batch", "2") as server:
+    settings = ("--max_wait", "0", "--model.images_per_batch", "2")
+    with serving(tmp_path, *settings, "--trainer.devices", str(workers)) as server:
         threads, replies = flood(server, 8)
         wait_for(server, 8)
+        assert len(children(server)) == 2 + workers  # queues, the process that listens
         if to == "one process":
             server.process.send_signal(signum)
         else:
@@ -314,32 +333,6 @@ def test_a_worker_that_dies_ends_the_server_with_a_reply_to_all(tmp_path):
     said = server.said()
     assert "error: serve: a process with the model has died" in said
     assert "Traceback" not in said
-
-
-def test_two_workers_share_the_requests(tmp_path):
-    with serving(tmp_path, "--trainer.devices", "2", "--max_wait", "0") as server:
-        threads, replies = flood(server, 6)
-        for thread in threads:
-            thread.join()
-        assert len(children(server)) == 4  # queues, two workers, the process that listens
-        assert server.stop() == 0
-    assert [type(reply) for reply in replies] == [list] * 6
-
-
-def test_nothing_outlives_a_server_that_is_killed(tmp_path):
-    with serving(tmp_path) as server:
-        left = children(server)
-        assert len(left) == 3
-        server.process.kill()
-        server.process.wait()
-        for _ in range(200):
-            if not any(map(is_alive, left)):
-                break
-            time.sleep(0.1)
-        still_there = [*filter(is_alive, left)]
-        for child in still_there:
-            os.kill(child, signal.SIGKILL)
-    assert still_there == []
 
 
 def is_alive(pid):

@@ -78,7 +78,13 @@ def test_previews_come_before_the_drawing(studio):
 def test_what_is_asked_for_has_limits(studio, wish, message):
     with pytest.raises(UserError, match=message):
         [*studio.draw(wish, 0)]
-    assert finished(studio, prompt="a").wish.prompt == "a"  # the next one runs
+
+
+def test_a_drawing_follows_on_refused_ones(studio):
+    for settings in ({"alpha": 2}, {"layer": 99}):
+        with pytest.raises(UserError):
+            [*studio.draw(Wish("a", 1, 0, settings), 0)]
+    assert finished(studio, prompt="a").wish.prompt == "a"
 
 
 class Endless:
@@ -181,6 +187,7 @@ def test_previews_of_later_batches_leave_the_earlier_images(tmp_path):
     studio.close()
 
 
+@pytest.mark.slow
 def test_the_share_that_is_done_grows(tmp_path):
     studio = Studio(InBatches(lambda: time.sleep(0.25)), {}, Limits(4, 50, 3), tmp_path)
     steps = []
@@ -193,6 +200,7 @@ def test_the_share_that_is_done_grows(tmp_path):
     studio.close()
 
 
+@pytest.mark.slow
 def test_files_of_what_nobody_sees_any_more_are_deleted(studio):
     kept, forgotten = finished(studio), finished(studio)
     studio.forget([forgotten])
@@ -200,6 +208,7 @@ def test_files_of_what_nobody_sees_any_more_are_deleted(studio):
     assert all(file.exists() for run in (kept.without, kept.with_dola) for file in run.files)
 
 
+@pytest.mark.slow
 def test_maps_have_the_size_of_the_image_and_say_what_they_show(studio):
     drawing = finished(studio, alpha=0.1)
     shown = {}
@@ -215,6 +224,7 @@ def test_maps_have_the_size_of_the_image_and_say_what_they_show(studio):
     assert shown["changed"][1].endswith(f"{100 * changed:.0f} %")
 
 
+@pytest.mark.slow
 def test_a_saved_history_is_runs_and_pages(studio, tmp_path):
     history = [
         finished(studio, 0, strength=0.2), finished(studio, 1, strength=0.9),

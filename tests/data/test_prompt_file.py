@@ -93,7 +93,7 @@ ERRORS = {
         "p.json",
         "entry 0: metadata is nested too deeply; expected at most 100 levels",
     ),
-    "NaN": ('[{"prompt": "a", "weight": NaN}]', "p.json", "not JSON: NaN is no JSON value"),
+    "NaN": ('[{"prompt": "a", "weight": NaN}]', "p.json", "not JSON: NaN is not a JSON value"),
 }
 
 

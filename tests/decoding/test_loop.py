@@ -125,15 +125,15 @@ def test_same_tokens_in_float32(seed, layer, load, reference_model, encoder):
     )
 
 
-@pytest.mark.parametrize("apc", get_args(ApcPolicy))
-@pytest.mark.parametrize("cfg_weight", [0.0, 1.0, 5.0])
-def test_strength_zero_and_alpha_zero_draw_the_baseline_s_tokens(cfg_weight, apc, load, encoder):
+@pytest.mark.parametrize("seed", [0, *slow([1, 2**40])])
+@pytest.mark.parametrize("cfg_weight", [5.0, *slow([0.0, 1.0])])
+def test_strength_zero_and_alpha_zero_draw_the_baseline_s_tokens(cfg_weight, seed, load, encoder):
     janus = load(torch.float32)
     batch = [(prompt, image) for prompt in range(len(PROMPTS)) for image in range(8)]
-    for seed in (0, 1, 2**40):
-        shared = {"cfg_weight": cfg_weight, "seed": seed}
+    shared = {"cfg_weight": cfg_weight, "seed": seed}
+    without = run(janus, encoder, {"layer": None, **shared}, batch)
+    for apc in get_args(ApcPolicy):
         dola = {"layer": 6, "strength": 0.0, "alpha": 0.0, "apc": apc}
-        without = run(janus, encoder, {"layer": None, **shared}, batch)
         assert run(janus, encoder, {**dola, **shared}, batch) == without
 
 

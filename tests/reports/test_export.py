@@ -188,10 +188,10 @@ CANNOT = {
     ),
     "no prompt_id": ("wise", 1, [{}], "prompt 0 has no prompt_id; expected data.prompt_json to be"),
     "a path as a prompt_id": ("wise", 1, [{"prompt_id": "../1"}], "prompt 0 has no prompt_id"),
-    "a prompt_id twice": ("wise", 1, [ONE, ONE], "prompt_id 1 is there twice"),
+    "a prompt_id twice": ("wise", 1, [ONE, ONE], "prompt_id 1 occurs twice"),
     "no style": ("hpsv2", 1, [{"style_index": 0}], "prompt 0 has no style or style_index"),
     "a path as a style": ("hpsv2", 1, [{**ONE, "style": "../a"}], "prompt 0 has no style"),
-    "a style twice": ("hpsv2", 1, [ONE, ONE], "prompt 0 of photo is there twice"),
+    "a style twice": ("hpsv2", 1, [ONE, ONE], "prompt 0 of photo occurs twice"),
 }
 
 
@@ -216,7 +216,7 @@ def test_prompts_that_cannot_be_names_of_files(text, tmp_path):
 
 
 def test_prompts_that_name_one_image():
-    with pytest.raises(UserError, match=r"export geneval2: 'a' is there twice, at 1; expected"):
+    with pytest.raises(UserError, match=r"export geneval2: 'a' occurs twice, at 1; expected"):
         check_export("geneval2", [Entry(0, "a", {}), Entry(1, "a", {})], [0])
 
 

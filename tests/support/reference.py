@@ -4,6 +4,7 @@ Written from the description of the method alone; it shares no code with the pac
 """
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ def splitmix64(state: int) -> int:
     return z ^ (z >> 31)
 
 
+@cache
 def gumbel(seed: int, prompt_index: int, image_index: int, step: int, vocab_size: int):
     key = splitmix64(seed)
     key = splitmix64((key + prompt_index) & MASK)

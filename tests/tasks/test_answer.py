@@ -90,7 +90,9 @@ def for_reference(settings):
     return {name: value for name, value in settings.items() if name != "dola"}
 
 
-@pytest.mark.parametrize("settings", [*SETTINGS[:2], *slow(SETTINGS[2:])], ids=str)
+@pytest.mark.parametrize(
+    "settings", [*slow(SETTINGS[:1]), SETTINGS[1], *slow(SETTINGS[2:])], ids=str
+)
 def test_tokens_equal_the_reference(answer, expected, settings):
     lines = answer(*flags(settings))
     assert [line["tokens"] for line in lines] == expected(**for_reference(settings))
