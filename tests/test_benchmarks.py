@@ -92,6 +92,7 @@ def test_every_part_of_the_table_for_a_gpu(print_table):
     assert float(rows["old script's loop over ours, 64 images"]) > 0
 
 
+@pytest.mark.slow
 def test_parts_are_left_out_when_the_time_is_up(print_table):
     last = print_table(minutes=0.0).splitlines()[-1]
     assert last.startswith("| left out after 0 minutes | same_image, images_per_second, steps,")

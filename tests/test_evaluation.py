@@ -353,6 +353,7 @@ def test_answers_are_scored_by_their_labels(main_here, tmp_path, tiny_checkpoint
         assert [line["settings"]["dola"] for line in lines] == [name == "dola"] * 5
 
 
+@pytest.mark.slow
 def test_the_task_may_come_from_a_flag_or_the_environment(
     main_here, tmp_path, tiny_checkpoint, said, monkeypatch
 ):

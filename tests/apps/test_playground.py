@@ -8,11 +8,11 @@ import sys
 import threading
 import urllib.request
 from contextlib import suppress
+from importlib.util import find_spec
 
 import pytest
 import yaml
 
-pytest.importorskip("gradio")
 pytest.importorskip("selenium")
 
 from selenium.webdriver.common.by import By
@@ -22,7 +22,11 @@ from tests.apps.serving import free_port, serving
 from tests.support.browser import chromium, eventually, look, requests
 from tests.support.commands import MAIN, files, records
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("gradio") is None, reason="needs gradio"),
+]
 
 
 @pytest.fixture(scope="module")

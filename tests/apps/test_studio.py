@@ -50,6 +50,7 @@ def test_both_come_from_the_same_noise_with_the_settings_asked_for(studio, pipel
         assert [file.read_bytes() for file in run.files] == [alone.encode(i) for i in range(2)]
 
 
+@pytest.mark.slow
 def test_previews_come_before_the_drawing(studio):
     *steps, drawing = studio.draw(Wish("a red apple", 2, 0, {}), 0)
     steps = [step for step in steps if not isinstance(step, float)]
@@ -80,6 +81,7 @@ def test_what_is_asked_for_has_limits(studio, wish, message):
         [*studio.draw(wish, 0)]
 
 
+@pytest.mark.slow
 def test_a_drawing_follows_on_refused_ones(studio):
     for settings in ({"alpha": 2}, {"layer": 99}):
         with pytest.raises(UserError):
@@ -256,6 +258,7 @@ def _first(run):
         return image.convert("RGB")
 
 
+@pytest.mark.slow
 def test_nothing_to_save_and_nowhere_to(pipeline, studio, tmp_path):
     with pytest.raises(UserError, match=r"^history: empty; expected at least one drawing$"):
         studio.save([])

@@ -148,6 +148,7 @@ def test_a_prior_is_known_by_its_content(answer, tmp_path):
     assert "prior was" in answer("--model.prior=one.json").stderr
 
 
+@pytest.mark.slow
 def test_images_and_answers_do_not_share_a_folder(answer, main_here, tmp_path, tiny_checkpoint):
     (tmp_path / "p.txt").write_text("a red apple")
     predict = (

@@ -80,6 +80,7 @@ def test_a_sequence_ends_with_its_stop_token(model, generate, prompts):
         assert set(row[len(wanted) :]) <= {wanted[-1]}
 
 
+@pytest.mark.slow
 def test_the_loop_ends_early_when_all_have_stopped(generate, prompts):
     row = generate(prompts[:1], tokens=200)[0].tolist()
     made = generate(prompts[:1], tokens=200, stop_ids=[row[2]])

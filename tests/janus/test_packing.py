@@ -9,7 +9,7 @@ from lit_dola.data.requests import RequestKey
 from lit_dola.janus import packing
 from lit_dola.janus.model import linear_layers
 from lit_dola.janus.packing import PackedWeight, pack_weights, unpack_weights
-from tests.support.images import BATCH, PROMPTS, ImageGenerator, expected
+from tests.support.images import BATCH, PROMPTS, ImageGenerator, expected, slow
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN"
@@ -74,7 +74,9 @@ def test_what_is_not_packed(load, monkeypatch):
     assert (sum(packed), packed[-1]) == (1, True)
 
 
-@pytest.mark.parametrize("settings", [{"layer": None}, {"layer": 6, "strength": 0.2}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [*slow([{"layer": None}]), {"layer": 6, "strength": 0.2}], ids=str
+)
 def test_same_tokens_as_the_reference_in_float64(settings, load, reference_model, encoder):
     janus = load(torch.float32)
     pack_weights(janus)

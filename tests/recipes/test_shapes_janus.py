@@ -44,6 +44,7 @@ def test_it_draws_what_held_out_prompts_say(tmp_path, main_here):
     assert rates["baseline"]["overall"]["mean"] >= 0.3
 
 
+@pytest.mark.slow
 def test_head_sets_are_those_of_the_tokens_of_real_pictures():
     probabilities, tokens = predict_tokens(str(CHECKPOINT), 4)
     drawn = probabilities.gather(-1, tokens[..., None])

@@ -59,6 +59,7 @@ LINKS = {"side by side": "compare/index.html", "dola": "dola/index.html"}
 VARIANTS = {"baseline": {"dola": False}, "dola": {}}
 
 
+@pytest.mark.slow
 def test_the_report(tmp_path):
     found = {
         "baseline": scores("colors", [[0.0, 1.0], [0.0, 0.0]] * 3) + scores("few", [[1.0]], 6),
@@ -96,6 +97,7 @@ def test_the_report(tmp_path):
     assert text.startswith("# 1 variant, 13 images each")
 
 
+@pytest.mark.slow
 def test_the_report_of_a_grid_shows_its_figure(tmp_path):
     variants = {f"alpha-{alpha}": {"alpha": alpha} for alpha in (0.1, 0.2)}
     found = {name: scores("x", [[1.0], [0.0]]) for name in variants}

@@ -90,9 +90,7 @@ def for_reference(settings):
     return {name: value for name, value in settings.items() if name != "dola"}
 
 
-@pytest.mark.parametrize(
-    "settings", [*slow(SETTINGS[:1]), SETTINGS[1], *slow(SETTINGS[2:])], ids=str
-)
+@pytest.mark.parametrize("settings", slow(SETTINGS), ids=str)
 def test_tokens_equal_the_reference(answer, expected, settings):
     lines = answer(*flags(settings))
     assert [line["tokens"] for line in lines] == expected(**for_reference(settings))
@@ -129,6 +127,7 @@ def test_guidance_adds_the_evidence_of_the_picture(answer, expected):
     assert expected(layer=None, cfg_weight=4.0) != one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, *slow([1, 7])])
 def test_batches_do_not_matter(answer, size):
     one = answer("--model.questions_per_batch=1", out="one")
@@ -138,7 +137,7 @@ def test_batches_do_not_matter(answer, size):
 
 
 @newest_processor
-@pytest.mark.parametrize("question", [0, 1, 3])
+@pytest.mark.parametrize("question", [3, *slow([0, 1])])
 def test_tokens_of_transformers_generate(answer, tiny_checkpoint, tmp_path, question):
     """Its processor, its pixels, its loop."""
     image, text = QUESTIONS[question]
@@ -188,6 +187,7 @@ def test_lines_hold_the_entry_the_answer_and_the_settings(answer, tiny_checkpoin
         assert set(settings["versions"]) == {"lit_dola", "torch", "transformers", "lightning"}
 
 
+@pytest.mark.slow
 def test_the_system_prompt_is_part_of_the_question(answer):
     plain = answer(out="plain")
     other = answer("--model.system_prompt=", out="other")

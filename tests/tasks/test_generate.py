@@ -90,6 +90,7 @@ def test_the_layer_is_resolved_and_recorded(settings, layer, predict):
     assert recorded.keys() >= settings.keys()
 
 
+@pytest.mark.slow
 def test_on_a_cpu_weights_are_packed_unless_the_step_is_compiled(predict, monkeypatch):
     """An evaluation has one model for variants of both kinds."""
     monkeypatch.setattr(packing, "SMALLEST", 0)

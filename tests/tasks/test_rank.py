@@ -108,6 +108,7 @@ def test_dola_contrasts_the_candidates(rank, siglip, tmp_path, layer, alpha, str
         assert line["settings"]["layer"] == layer
 
 
+@pytest.mark.slow
 def test_labels_of_one_of_a_thousand_and_equal_ones(rank, siglip):
     many = [f"a picture of {number} circles" for number in range(1000)]
     items = [("a.png", ["a cat"]), ("a.png", many), ("b.png", ["a dog", "a cat", "a dog"])]
@@ -157,7 +158,7 @@ def question_inputs(reference_model, tiny_checkpoint, tmp_path):
     return encoder, inputs
 
 
-@pytest.mark.parametrize("settings", [JANUS[1], *slow([JANUS[0], JANUS[2]])], ids=str)
+@pytest.mark.parametrize("settings", slow(JANUS), ids=str)
 def test_likelihood_is_the_mean_log_probability(
     rank, reference_model, tiny_checkpoint, question_inputs, settings
 ):
