@@ -101,6 +101,7 @@ def test_settings_that_are_not_used_are_told_once(predict):
     assert {record["seed"] for record in records} == {0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("entry", "message"),
     [

@@ -39,6 +39,7 @@ def finished(studio, number=0, prompt="a red apple", images=2, seed=5, **setting
     return drawing
 
 
+@pytest.mark.slow
 def test_both_come_from_the_same_noise_with_the_settings_asked_for(studio, pipeline):
     drawing = finished(studio, strength=0.5, layer=1)
     for dola, run in ((False, drawing.without), (True, drawing.with_dola)):

@@ -72,6 +72,7 @@ def test_requests_with_the_same_settings_are_one_group():
     assert slots == [[0, 2], [1, 3], [4]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [0, 1, 2])
 def test_a_bad_request_fails_alone(api, pipeline, bad):
     payloads = [payload(place, seed=place) for place in range(3)]

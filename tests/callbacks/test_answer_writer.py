@@ -59,6 +59,7 @@ def test_a_second_run_answers_what_is_missing(answer, asked, tmp_path):
     assert answers(tmp_path / "out") == lines
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_run_and_the_same_command_continues(answer, asked, tmp_path, monkeypatch):
     answer("--writer.output_dir=whole", "--model.questions_per_batch=2")
     asked.clear()

@@ -49,7 +49,7 @@ def run(generate, janus, encoder, batch=BATCH, prompts=PROMPTS):
 
 
 @pytest.mark.parametrize("window", [5, *slow([2, 40])])
-@pytest.mark.parametrize("settings", [*SETTINGS, *slow(MORE)], ids=str)
+@pytest.mark.parametrize("settings", [*SETTINGS[1:2], *slow([*SETTINGS[::2], *MORE])], ids=str)
 def test_same_tokens_as_one_at_a_time(settings, window, load, encoder):
     """Five images of three prompts, each at its own pace; a window longer than an image, too."""
     janus = load(torch.float32)

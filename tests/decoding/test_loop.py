@@ -15,7 +15,7 @@ from tests.support.images import BATCH, PROMPTS, ImageGenerator, expected, slow
 from tests.support.scoring import make_scoring
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 5])
+@pytest.mark.parametrize("count", [1, 5, *slow([2, 4])])
 def test_a_small_batch_is_filled_up_with_copies(count, load, encoder):
     """Every step runs on the same number of rows, and only what was asked for is returned."""
     janus = load(torch.float32)
@@ -119,6 +119,7 @@ def test_a_negative_prompt_is_the_unconditional_branch(
     assert found[0] != found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, *slow(range(1, 6))])
 @pytest.mark.parametrize("layer", [None, 6])
 def test_same_tokens_in_float32(seed, layer, load, reference_model, encoder):
@@ -284,6 +285,7 @@ def test_logits_that_are_not_finite_are_named(layer, branch, temperature, value,
     assert tokens[3][:4] == sound[3][:4]
 
 
+@pytest.mark.slow
 def test_prompts_whose_first_logits_are_not_finite(load, encoder):
     janus = load(torch.float32)
     janus.image_head.linear.weight.data[77, 5] = float(

@@ -133,6 +133,7 @@ def test_original_layout_gives_the_tokens_and_pixels_of_a_plain_reference(checkp
     torch.testing.assert_close(decoded, pixels, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_what_generation_never_touches_is_not_loaded(checkpoint):
     """These weights are NaN in the checkpoint."""
     janus = load_folder(checkpoint, pad_token_id=2, dtype=torch.bfloat16)

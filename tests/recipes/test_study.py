@@ -26,6 +26,7 @@ def read(path):
     return yaml.safe_load(path.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EVALUATIONS, ids=lambda path: path.stem)
 def test_every_variant_is_valid_and_depends_on_no_recommendation(path):
     shared, own = read(STUDY / "common.yaml"), read(path)
@@ -89,6 +90,7 @@ def study(tmp_path):
     return tmp_path, best
 
 
+@pytest.mark.slow
 def test_the_best_of_each_family_is_chosen_and_told(study, capsys):
     folder, best = study
     choose.main(folder)
@@ -151,6 +153,7 @@ def test_the_variants_of_answers_and_rankings_are_valid(name):
     assert f"printf '%s\\n' {' '.join(tables.TASKS)} |" in (STUDY / "study.sh").read_text()
 
 
+@pytest.mark.slow
 def test_the_tables_have_the_rates(study, capsys):
     folder, _ = study
     choose.main(folder)

@@ -98,6 +98,7 @@ def test_no_label_is_cut_or_overdrawn(name, figures, tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in GRIDS if name in ("two", "three", "lists")])
 def test_a_heatmap_has_every_value_in_its_place(name, figures, tmp_path):
     grid = GRIDS[name]

@@ -92,6 +92,7 @@ def test_without_dola_scores_are_the_models_own(rank, siglip, tmp_path):
         assert line["settings"]["scorer"] == "siglip"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "alpha", "strength"), [(3, 0.1, 1.0), (2, 0.001, 0.4), (1, 0, 1.0)]
 )

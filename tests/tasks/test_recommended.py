@@ -116,6 +116,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("message", BAD)
 def test_what_cannot_be_used_is_one_line(message, checkpoint, cli):
     folder = checkpoint(BAD[message])
