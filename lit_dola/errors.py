@@ -61,11 +61,7 @@ class UserError(Exception):
         return f"{self.found}; expected {self.expected}" if self.expected else self.found
 
     def within(self, *places: Place) -> Self:
-        """Return the same error in the context of a file or an entry.
-
-        Args:
-            places: The context, outermost first.
-        """
+        """Return the same error in the context of a file or an entry."""
         return self._with(places=(*map(str, places), *self.places))
 
     def at_setting(self, setting: str) -> Self:
@@ -104,11 +100,7 @@ def _restore(kind: type[E], parts: dict[str, object]) -> E:
 
 @contextmanager
 def within(*places: Place) -> Iterator[None]:
-    """Put errors raised inside into the context of a file or an entry.
-
-    Args:
-        places: The context, outermost first.
-    """
+    """Put errors raised inside into the context of a file or an entry."""
     try:
         yield
     except UserError as error:

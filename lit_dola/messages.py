@@ -89,10 +89,6 @@ def rate_of(rate: float, results: str) -> str:
 def label(value: Any, between: str = "-") -> str:
     """Return a value as it stands in the name of a variant, or in a figure.
 
-    Args:
-        value: The value of a setting.
-        between: Separator of the parts of a list.
-
     Example:
         >>> label(True), label("union"), label([2.5, 3, 0.6])
         ('true', 'union', '2.5-3-0.6')

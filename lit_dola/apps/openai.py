@@ -43,14 +43,7 @@ CALLERS_SETTINGS = tuple(
 
 
 class ApiError(Exception):
-    """An error as a client of OpenAI expects it.
-
-    Args:
-        status: Status of HTTP.
-        message: What was found and what was expected.
-        param: The field at fault.
-        code: Identifier of the error, for programs.
-    """
+    """An error as a client of OpenAI expects it."""
 
     def __init__(
         self, status: int, message: str, param: str | None = None, code: str | None = None
@@ -71,12 +64,7 @@ def error_body(
 
 @cache
 def request_model(limits: Limits, size: str) -> type[BaseModel]:
-    """Return the model of a request's fields; a description is what a field's error expects.
-
-    Args:
-        limits: Request limits.
-        size: Size of the images.
-    """
+    """Return the model of a request's fields; a description is what a field's error expects."""
     fields: dict[str, Any] = {
         "prompt": (
             Annotated[str, AfterValidator(partial(limits.check_prompt, "prompt"))],
@@ -147,10 +135,6 @@ class Served:
 
 def job_of(body: Any, served: Served) -> ImageJob:
     """Check the body of a request.
-
-    Args:
-        body: Its JSON.
-        served: The served model.
 
     Raises:
         ApiError: If something is wrong; it names the field.

@@ -172,13 +172,7 @@ def make_app(studio: Studio, model: LitDoLa, checkpoint: Checkpoint) -> FastAPI:
 
 
 class Page:
-    """The page.
-
-    Args:
-        studio: Draws the images.
-        model: The settings that the page starts with.
-        checkpoint: The model's.
-    """
+    """The page's components and their callbacks."""
 
     def __init__(self, studio: Studio, model: LitDoLa, checkpoint: Checkpoint) -> None:
         self.studio = studio

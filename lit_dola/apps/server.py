@@ -39,14 +39,7 @@ _MOST_BYTES = 2**20
 
 
 class ImageServer(LitServer):  # type: ignore[misc]
-    """LitServe's server, which logs when it is ready, and lets its workers outlive the last reply.
-
-    Args:
-        api: Program of the workers.
-        served: The served model.
-        address: Its address, for messages.
-        devices: Devices, a worker on each, as LitServe takes them.
-    """
+    """LitServe's server that logs when it is ready; its workers outlive the last reply."""
 
     def __init__(self, api: ImagesAPI, served: Served, address: str, **devices: Any) -> None:
         self.served = served

@@ -38,12 +38,7 @@ def how_to_load(model: LitDoLa, trainer: Trainer) -> dict[str, Any]:
 
 
 def shared_settings(model: LitDoLa, leave_out: Container[str] = ()) -> dict[str, Any]:
-    """Return the settings of a model that calls of its pipeline start from.
-
-    Args:
-        model: The model.
-        leave_out: Further settings that each call has itself.
-    """
+    """Return the settings of a model that calls of its pipeline start from."""
     own = {*model.loading, *model.of_call}
     return {
         name: value

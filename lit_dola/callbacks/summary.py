@@ -32,13 +32,7 @@ def first_line(
 
 
 def last_line(run: RunFile, outcome: Outcome, opens: Path) -> str:
-    """Return the last line of a run.
-
-    Args:
-        run: The run, which has ended.
-        outcome: Its counts.
-        opens: Path to look at.
-    """
+    """Return the last line of a run."""
     results = record_types()[run.log].results
     skipped = f", {outcome.num_failures:,} skipped" if outcome.num_failures else ""
     made = outcome.num_there - run.done_before

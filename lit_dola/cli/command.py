@@ -61,11 +61,7 @@ _COPIES = re.compile("spawn|fork|notebook")
 
 
 class DoLaCLI(LightningCLI):
-    """LightningCLI for the task that the command line asks for.
-
-    Args:
-        arguments: The command line.
-    """
+    """LightningCLI for the task that the command line asks for."""
 
     parser: Parser
 

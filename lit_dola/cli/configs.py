@@ -56,12 +56,7 @@ def config_path(name: str) -> str:
 
 
 def locate_inputs(settings: Any, folders: Sequence[Path]) -> None:
-    """Replace the paths of files to read by those where they exist, in place.
-
-    Args:
-        settings: Settings of a task, by group.
-        folders: The folders of its configurations.
-    """
+    """Replace the paths of files to read by those where they exist, in place."""
     for group, name, value in _inputs(settings):
         if Path(value).expanduser().exists():
             continue
@@ -73,12 +68,7 @@ def locate_inputs(settings: Any, folders: Sequence[Path]) -> None:
 
 
 def refuse_missing_inputs(settings: Any, folders: Sequence[Path]) -> None:
-    """Check that files to read exist, naming all places that were searched.
-
-    Args:
-        settings: As :func:`locate_inputs`.
-        folders: As :func:`locate_inputs`.
-    """
+    """Check that files to read exist, naming all places that were searched."""
     others = [folder for folder in folders if folder.resolve() != Path.cwd()]
     for group, name, value in _inputs(settings):
         path = Path(value).expanduser()

@@ -41,12 +41,7 @@ class Parser(OneLineParser, LightningArgumentParser):
 
 
 class ParsedTask:
-    """A task and the settings it takes.
-
-    Args:
-        name: Name of the task.
-        evaluated: The task that ``evaluate`` runs.
-    """
+    """A task and the settings it takes."""
 
     def __init__(self, name: str, evaluated: str = "predict") -> None:
         self.name = name
@@ -97,11 +92,7 @@ class ParsedTask:
         return {name for name in signature(owner).parameters if name not in taken}
 
     def parser(self, **options: Any) -> Parser:
-        """Return the parser of the task's settings.
-
-        Args:
-            options: Arguments of jsonargparse's parser.
-        """
+        """Return the parser of the task's settings."""
         examples = indent(_examples(self.name, self.task.examples), "  ")
         parser = Parser(
             usage="%(prog)s [--config FILE] [--GROUP.SETTING VALUE ...]",

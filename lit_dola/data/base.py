@@ -121,13 +121,7 @@ class RequestDataModule(LightningDataModule):
         return self.trainer is None or self.trainer.is_global_zero
 
     def make_plan(self, file: Any, requests: Sequence[Request], **more: Any) -> RunPlan:
-        """Return the plan of a run.
-
-        Args:
-            file: The file of the entries.
-            requests: The requests.
-            more: Further fields of :class:`RunPlan`.
-        """
+        """Return the plan of a run."""
         size = self.batch_size or self.settings.get(self._batch_setting, "auto")
         return RunPlan(
             file,

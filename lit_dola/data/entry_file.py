@@ -84,13 +84,7 @@ def make_entries(
     make: Callable[[int, Any], Entry],
     skipped: list[Failure] | None,
 ) -> list[Entry]:
-    """Convert every entry.
-
-    Args:
-        entries: As :func:`entries_of` returns them.
-        make: As :func:`read_entries`.
-        skipped: As :func:`read_entries`.
-    """
+    """Convert every entry."""
     places, parse = entries
     found: list[Entry] = []
     reason = "empty; expected at least one entry"

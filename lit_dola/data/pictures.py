@@ -15,11 +15,7 @@ Colour = tuple[int, int, int]
 
 
 class LoadedPicture:
-    """A picture that is in memory rather than in a file.
-
-    Args:
-        image: The picture.
-    """
+    """A picture that is in memory rather than in a file."""
 
     def __init__(self, image: Image.Image) -> None:
         self.image = image

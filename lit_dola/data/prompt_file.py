@@ -75,11 +75,7 @@ def check_prompts(entries: Iterable[Any]) -> list[Entry]:
 
 
 def prompt_maker(key: str | None = None) -> Callable[[int, Any], Entry]:
-    """Return a function that converts an entry to a prompt.
-
-    Args:
-        key: As :func:`read_prompts`.
-    """
+    """Return a function that converts an entry to a prompt."""
     keys = PROMPT_KEYS if key is None else (key.strip().lower(),)
 
     def make(index: int, entry: Any) -> Entry:

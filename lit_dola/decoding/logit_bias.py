@@ -48,10 +48,6 @@ class LogitBias:
     def token_biases(self, encode: Callable[[str], Sequence[int]], vocab_size: int) -> Tensor:
         """Return the bias of every token: a text of several tokens biases its first one.
 
-        Args:
-            encode: Encodes a text.
-            vocab_size: Number of tokens.
-
         Returns:
             Float32 ``(vocab_size,)``, 0 for all other tokens.
         """

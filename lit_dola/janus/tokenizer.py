@@ -143,10 +143,6 @@ class PromptEncoder:
 class ChatTemplate:
     """A checkpoint's own conversation template.
 
-    Args:
-        path: File that it comes from, for messages.
-        template: The template, in Jinja.
-
     Raises:
         UserError: If it renders no prompt.
     """

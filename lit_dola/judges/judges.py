@@ -30,10 +30,6 @@ class Judge(Protocol):
     def __call__(self, pictures: Sequence[Picture], labels: Sequence[str]) -> Tensor:
         """Score labels for one picture, or pictures for one label.
 
-        Args:
-            pictures: One picture, or the candidates.
-            labels: The candidates, or one text.
-
         Returns:
             One score per candidate, float32; ``-inf`` for those outside the head set.
 
@@ -78,15 +74,7 @@ class SiglipJudge:
 
 
 class JanusJudge:
-    """Base of both scorers by a Janus.
-
-    Args:
-        janus: The model.
-        scorer: Reads its distributions.
-        encoder: Its tokenizer.
-        pixels: Prepares pictures.
-        question: What is asked.
-    """
+    """Base of both scorers by a Janus."""
 
     def __init__(
         self,

@@ -47,11 +47,6 @@ def in_python() -> Iterator[None]:
 def refuse_strangers(names: Iterable[str], elsewhere: Iterable[str], method: str) -> None:
     """Refuse arguments that have another name here, or another place.
 
-    Args:
-        names: Names of the arguments.
-        elsewhere: Settings that :meth:`JanusPipeline.from_pretrained` takes, or only a run.
-        method: Name of the method.
-
     Raises:
         UserError: If there is one.
     """

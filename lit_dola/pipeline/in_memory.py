@@ -42,12 +42,7 @@ class PromptsInMemory(PromptDataModule):
 
 
 class QuestionsInMemory(QuestionDataModule):
-    """Questions about pictures, from a list.
-
-    Args:
-        pairs: Pictures and the question about them.
-        model: The checkpoint.
-    """
+    """Questions about pictures, from a list."""
 
     def __init__(self, pairs: Sequence[Pair], model: ModelFolder) -> None:
         super().__init__("questions")

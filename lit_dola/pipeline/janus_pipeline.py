@@ -127,8 +127,8 @@ class JanusPipeline(LoadedJanus):
             settings: Those of :class:`lit_dola.LitDoLa`.
 
         Returns:
-            What :meth:`generate` returns for each of the calls; in float32 exactly that, in lower
-            precision the company of other images rounds differently.
+            The generation of each call; in float32 exactly that of :meth:`generate`, in lower
+            precision other images in a batch change the rounding.
 
         Raises:
             UserError: As :meth:`generate`; one bad call ends all.
@@ -176,8 +176,7 @@ class JanusPipeline(LoadedJanus):
             One record per question; its ``answer`` is the text.
 
         Raises:
-            UserError: If a setting, picture or question is invalid, or the model's logits are not
-                finite.
+            UserError: If an input is invalid, or the model's logits are not finite.
 
         Example:
             >>> pipeline.answer("photo.jpg", "What is in the image?", max_new_tokens=64)[0].answer
@@ -208,8 +207,7 @@ class JanusPipeline(LoadedJanus):
             images: A picture, as a path or an image of Pillow, or a list.
             labels: A list of texts, which is ranked for each picture; or one text, for which the
                 pictures are ranked.
-            scorer: likelihood or yes_no. A SigLIP is another model, which ``main.py rank`` can
-                load.
+            scorer: likelihood or yes_no; ``main.py rank`` can also load a SigLIP.
             progress: Show progress, in a terminal or a notebook.
             settings: Those of :class:`lit_dola.tasks.rank.LitRank`.
 
@@ -218,8 +216,7 @@ class JanusPipeline(LoadedJanus):
             the pictures, best first, and ``scores`` has their scores.
 
         Raises:
-            UserError: If a setting, picture or label is invalid, or the model's logits are not
-                finite.
+            UserError: If an input is invalid, or the model's logits are not finite.
 
         Example:
             >>> made = pipeline("a red circle", parallel_size=4)

@@ -31,14 +31,7 @@ PRECISIONS: dict[torch.dtype, Any] = {
 
 
 class LoadedJanus:
-    """A loaded Janus: its parts and its device.
-
-    Args:
-        janus: The model, on its device.
-        checkpoint: The checkpoint that it was loaded from.
-        roles: Role names in the prompt's conversation.
-        quantize: Quantization of its weights, if any.
-    """
+    """A loaded Janus: its parts and its device."""
 
     def __init__(
         self,

@@ -33,13 +33,7 @@ class ImageCall:
 
 
 class CallsInMemory(PromptsInMemory):
-    """Images of several calls, each with the noise that it would have alone.
-
-    Args:
-        calls: The calls.
-        model: The checkpoint.
-        encoder: The tokenizer.
-    """
+    """Images of several calls, each with the noise that it would have alone."""
 
     def __init__(
         self, calls: Sequence[ImageCall], model: ModelFolder, encoder: PromptEncoder

@@ -162,14 +162,8 @@ def _write(
     }
     if runs[0].kind is AnswerRecord:
         answers = [AnswerRun(run.name, run.folder, run.records) for run in runs]
-        write_answer_pages(
-            output,
-            answers,
-            keys,
-            settings=[*differences.items()],
-            notes=notes,
-            copy_images=copy_images,
-        )
+        shared: dict[str, Any] = {"notes": notes, "copy_images": copy_images}
+        write_answer_pages(output, answers, keys, settings=[*differences.items()], **shared)
         return
     rows = {
         key: [_address(run, number, key, output, copy_images) for number, run in enumerate(runs)]
@@ -225,9 +219,6 @@ def _shown(run: _Run, name: str) -> Any:
 
 def _splits(images: Sequence[Path]) -> dict[str, int]:
     """Return where two images differ most, in percent of their width, for each pair of runs.
-
-    Args:
-        images: The same image in each run.
 
     Returns:
         By the pair's places, as "0-1"; nothing for two that are equal or cannot be read.

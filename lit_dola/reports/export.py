@@ -92,13 +92,7 @@ def write_export(export: Export, run: Path, records: Iterable[ImageRecord], fold
 
 
 def check_export(export: Export, prompts: Iterable[Entry], images: Sequence[int]) -> None:
-    """Check that prompts can be exported, before anything is drawn.
-
-    Args:
-        export: The benchmark.
-        prompts: The prompts.
-        images: Indices of the images of each.
-    """
+    """Check that prompts can be exported, before anything is drawn."""
     _FORMS[export].arrange(
         [
             [ImageRecord("", it.text, it.index, image, {}, it.metadata) for image in images]

@@ -19,13 +19,7 @@ _DIGEST = re.compile(rb'<meta name="digest" content="([0-9a-f-]+)">')
 
 
 def write_page(path: Path, template: str, **content: Any) -> None:
-    """Render a template and write it, escaping everything that users wrote.
-
-    Args:
-        path: File to write.
-        template: File name in ``lit_dola/reports/templates``.
-        content: Variables of the template.
-    """
+    """Render a template and write it, escaping everything that users wrote."""
     stream = _environment().get_template(template).stream(version=__version__, **content)
     stream.enable_buffering(1000)
     write_atomically(path, (part.encode("utf-8", "backslashreplace") for part in stream))

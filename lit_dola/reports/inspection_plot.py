@@ -30,9 +30,6 @@ _PALE = 0.35
 def inspection_grids(inspection: Inspection) -> Grids:
     """Return the figures as arrays ``(rows, columns)``, as the tokens lie in the image.
 
-    Args:
-        inspection: Figures for every step.
-
     Returns:
         By the names of :class:`lit_dola.decoding.inspection.Inspection`.
     """
@@ -66,11 +63,6 @@ def write_inspection(
 
 def inspection_figure(inspection: Inspection, image: Image.Image, record: ImageRecord) -> "Figure":
     """Plot where DoLa changed an image.
-
-    Args:
-        inspection: Figures for every step.
-        image: The image.
-        record: Its prompt and settings, for the title.
 
     Returns:
         A figure of matplotlib, which must be installed.
@@ -120,11 +112,6 @@ def inspection_map(
     inspection: Inspection, image: Image.Image, name: str
 ) -> tuple[Image.Image, str]:
     """Show one figure of an inspection over its image.
-
-    Args:
-        inspection: Figures for every step.
-        image: The image.
-        name: One of :data:`MAPS`.
 
     Returns:
         The image in grey under the figure's colours, and a line that explains them.

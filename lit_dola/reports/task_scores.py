@@ -22,12 +22,7 @@ def skill_of(metadata: Mapping[str, Any]) -> str:
 
 
 def scores_of(records: Sequence[AnswerRecord | RankRecord], file: Path) -> list[Score]:
-    """Score the results of a run; those without a label are left out.
-
-    Args:
-        records: The records of the run.
-        file: The file of the entries, for messages.
-    """
+    """Score the results of a run; those without a label are left out."""
     scores = []
     for record in records:
         right = _is_right(record)
@@ -50,11 +45,7 @@ def _is_right(record: AnswerRecord | RankRecord) -> bool | None:
 
 
 def tables_of(records: Mapping[str, Sequence[Any]]) -> list[Table]:
-    """Return further tables of a report: POPE's, if there are answers to yes/no questions.
-
-    Args:
-        records: The records of each variant.
-    """
+    """Return further tables of a report: POPE's, if there are answers to yes/no questions."""
     rows = {}
     for name, own in records.items():
         answers = [

@@ -44,16 +44,7 @@ class AnswerRecord(RunRecord):
         settings: dict[str, Any],
         name_of: Callable[[Picture], str],
     ) -> "AnswerRecord":
-        """Return the record of an answer.
-
-        Args:
-            request: Its request.
-            text: The answer.
-            tokens: Its token ids.
-            at_once: As the field.
-            settings: Every setting that shaped it, and the versions of the packages.
-            name_of: Names a picture in a record.
-        """
+        """Return the record of an answer."""
         names = [*map(name_of, request.pictures)]
         entry = request.entry
         return cls(entry.metadata, entry.index, names, text, tokens, settings, at_once)

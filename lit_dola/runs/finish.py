@@ -30,15 +30,7 @@ def finish_run(
     asked_for: Sequence[Request],
     to_make: Sequence[Request],
 ) -> Outcome:
-    """Merge the logs of all ranks, and count what was skipped and what is missing.
-
-    Args:
-        kind: Record type of the results.
-        folder: Folder of the run.
-        files_of: Files that belong to a record.
-        asked_for: Its requests.
-        to_make: Those of them that were missing when it started.
-    """
+    """Merge the logs of all ranks, and count what was skipped and what is missing."""
     made: set[RequestKey] = set()
     failed: set[tuple[int, int]] = set()
     files = RunFiles(folder)  # a folder may have been deleted meanwhile

@@ -53,9 +53,6 @@ def image_files(folder: Path) -> set[str]:
 class RunFiles:
     """The images and the files beside them, listed lazily, one prompt after another.
 
-    Args:
-        folder: Folder of a run.
-
     Raises:
         UserError: If the folder of a prompt is a symbolic link.
     """

@@ -117,11 +117,7 @@ class OpenRun:
         self._threads.shutdown()
 
     def finish(self, files_of: FilesOf) -> Outcome:
-        """Merge the logs of all ranks on the first one; others return an empty outcome.
-
-        Args:
-            files_of: Files that belong to a record.
-        """
+        """Merge the logs of all ranks on the first one; others return an empty outcome."""
         if self._claim is None:
             return Outcome()
         plan = self.plan

@@ -28,12 +28,7 @@ class _Line(NamedTuple):
 
 
 class RecordLog:
-    """The JSON Lines files of one kind of records: one per rank, and their merged file.
-
-    Args:
-        folder: Folder of the run.
-        kind: The dataclass of its records.
-    """
+    """The JSON Lines files of one kind of records: one per rank, and their merged file."""
 
     def __init__(self, folder: Path, kind: type[LogRecord]) -> None:
         self.path = folder / f"{kind.log}.jsonl"

@@ -57,11 +57,7 @@ class RunSettings(NamedTuple):
     """Settings known once the model is loaded."""
 
     def with_file(self, **file: Any) -> dict[str, Any]:
-        """Return all settings and the versions of the packages.
-
-        Args:
-            file: Settings of the result's file.
-        """
+        """Return all settings and the versions of the packages."""
         return {**self.model, **file, **self.batching, "versions": versions()}
 
 

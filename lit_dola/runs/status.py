@@ -66,12 +66,7 @@ class RunStatus:
 
 
 class RankCounter:
-    """Counts what the ranks of a run have written, reading only what is new.
-
-    Args:
-        folder: Folder of the run.
-        kind: Record type of its results.
-    """
+    """Counts what the ranks of a run have written, reading only what is new."""
 
     def __init__(self, folder: Path, kind: type[RunRecord]) -> None:
         self._log = RecordLog(folder, kind)
@@ -137,11 +132,7 @@ def read_statuses(folders: Iterable[str]) -> Iterator[RunStatus]:
 
 
 def read_status(folder: Path) -> RunStatus:
-    """Return how far the run of a folder is.
-
-    Args:
-        folder: Folder that holds a run.
-    """
+    """Return how far the run of a folder is."""
     run, kind = RunFile.read(folder), _kind_of(folder)
     assert kind is not None
     holder = holder_of(folder)

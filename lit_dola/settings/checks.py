@@ -10,11 +10,6 @@ from lit_dola.errors import UserError
 def require(package: str, setting: str, extra: str) -> None:
     """Check that an optional package is installed.
 
-    Args:
-        package: Name of the package.
-        setting: The setting that needs it.
-        extra: The extra of this project that installs it.
-
     Raises:
         UserError: If it is not installed.
     """

@@ -15,10 +15,6 @@ _WORDS = {bool: "True or False", NoneType: "None", str: "a text"}
 def expected(name: str, hint: Any) -> str:
     """Return the allowed values of a setting in words.
 
-    Args:
-        name: Its name.
-        hint: Its type.
-
     Example:
         >>> from jsonargparse.typing import PositiveInt
         >>> expected("top_k", PositiveInt | None)

@@ -190,10 +190,7 @@ class JanusModule(Declared, LightningModule):
     def load(self, checkpoint: Checkpoint, **options: Any) -> Backbone:
         """Load the parts of the model that the task needs.
 
-        Args:
-            checkpoint: The checkpoint.
-            options: ``pad_token_id``, ``dtype``, ``device`` and ``quantize``, as
-                :func:`lit_dola.janus.loading.load_janus` takes them.
+        The options are those of :func:`lit_dola.janus.loading.load_janus`.
         """
         raise NotImplementedError
 
@@ -216,13 +213,7 @@ class JanusModule(Declared, LightningModule):
         )
 
     def take_batching(self, plan: RunPlan, precision: str, earlier: Mapping[str, Any]) -> None:
-        """In low precision, resolve ``auto`` as the run that is continued did.
-
-        Args:
-            plan: The plan of the run.
-            precision: The trainer's precision.
-            earlier: Settings of a result of the earlier run, as its record has them.
-        """
+        """In low precision, resolve ``auto`` as the record of an earlier result says."""
 
     def batching(self) -> dict[str, Any]:
         """Return what else shapes a result in low precision; known once the model is loaded."""
@@ -235,12 +226,7 @@ class JanusModule(Declared, LightningModule):
         }
 
     def record_settings(self, plan: RunPlan, precision: str) -> dict[str, Any]:
-        """Return every setting that shapes a result, with ``auto`` resolved.
-
-        Args:
-            plan: The plan of the run.
-            precision: The trainer's precision, e.g. ``bf16-true``.
-        """
+        """Return every setting that shapes a result, with ``auto`` resolved."""
         left_out = {*self.unrecorded, *(self.rounding if precision in EXACT else ())}
         settings = {
             name: _recorded(value)
