@@ -15,7 +15,7 @@ from tests.support import reference
 from tests.support.images import slow
 from tests.support.questions import QUESTIONS, answers, newest_processor, write_questions
 
-TOKENS = 12
+TOKENS = 8
 
 
 @pytest.fixture
