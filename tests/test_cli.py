@@ -128,6 +128,7 @@ def test_settings_by_flag_yaml_and_environment(predict, folder, small):
 @pytest.mark.slow
 def test_print_config_is_a_config(predict, folder, small):
     printed = succeed(predict(*small, "--model.alpha=0.2", "--print_config")).stdout
+    assert printed.startswith("# lightning.pytorch==")
     config = yaml.safe_load(printed)
     assert config["model"]["alpha"] == 0.2
     assert config["model"]["cfg_weight"] == 5.0

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
+import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -82,7 +83,8 @@ class DoLaCLI(LightningCLI):
         """Build the parser of the task."""
         name = self.task.name
         prog = f"{os.path.basename(sys.argv[0])} {name}"
-        self.parser = self.task.parser(prog=prog, **parser_options(name))
+        header = [f"lightning.pytorch=={lightning.__version__}"]  # of a printed configuration
+        self.parser = self.task.parser(prog=prog, dump_header=header, **parser_options(name))
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse, with the settings that the checkpoint recommends as defaults.
