@@ -32,7 +32,12 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunTask(Task):
+class ModelTask(Task):
+    """A subcommand that loads a model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunTask(ModelTask):
     """A subcommand that predicts with a trainer and writes a run."""
 
     function: str = "lit_dola.callbacks.run_writer:predict"
@@ -49,12 +54,12 @@ class RunTask(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationTask(Task):
+class EvaluationTask(ModelTask):
     """A subcommand that runs another one under several variants, with that one's settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AppTask(Task):
+class AppTask(ModelTask):
     """A subcommand that keeps a model loaded for callers."""
 
     module: str = "lit_dola.tasks.generate:LitDoLa"

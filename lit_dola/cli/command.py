@@ -43,7 +43,7 @@ from lit_dola.data.base import RequestDataModule
 from lit_dola.errors import UserError
 from lit_dola.janus.recommended import recommended_settings
 from lit_dola.messages import printable
-from lit_dola.registry import resolve
+from lit_dola.registry import TASKS, resolve
 from lit_dola.settings.declared import refuse_null
 from lit_dola.tasks.base import JanusModule
 from lit_dola.tasks.generate import LitDoLa
@@ -203,10 +203,8 @@ def run_model_task(arguments: Arguments) -> None:
 
 def print_for_all_tasks(arguments: Arguments) -> None:
     """Parse arguments that concern the settings of all tasks, e.g. ``--print_completion``."""
-    plain = {
-        name: plain_parser(name, **parser_options()) for name in ("compare", "status", "configs")
-    }
     parsers = all_parsers()
+    plain = {name: plain_parser(name, **parser_options()) for name in TASKS if name not in parsers}
     for parser in parsers.values():
         for action in parser._actions:
             if action.dest == "trainer.strategy":

@@ -12,7 +12,7 @@ from lit_dola.cli.plain import run_plain_task
 from lit_dola.collector import no_garbage_collection
 from lit_dola.errors import RankError, UserError
 from lit_dola.messages import log_to_stderr
-from lit_dola.registry import TASKS, AppTask, EvaluationTask, RunTask
+from lit_dola.registry import TASKS, ModelTask
 
 
 def main(args: list[str] | None = None) -> None:
@@ -44,7 +44,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(arguments: Arguments) -> None:
-    needs_model = isinstance(TASKS.get(arguments.task or ""), RunTask | AppTask | EvaluationTask)
+    needs_model = isinstance(TASKS.get(arguments.task or ""), ModelTask)
     about_all = not arguments.task and "--print_completion" in arguments.others
     if not (needs_model or about_all):
         run_plain_task(arguments)

@@ -75,9 +75,10 @@ def plain_parser(name: str, **options: Any) -> OneLineParser:
     """Return the parser of a plain task."""
     parser = OneLineParser(description=TASKS[name].help, **options)
     parser.add_argument("-c", "--config", action="config", help=CONFIG_HELP)
-    for argument, how in _SPECIAL[name].items():
+    special = _SPECIAL.get(name, {})
+    for argument, how in special.items():
         parser.add_argument(argument, **how)
-    skip: set[str | int] = {argument.strip("-") for argument in _SPECIAL[name]}
+    skip: set[str | int] = {argument.strip("-") for argument in special}
     parser.add_function_arguments(resolve(TASKS[name].function), skip=skip)
     return parser
 
@@ -102,7 +103,7 @@ def parser_of_all(parsers: dict[str, OneLineParser]) -> OneLineParser:
 def run_plain_task(arguments: Arguments) -> None:
     """Run a plain task, or print the version or the help about all tasks."""
     name = arguments.task
-    known = {name: plain_parser(name, **parser_options())} if name in _SPECIAL else {}
+    known = {name: plain_parser(name, **parser_options())} if name in TASKS else {}
     given = [*arguments.settings, *arguments.printing]
     config = parser_of_all(known).parse_args([name, *given] if name else given)
     settings = config[config["subcommand"]].as_dict()

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lit_dola.callbacks.progress import RunProgress
 from lit_dola.cli.arguments import Arguments
 from lit_dola.cli.parser import CONFIG_HELP, OneLineParser, parser_options
-from lit_dola.registry import TASKS, AppTask, EvaluationTask, RunTask, Task, resolve
+from lit_dola.registry import TASKS, AppTask, EvaluationTask, ModelTask, RunTask, Task, resolve
 
 PASSED: set[str | int] = {"trainer", "model", "datamodule", "writer"}
 """Arguments of a task's function that are not settings but objects created from them."""
@@ -155,5 +155,5 @@ def all_parsers() -> dict[str, OneLineParser]:
     return {
         name: ParsedTask(name).parser(**parser_options())
         for name, task in TASKS.items()
-        if isinstance(task, RunTask | AppTask | EvaluationTask)
+        if isinstance(task, ModelTask)
     }
