@@ -7,7 +7,7 @@ use it. ``recipes.shapes`` trains one.
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,7 +48,7 @@ _TEXT_CONFIG = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
 }
-VQ_CONFIG = {
+VQ_CONFIG: dict[str, Any] = {
     "num_embeddings": 1024,
     "base_channels": 32,
     "latent_channels": 32,
@@ -149,18 +149,27 @@ def make_config(
     )
 
 
-def make_random_janus(folder: Path, seed: int = 0, image_size: int = 192) -> None:
+def make_random_janus(
+    folder: Path,
+    seed: int = 0,
+    image_size: int = 192,
+    channel_multiplier: Sequence[int] = VQ_CONFIG["channel_multiplier"],
+) -> None:
     """Make a checkpoint with random weights: config, weights, tokenizer and processor.
 
     Args:
         folder: Folder of the checkpoint; must not exist, or be empty.
         seed: Seed of the weights.
-        image_size: Height and width of its images in pixels, a multiple of 16.
+        image_size: Height and width of its images in pixels, a multiple of the pixels per token,
+            by default 16.
+        channel_multiplier: Width of each level of the VQ tokenizer; each level but the first
+            halves the size.
     """
     tokenizer = make_tokenizer()
+    vq_config = {**VQ_CONFIG, "channel_multiplier": [*channel_multiplier]}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = make_config(tokenizer, _TEXT_CONFIG, VQ_CONFIG, image_size)
+        config = make_config(tokenizer, _TEXT_CONFIG, vq_config, image_size)
         model = JanusForConditionalGeneration(config).eval()
         enliven(model)
     save_janus(model, tokenizer, folder)

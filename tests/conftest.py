@@ -25,14 +25,14 @@ def _environment():
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
-    """A random Janus in transformers' layout, with images of 4 x 4 tokens."""
+    """A random Janus in transformers' layout, with images of 4 x 4 tokens of 4 x 4 pixels."""
     from transformers.utils.logging import disable_progress_bar
 
     from recipes.small_janus import make_random_janus
 
     disable_progress_bar()  # the first test to ask for it may look at stderr
     folder = tmp_path_factory.mktemp("random-janus")
-    make_random_janus(folder, image_size=64)
+    make_random_janus(folder, image_size=16, channel_multiplier=(1, 2, 2))
     return folder
 
 

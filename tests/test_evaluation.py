@@ -199,11 +199,11 @@ def test_dpg_benchs_folder_of_prompts(folder, evaluate):
         "b10.png",
     ]
     with Image.open(folder / "out/dpg/dola/a9.png") as grid:
-        assert grid.size == (128, 128)
+        assert grid.size == (32, 32)
         record = json.loads((folder / "out/dola/metadata.jsonl").read_text().splitlines()[0])
         assert record["prompt"] == "the prompt of a9"
         with Image.open(folder / "out/dola" / record["file"]) as image:
-            np.testing.assert_array_equal(np.asarray(grid.crop((0, 0, 64, 64))), np.asarray(image))
+            np.testing.assert_array_equal(np.asarray(grid.crop((0, 0, 16, 16))), np.asarray(image))
 
 
 ERRORS = {

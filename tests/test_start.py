@@ -9,7 +9,8 @@ import pytest
 from lit_dola.cli.command import _LAUNCHERS, _check_world_size
 from lit_dola.errors import UserError
 from lit_dola.registry import TASKS
-from tests.support.commands import MAIN, ROOT, messages
+from tests.support import forked
+from tests.support.commands import ROOT, messages, succeed
 
 IMPORTED = """
 import json, sys
@@ -57,11 +58,8 @@ PLAIN = ("compare", "status", "configs")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in TASKS if name not in PLAIN])
-def test_help_begins_with_what_matters_and_ends_with_examples(name):
-    done = subprocess.run(
-        [sys.executable, str(MAIN), name, "--help"], capture_output=True, text=True, check=True
-    )
-    text = done.stdout
+def test_help_begins_with_what_matters_and_ends_with_examples(name, tmp_path):
+    text = succeed(forked.run(tmp_path, [name, "--help"])).stdout
     assert text.startswith("usage: ")
     assert text.split("\n\n")[1].replace("\n", " ") == TASKS[name].help
     groups = ["model", "data", "writer", "trainer"]

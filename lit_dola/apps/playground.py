@@ -3,7 +3,9 @@
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from logging import CRITICAL, getLogger
 from pathlib import Path
+from socket import socket
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -134,10 +136,19 @@ def play(
         config = uvicorn.Config(app, host, port, log_level="warning", timeout_graceful_shutdown=3)
         log(f"{name}: ready; open http://{host}:{port}")
         with suppress(KeyboardInterrupt), stop_on_signals():
-            uvicorn.Server(config).run()
+            _Server(config).run()
     finally:
         studio.close()
     log("stopped")
+
+
+class _Server(uvicorn.Server):
+    """Server that logs no traceback for the open streams that its end cuts off."""
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """End the server."""
+        getLogger("uvicorn.error").setLevel(CRITICAL)
+        await super().shutdown(sockets)
 
 
 def make_app(studio: Studio, model: LitDoLa, checkpoint: Checkpoint) -> FastAPI:

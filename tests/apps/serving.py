@@ -1,5 +1,6 @@
-"""Starting a server for a test, as a user would."""
+"""Starting a server for a test, as a user would, or faster."""
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -11,9 +12,32 @@ from contextlib import contextmanager
 
 import openai
 
+from tests.support import forked
 from tests.support.commands import MAIN
 
 TOKEN = "a-secret"
+
+
+class ForkedProcess:
+    """A forked process with the methods of a ``subprocess.Popen``."""
+
+    def __init__(self, process):
+        self.process = process
+        self.pid = process.pid
+        self.kill = process.kill
+        self.terminate = process.terminate
+
+    def poll(self):
+        return self.process.exitcode
+
+    def wait(self, timeout=None):
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("main.py", timeout)
+        return self.process.exitcode
+
+    def send_signal(self, signum):
+        os.kill(self.pid, signum)
 
 
 class Server:
@@ -50,19 +74,27 @@ def free_port():
 
 
 @contextmanager
-def serving(folder, *settings, task="serve", ready="/health", token=TOKEN):
-    """Start a server in a folder, and wait until it is ready."""
-    port, errors = free_port(), folder / "stderr.txt"
-    environment = {**os.environ, "LIT_DOLA_API_KEY": token}
-    with errors.open("w") as stderr:
-        process = subprocess.Popen(
-            [
-                sys.executable, MAIN, task, "--config", "demo", "--port", str(port),
-                "--trainer.accelerator", "cpu", *settings,
-            ],
-            cwd=folder, env=environment, stdout=stderr, stderr=stderr, start_new_session=True,
-        )  # fmt: skip
-    server = Server(process, port, errors)
+def serving(folder, *settings, task="serve", ready="/health", token=TOKEN, fork=False):
+    """Start a server in a folder, and wait until it is ready.
+
+    Args:
+        folder: Working folder.
+        settings: Settings besides those of the demo.
+        task: The task of the command line.
+        ready: Path that answers once it is ready.
+        token: The token of clients.
+        fork: Fork its processes, so that none has to import torch again.
+    """
+    port, variables = free_port(), {"LIT_DOLA_API_KEY": token}
+    args = [
+        task, "--config", "demo", "--port", str(port), "--trainer.accelerator", "cpu", *settings
+    ]  # fmt: skip
+    if fork:
+        process = ForkedProcess(forked.start(folder, args, fork_workers, **variables))
+        server = Server(process, port, folder / ".stderr")
+    else:
+        server = Server(started(folder, args, variables), port, folder / "stderr.txt")
+    process = server.process
     try:
         wait_until_ready(server, ready)
         yield server
@@ -74,6 +106,25 @@ def serving(folder, *settings, task="serve", ready="/health", token=TOKEN):
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise
+
+
+def started(folder, args, variables):
+    with (folder / "stderr.txt").open("w") as stderr:
+        return subprocess.Popen(
+            [sys.executable, MAIN, *args],
+            cwd=folder, env={**os.environ, **variables}, stdout=stderr, stderr=stderr,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def fork_workers():
+    """Lead a session, and fork the workers that LitServe would spawn."""
+    os.setsid()
+    get_context = multiprocessing.get_context
+    multiprocessing.set_start_method("fork", force=True)
+    multiprocessing.get_context = lambda method=None: get_context(
+        "fork" if method == "spawn" else method
+    )
 
 
 def wait_until_ready(server, path):

@@ -3,8 +3,6 @@
 import http.client
 import json
 import shlex
-import subprocess
-import sys
 import threading
 import urllib.request
 from contextlib import suppress
@@ -19,8 +17,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from tests.apps.serving import free_port, serving
+from tests.support import forked
 from tests.support.browser import chromium, eventually, look, requests
-from tests.support.commands import MAIN, files, records
+from tests.support.commands import files, records, succeed
 
 pytestmark = [
     pytest.mark.browser,
@@ -30,13 +29,26 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def playground(tmp_path_factory):
+def playground(tmp_path_factory, tiny_checkpoint):
+    """A playground whose drawings take a fraction of a second."""
     folder = tmp_path_factory.mktemp("playground")
     with serving(
         folder, "--max_images", "4", "--max_prompt_length", "200", "--model.parallel_size", "2",
-        "--output_dir", "saved", task="play", ready="/",
+        "--output_dir", "saved", f"--model.model_path={tiny_checkpoint}", task="play", ready="/",
+        fork=True,
     ) as running:  # fmt: skip
         running.folder = folder
+        yield running
+
+
+@pytest.fixture(scope="module")
+def unhurried(tmp_path_factory):
+    """A playground whose drawings take seconds."""
+    folder = tmp_path_factory.mktemp("unhurried")
+    with serving(
+        folder, "--max_queue", "2", "--max_images", "256", "--model.parallel_size", "2",
+        task="play", ready="/", fork=True,
+    ) as running:  # fmt: skip
         yield running
 
 
@@ -48,6 +60,15 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def page(playground, browser):
+    return visit(playground, browser)
+
+
+@pytest.fixture
+def unhurried_page(unhurried, browser):
+    return visit(unhurried, browser)
+
+
+def visit(playground, browser):
     look(browser, 1280, height=1600)
     browser.get(playground.address)
     eventually(browser, has_prompt)
@@ -110,11 +131,7 @@ def made_by(folder, command):
     """Run a command line, and return the content of the images that it makes."""
     words = shlex.split(command)
     assert words[0] == "lit-dola"
-    done = subprocess.run(
-        [sys.executable, MAIN, *words[1:], "--trainer.accelerator", "cpu"],
-        cwd=folder, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    succeed(forked.run(folder, [*words[1:], "--trainer.accelerator", "cpu"]))
     to = folder / words[words.index("--writer.output_dir") + 1]
     return images_in(to)
 
@@ -148,7 +165,8 @@ def _pixels(addresses):
     return [Image.open(BytesIO(content)).tobytes() for content in contents(addresses)]
 
 
-def test_images_appear_as_their_tokens_come(page):
+def test_images_appear_as_their_tokens_come(unhurried_page):
+    page = unhurried_page
     page.execute_script(
         """
         window.seen = new Set();
@@ -194,8 +212,9 @@ def told_of(page, name):
 
 
 def test_a_history_is_saved_as_runs_and_opens_in_compare(page, playground):
-    shown = [draw(page, "a blue circle", seed=1, strength=each) for each in (0.1, 0.9)]
-    draw(page, "a blue square", seed=1)
+    one = {"images": 1, "seed": 1}
+    shown = [draw(page, "a blue circle", **one, strength=each) for each in (0.1, 0.9)]
+    draw(page, "a blue square", **one)
     page.find_elements(By.CSS_SELECTOR, "#past label")[0].click()
     eventually(page, lambda page: images(page, "with-dola") == shown[0][1])
     at(page, "#save").click()
@@ -210,7 +229,7 @@ def test_a_history_is_saved_as_runs_and_opens_in_compare(page, playground):
     plain = [content for name, content in sorted(files(first / "1-with").items())
              if name.endswith(".png") and "inspect" not in name]  # fmt: skip
     assert plain == contents(shown[1][1])
-    assert [record["strength"] for record in records(first / "1-with")] == [0.9] * 2
+    assert [record["strength"] for record in records(first / "1-with")] == [0.9]
     link = links[0].get_attribute("href")
     page.get(link)
     runs = eventually(page, lambda page: page.find_elements(By.CSS_SELECTOR, "img"))
@@ -225,7 +244,8 @@ def test_an_error_is_one_line_on_the_page(page):
     assert len(draw(page, "a red circle")[1]) == 2
 
 
-def test_stop_ends_a_drawing_and_the_next_one_runs(page):
+def test_stop_ends_a_drawing_and_the_next_one_runs(unhurried_page):
+    page = unhurried_page
     fill(page, "#prompt textarea", "a red circle")
     at(page, "#draw").click()
     eventually(page, lambda page: images(page, "without"))
@@ -248,26 +268,21 @@ def test_nothing_is_fetched_from_elsewhere(page, playground):
         assert "default-src 'self'" in reply.headers["Content-Security-Policy"]
 
 
-def test_a_full_line_says_so_and_a_place_in_it_too(tmp_path, browser):
-    with serving(
-        tmp_path, "--max_queue", "2", "--max_images", "256", task="play", ready="/"
-    ) as running:
-        look(browser, 1280, height=1600)
-        browser.get(running.address)
-        eventually(browser, has_prompt)
-        fill(browser, "#prompt textarea", "a red circle")
-        fill(browser, "#images input[type=number]", "256")
-        browser.get_log("performance")
-        at(browser, "#draw").click()
-        (asked,) = eventually(browser, joins)
-        stop(browser)
-        ask_as(running, asked, "second")
-        at(browser, "#draw").click()
-        eventually(browser, lambda page: "Waiting: 1 before this one." in at(page, "#status").text)
-        stop(browser)
-        ask_as(running, asked, "third")
-        said = "queue full, 2 drawings; try again in a moment"
-        eventually(browser, lambda page: at(page, "#draw").click() or said in at(page, "body").text)
+def test_a_full_line_says_so_and_a_place_in_it_too(unhurried_page, unhurried):
+    page = unhurried_page
+    fill(page, "#prompt textarea", "a red circle")
+    fill(page, "#images input[type=number]", "256")
+    page.get_log("performance")
+    at(page, "#draw").click()
+    (asked,) = eventually(page, joins)
+    stop(page)
+    ask_as(unhurried, asked, "second")
+    at(page, "#draw").click()
+    eventually(page, lambda page: "Waiting: 1 before this one." in at(page, "#status").text)
+    stop(page)
+    ask_as(unhurried, asked, "third")
+    said = "queue full, 2 drawings; try again in a moment"
+    eventually(page, lambda page: at(page, "#draw").click() or said in at(page, "body").text)
 
 
 def stop(page):
@@ -304,8 +319,14 @@ def listen(address):
             pass
 
 
-def test_it_stops_when_it_is_told(tmp_path):
-    with serving(tmp_path, task="play", ready="/") as running:
+def test_it_stops_when_it_is_told(tmp_path, browser):
+    """In the middle of a drawing, too."""
+    with serving(tmp_path, "--max_images", "256", task="play", ready="/") as running:
+        page = visit(running, browser)
+        fill(page, "#prompt textarea", "a red circle")
+        fill(page, "#images input[type=number]", "256")
+        at(page, "#draw").click()
+        eventually(page, lambda page: at(page, "#status").text)
         assert running.stop() == 0
     said = running.said()
     assert said.splitlines()[-1] == "stopped"
@@ -314,10 +335,10 @@ def test_it_stops_when_it_is_told(tmp_path):
 
 def test_a_port_that_is_taken(playground, tmp_path):
     assert free_port() != playground.port
-    done = subprocess.run(
-        [sys.executable, MAIN, "play", "--config", "demo", "--port", str(playground.port),
-         "--trainer.accelerator", "cpu"], cwd=tmp_path, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = forked.run(
+        tmp_path,
+        ["play", "--config", "demo", "--port", playground.port, "--trainer.accelerator", "cpu"],
+    )
     assert done.returncode == 1
     assert f"error: port: {playground.port}: Address already in use; expected a free" in done.stderr
     assert "Traceback" not in done.stderr

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     with serving(
-        folder, "--max_images", "4", "--max_wait", "0.3", "--max_prompt_length", "8000"
+        folder, "--max_images", "4", "--max_wait", "0.3", "--max_prompt_length", "8000", fork=True
     ) as running:
         running.folder = folder
         yield running
@@ -234,7 +234,7 @@ def flood(server, clients, **more):
     def ask(place):
         try:
             made = server.client().images.generate(
-                prompt="a red circle", n=2, extra_body={"seed": place, **more}
+                prompt="a red circle", extra_body={"seed": place, **more}
             )
             replies[place] = contents(made)
         except openai.OpenAIError as error:
@@ -255,7 +255,7 @@ def wait_for(server, requests):
 
 
 def test_a_full_queue_says_so_and_a_killed_server_leaves_nothing(tmp_path):
-    with serving(tmp_path, "--max_queue", "3", "--max_wait", "0") as server:
+    with serving(tmp_path, "--max_queue", "3", "--max_wait", "0", fork=True) as server:
         threads, replies = flood(server, 12)
         for thread in threads:
             thread.join()
@@ -296,8 +296,8 @@ def check_that_nothing_outlives(server):
 )
 def test_no_reply_is_lost_when_it_stops(tmp_path, signum, to, workers):
     """Kubernetes tells one process to stop; a terminal and systemd tell all of them."""
-    settings = ("--max_wait", "0", "--model.images_per_batch", "2")
-    with serving(tmp_path, *settings, "--trainer.devices", str(workers)) as server:
+    settings = ("--max_wait", "0", "--model.images_per_batch", "1")
+    with serving(tmp_path, *settings, "--trainer.devices", str(workers), fork=True) as server:
         threads, replies = flood(server, 8)
         wait_for(server, 8)
         assert len(children(server)) == 2 + workers  # queues, the process that listens
@@ -318,7 +318,7 @@ def test_no_reply_is_lost_when_it_stops(tmp_path, signum, to, workers):
 
 
 def test_a_worker_that_dies_ends_the_server_with_a_reply_to_all(tmp_path):
-    with serving(tmp_path, "--max_wait", "0", "--model.images_per_batch", "2") as server:
+    with serving(tmp_path, "--max_wait", "0", "--model.images_per_batch", "1") as server:
         threads, replies = flood(server, 6)
         wait_for(server, 6)
         os.kill(worker_of(server), signal.SIGKILL)

@@ -87,19 +87,11 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="session")
-def results():
-    """What :func:`expected` has computed: pytest would do it again for every layout."""
-    return {}
-
-
-@pytest.fixture(params=SETTINGS, ids=str)
-def expected(request, results, weights, tmp_path):
-    """Settings, with the tokens and pixels of the plain reference."""
-    key = str(request.param)
-    if key not in results:
-        original.write_config(tmp_path, SMALL)
-        results[key] = plain_results(PromptEncoder(tmp_path), weights, request.param)
-    return request.param, *results[key]
+def expected(weights, tmp_path_factory):
+    """The tokens and pixels of the plain reference, for each of the settings."""
+    folder = tmp_path_factory.mktemp("plain")
+    original.write_config(folder, SMALL)
+    return [plain_results(PromptEncoder(folder), weights, settings) for settings in SETTINGS]
 
 
 def plain_results(encoder, weights, settings):
@@ -121,16 +113,16 @@ def plain_results(encoder, weights, settings):
 
 @pytest.mark.slow
 def test_original_layout_gives_the_tokens_and_pixels_of_a_plain_reference(checkpoint, expected):
-    settings, tokens, pixels = expected
     encoder = PromptEncoder(checkpoint)
     janus = load_folder(checkpoint, pad_token_id=encoder.pad_token_id, dtype=torch.float64)
     input_ids = [encoder.encode(prompt) for prompt in INPUTS]
-    ours = ImageGenerator(janus, **settings)(input_ids, KEYS)
-    assert ours.tolist() == tokens
-    with torch.no_grad():
-        decoded = janus.decode_image_tokens(ours)
-    assert decoded.std() > 0.05
-    torch.testing.assert_close(decoded, pixels, atol=1e-4, rtol=0)
+    for settings, (tokens, pixels) in zip(SETTINGS, expected, strict=True):
+        ours = ImageGenerator(janus, **settings)(input_ids, KEYS)
+        assert ours.tolist() == tokens
+        with torch.no_grad():
+            decoded = janus.decode_image_tokens(ours)
+        assert decoded.std() > 0.05
+        torch.testing.assert_close(decoded, pixels, atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import pytest
 
 from lit_dola import JanusPipeline
 from lit_dola.errors import UserError
+from recipes.small_janus import make_random_janus
 from tests.support import original
 
 VALUES = [None, "x", "", -1, 0, 3, 1.5, float("nan"), 2**40, True, [], [None], {}, {"a": {"b": 1}}]
@@ -18,11 +19,12 @@ CONTENTS = ["", "{", "[]", "null", "3", '"x"', DEEP, LFS, "\x00\x01", "{}"]
 
 
 @pytest.fixture(scope="module", params=["janus", "multi_modality"])
-def checkpoint(request, tiny_checkpoint, tmp_path_factory):
-    """A sound checkpoint in each layout."""
+def checkpoint(request, tmp_path_factory):
+    """A sound checkpoint in each layout, with images of 2 x 2 tokens."""
+    folder = tmp_path_factory.mktemp(request.param)
     if request.param == "janus":
-        return tiny_checkpoint
-    folder = tmp_path_factory.mktemp("original")
+        make_random_janus(folder, image_size=8, channel_multiplier=(1, 2, 2))
+        return folder
     config = original.make_config(64, 128, 2, 4, vocab_size=512, image_size=32)
     original.write_config(folder, config)
     original.write_weights(folder, original.small_weights(config), "pytorch_model.bin", shards=2)

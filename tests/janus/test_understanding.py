@@ -42,8 +42,8 @@ def original_layout(tower, original_weights, tmp_path):
     return folder
 
 
-def pixels(seed=0):
-    return torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+def pixels(seed=0, side=64):
+    return torch.rand(3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def deepseeks_ids(folder, text, tokens_per_picture):
@@ -124,8 +124,8 @@ def test_transformers_layout_loads_the_very_weights(tiny_checkpoint):
     assert set(theirs) - set(ours) == {name for name in theirs if name.startswith(janus.unused)}
     assert all(torch.equal(theirs[name], weight) for name, weight in ours.items())
     with torch.no_grad():
-        states = model.eval().model.vision_model(pixels()[None]).last_hidden_state
-        assert torch.equal(janus.embed_picture(pixels()), model.model.aligner(states)[0])
+        states = model.eval().model.vision_model(pixels(side=16)[None]).last_hidden_state
+        assert torch.equal(janus.embed_picture(pixels(side=16)), model.model.aligner(states)[0])
 
 
 @pytest.mark.parametrize(

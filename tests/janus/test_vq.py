@@ -33,7 +33,7 @@ def test_images_are_decoded_one_at_a_time(load):
     janus.decode_image_tokens = lambda part: seen.append(len(part)) or decode(part)
     decoded = torch.cat(list(decode_pixels(janus, tokens)))
     assert seen == [1, 1, 1]
-    assert (decoded.dtype, decoded.shape) == (torch.uint8, (3, 3, 64, 64))
+    assert (decoded.dtype, decoded.shape) == (torch.uint8, (3, 3, 16, 16))
     alone = torch.cat([to_uint8(decode(tokens[i : i + 1])) for i in range(3)])
     assert torch.equal(decoded, alone)
     assert to_pillow(decoded[0]).getpixel((5, 9)) == tuple(decoded[0, :, 9, 5].tolist())

@@ -191,7 +191,7 @@ def test_a_result_knows_how_it_was_made(pipeline):
     assert (told["alpha"], told["prompt"], told["image_index"]) == (0.3, PROMPTS[1], 1)
     assert made.images[0].info["prompt"] == PROMPTS[0]
     assert repr(made) == (
-        f"<4 images of 64 x 64: {PROMPTS[0]!r} and 1 more; dola=True, alpha=0.3, strength=1.0,"
+        f"<4 images of 16 x 16: {PROMPTS[0]!r} and 1 more; dola=True, alpha=0.3, strength=1.0,"
         f" layer={told['layer']}, cfg_weight=5.0, seed=7>"
     )
     assert "dola=False, cfg_weight=5.0" in repr(pipeline("a", dola=False, parallel_size=1))

@@ -157,17 +157,17 @@ def generate(
     image_index=0,
     negative_ids=None,
 ):
-    """Tokens of one image, from a Janus in float64; each branch is run by itself."""
+    """Tokens of one image, from a Janus in float64."""
     uncond_ids = negative_ids or (
         [input_ids[0]] + [pad_token_id] * (len(input_ids) - 2) + [input_ids[-1]]
     )
     branches = [janus.embed(torch.tensor([ids])) for ids in (input_ids, uncond_ids)]
     tokens = []
     for step in range(janus.num_image_tokens):
-        hidden = [janus.hidden_states(inputs) for inputs in branches]
-        states = [torch.stack([states[-1][0, -1] for states in hidden])]
+        hidden_states = both_hidden_states(janus, branches)
+        states = [hidden_states[-1]]
         if layer is not None:
-            mid = torch.stack([states[layer][0, -1] for states in hidden])
+            mid = hidden_states[layer]
             states.append(janus.norm(mid) if mid_norm else mid)
         logits = [row.numpy() for state in states for row in janus.gen_head(state)]
         scores = fuse(logits, alpha=alpha, cfg_weight=cfg_weight, apc=apc, strength=strength)
@@ -185,6 +185,14 @@ def generate(
         drawn = janus.embed_image(torch.tensor([[token]]))
         branches = [torch.cat([inputs, drawn], dim=1) for inputs in branches]
     return tokens
+
+
+def both_hidden_states(janus, branches):
+    """States of every layer at the last position, ``(2, hidden)``, without any padding."""
+    if len({inputs.shape for inputs in branches}) == 1:
+        return [states[:, -1] for states in janus.hidden_states(torch.cat(branches))]
+    pairs = zip(*(janus.hidden_states(inputs) for inputs in branches))
+    return [torch.cat([states[:, -1] for states in pair]) for pair in pairs]
 
 
 def both_branches(janus, input_ids, pictures, image_token_id, pad_token_id):

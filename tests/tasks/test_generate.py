@@ -76,7 +76,7 @@ def test_batches_hold_requests_tokens_and_pixels(predict):
             assert at_once is None  # it fitted into memory
             assert inspection is None
             assert (tokens.dtype, tokens.shape) == (torch.int32, (16,))
-            assert (pixels.dtype, pixels.shape) == (torch.uint8, (3, 64, 64))
+            assert (pixels.dtype, pixels.shape) == (torch.uint8, (3, 16, 16))
 
 
 @pytest.mark.parametrize(
