@@ -9,6 +9,8 @@ from typing import NamedTuple
 import yaml
 
 from lit_dola.cli.configs import config_path
+from lit_dola.errors import UserError
+from lit_dola.settings.texts import decode
 
 ENV_PREFIX = "LIT_DOLA"
 """Prefix of environment variables: ``LIT_DOLA_PREDICT__MODEL__ALPHA=0.2``."""
@@ -75,8 +77,8 @@ def _known(
 def _task_in(path: str) -> str | None:
     """Return the key ``task`` of a configuration; None without one, or if it cannot be read."""
     try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        config = yaml.safe_load(decode(Path(path).read_bytes()))
+    except (OSError, UserError, yaml.YAMLError):
         return None  # reported when the configuration is parsed
     task = config.get("task") if isinstance(config, dict) else None
     return task if isinstance(task, str) else None

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from io import TextIOWrapper
 
 from jsonargparse import set_parsing_settings
 
@@ -26,6 +27,9 @@ def main(args: list[str] | None = None) -> None:
     """
     if os.getcwd() not in sys.path:  # a setting may name a class in a file there
         sys.path.insert(0, os.getcwd())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # not one that a test or a notebook has put there
+            stream.reconfigure(errors="backslashreplace")  # what the terminal cannot show
     log_to_stderr()
     set_parsing_settings(add_print_completion_argument=True)
     try:

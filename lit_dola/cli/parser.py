@@ -2,15 +2,19 @@
 
 import re
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse._paths import Path as PathOfConfig
 
 from lit_dola.cli.arguments import ENV_PREFIX
 from lit_dola.cli.messages import fail
+from lit_dola.errors import within
 from lit_dola.messages import suggestion
+from lit_dola.settings.texts import decode
 
 _UNKNOWN = re.compile(
     r"unrecognized arguments: --(\S+)|does not accept option '(\S+)'|invalid choice: '(\w+)'"
@@ -19,6 +23,17 @@ _UNKNOWN = re.compile(
 
 
 CONFIG_HELP = "Path to a configuration file in json or yaml format."
+
+
+def _read_local_file(path: Any, original: Callable[[Any], str] = PathOfConfig.read_text) -> str:
+    """Read a configuration as UTF-8 or by its byte order mark; the locale has no say."""
+    if path.is_url or path.is_fsspec or path._std_io:
+        return original(path)
+    with within(path):
+        return decode(Path(path.absolute).read_bytes())
+
+
+setattr(PathOfConfig, "read_text", _read_local_file)  # noqa: B010  # any configuration's
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):

@@ -14,6 +14,7 @@ from lit_dola.callbacks.progress import RunProgress
 from lit_dola.cli.arguments import Arguments
 from lit_dola.cli.parser import CONFIG_HELP, OneLineParser, parser_options
 from lit_dola.registry import TASKS, AppTask, EvaluationTask, ModelTask, RunTask, Task, resolve
+from lit_dola.settings.texts import take_literally
 
 PASSED: set[str | int] = {"trainer", "model", "datamodule", "writer"}
 """Arguments of a task's function that are not settings but objects created from them."""
@@ -111,6 +112,7 @@ class ParsedTask:
                 parser.add_class_arguments(owner, group, skip=skip)
             else:
                 parser.add_lightning_class_args(cast(Any, owner), group)
+            take_literally(parser, owner, f"{group}.")
         parser.add_class_arguments(
             Trainer,
             "trainer",

@@ -4,10 +4,10 @@ Each entry becomes a text or an object, whatever the form; the readers of prompt
 items check its content.
 """
 
-import codecs
 import csv
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -17,6 +17,7 @@ from lit_dola.data.requests import Failure
 from lit_dola.errors import UserError
 from lit_dola.messages import first_line
 from lit_dola.settings.checks import require
+from lit_dola.settings.texts import decode
 
 Entry = TypeVar("Entry")
 Places = Iterable[tuple[str, Any]]
@@ -25,16 +26,9 @@ LISTS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 """Suffixes of files with many entries."""
 _CONTAINERS = ("prompts", "annotations")
 """Keys of an object that may hold the list of entries: ``annotations`` is COCO's."""
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _MAX_DEPTH = 100
 """Maximum levels of metadata, well within the parser's limit."""
-_MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
-"""Encodings that a file names by its first bytes; without a mark it is UTF-8."""
 
 
 def read_entries(
@@ -63,12 +57,12 @@ def entries_of(path: Path) -> tuple[Places, Callable[..., Any]]:
     """Return the entries of a file, each with its place, and a function that parses one."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        return _rows_of_parquet(path), _as_it_is
+        return _rows_of_parquet(path), _row_as_json
     text = read_text(path)
     if suffix == ".txt":
         return _lines(text), _as_it_is
     if suffix in (".csv", ".tsv"):
-        return _rows(text, "\t" if suffix == ".tsv" else ","), _as_it_is
+        return _table(text, "\t" if suffix == ".tsv" else _delimiter(text))
     if suffix in (".jsonl", ".ndjson") or (suffix == ".json" and _holds_lines(text)):
         return _lines(text), _parse_json
     return listed(_listed_in(_parse_json(text)))
@@ -107,12 +101,7 @@ def read_text(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"not readable: {error.strerror}") from error
-    encoding = next((_MARKS[mark] for mark in _MARKS if content.startswith(mark)), "utf-8")
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        name = encoding.removesuffix("-sig").upper()
-        raise UserError(f"not {name}: {error.reason} at byte {error.start}") from error
+    text = decode(content)
     if not text.strip():
         raise UserError("empty", "at least one entry")
     return text
@@ -159,19 +148,34 @@ def some_names(names: Iterable[str], most: int = 6) -> str:
     return ", ".join(known[:most]) + (", …" if len(known) > most else "")
 
 
-def _rows(text: str, delimiter: str) -> Places:
-    """Yield the rows of a table as objects, by the names in its first row."""
+def _table(text: str, delimiter: str) -> tuple[Places, Callable[..., Any]]:
+    """Return the rows of a table, and a function that names their cells as its first row says."""
     try:
         rows = [*_read_rows(text, delimiter, quoted=True)]
     except csv.Error as error:
-        if delimiter == ",":
+        if delimiter != "\t":
             raise UserError(f"not a table: {error}") from error
         rows = [*_read_rows(text, delimiter, quoted=False)]  # quotes are part of the texts
     (_, head), *body = rows
     names = [name.strip() for name in head]
-    for line, row in body:
-        values = dict(zip(names, row))
-        yield f"line {line}", {name: value for name, value in values.items() if name and value}
+    if again := next((name for name in names if name and names.count(name) > 1), None):
+        raise UserError(f"two columns are called {again!r:.40}", "different names")
+
+    def parse(row: list[str], where: str) -> dict[str, str]:
+        if any(map(str.strip, row[len(names) :])):
+            raise UserError(
+                f"{len(row)} cells, but {len(names)} columns",
+                f'as many; a text with {delimiter!r}, a quote or a line break stands in "',
+            )
+        return {name: cell for name, cell in zip(names, row) if name and cell}
+
+    return ((f"line {line}", row) for line, row in body), parse
+
+
+def _delimiter(text: str) -> str:
+    """Return what separates the cells of a ``.csv``: spreadsheets also write ; and tabs."""
+    head = _LINE_END.split(text.strip(), maxsplit=1)[0]
+    return next((mark for mark in ",;\t" if mark in head), ",")
 
 
 def _read_rows(text: str, delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
@@ -193,28 +197,38 @@ def _rows_of_parquet(path: Path) -> Places:
         rows = parquet.read_table(path).to_pylist()
     except (OSError, ArrowException) as error:
         raise UserError(f"not readable as Parquet: {first_line(error)}") from error
-    return [(f"row {index}", _as_json(row)) for index, row in enumerate(rows)]
+    return ((f"row {index}", row) for index, row in enumerate(rows))
 
 
-def _as_json(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row without bytes, such as images, and with texts for what JSON has no type for."""
-    kept = {name: value for name, value in row.items() if not isinstance(value, bytes)}
-    found: dict[str, Any] = json.loads(json.dumps(kept, default=str))
-    return found
+def _row_as_json(row: Any, where: str) -> Any:
+    """Return a row without bytes, such as pictures, and with texts for what JSON has no type for.
+
+    NaN, with which pandas marks a missing number, becomes null.
+    """
+    if isinstance(row, dict):
+        inner = {name: _row_as_json(value, where) for name, value in row.items()}
+        return {name: inner[name] for name in row if not isinstance(row[name], bytes)}
+    if isinstance(row, list | tuple):
+        return [_row_as_json(value, where) for value in row if not isinstance(value, bytes)]
+    if isinstance(row, float) and not math.isfinite(row):
+        if math.isnan(row):
+            return None
+        raise UserError(f"found {row}", "finite numbers")
+    return row if row is None or isinstance(row, str | int | float) else str(row)
 
 
 def _holds_lines(text: str) -> bool:
     """Return whether a text is JSON Lines: its first line is an object, and more follows it."""
-    first, _, rest = text.strip().partition("\n")
+    first, *rest = _LINE_END.split(text.strip(), maxsplit=1)
     try:
-        return bool(rest.strip()) and isinstance(json.loads(first), dict)
+        return bool("".join(rest).strip()) and isinstance(json.loads(first), dict)
     except (ValueError, RecursionError):
         return False
 
 
 def _lines(text: str) -> Places:
-    """Yield the lines that are not blank, each with its place."""
-    for number, line in enumerate(text.split("\n"), start=1):
+    """Yield the lines that are not blank, each with its place; any line end counts."""
+    for number, line in enumerate(_LINE_END.split(text), start=1):
         if line.strip():
             yield f"line {number}", line
 

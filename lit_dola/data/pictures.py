@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from lit_dola.errors import UserError
 from lit_dola.messages import first_line
 
 Colour = tuple[int, int, int]
+_SIXTEEN_BITS = 65535.0
 
 
 class LoadedPicture:
@@ -32,15 +34,17 @@ def read_picture(picture: Picture, background: Colour = (127, 127, 127)) -> Imag
         background: Colour behind transparent pixels.
 
     Raises:
-        UserError: If it is not an image, is broken, or has more pixels than Pillow's limit against
-            decompression bombs.
+        UserError: If it is not an image, is broken, has more pixels than Pillow's limit against
+            decompression bombs, or numbers that are no shades of grey.
 
     Example:
         >>> picture = read_picture(Path("photo.jpg"))
     """
     with _opened(picture) as image:
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image), background)
+        if not (image.width and image.height):
+            raise UserError(f"{image.width} x {image.height} pixels", "at least one")
+        return _to_rgb(_upright(image), background, is_png=image.format == "PNG")
 
 
 def check_picture(picture: Picture) -> None:
@@ -53,24 +57,31 @@ def check_picture(picture: Picture) -> None:
         pass
 
 
+def digest_of(picture: Picture) -> str:
+    """Return the first half of the SHA-256 of a picture's file; empty if it is in memory."""
+    return (
+        "" if isinstance(picture, LoadedPicture) else sha256(picture.read_bytes()).hexdigest()[:32]
+    )
+
+
 @contextmanager
 def _opened(picture: Picture) -> Iterator[Image.Image]:
     """Open an image; errors, also later ones, become one line."""
-    if isinstance(picture, LoadedPicture):
-        yield picture.image
-        return
-    path = picture
+    path = Path("picture") if isinstance(picture, LoadedPicture) else picture
     try:
+        if isinstance(picture, LoadedPicture):
+            yield picture.image
+            return
         if not path.is_file():
             found = "a folder" if path.is_dir() else "nothing"
-            raise UserError(f"found {found}", "an image file", at=path)
+            raise UserError(f"found {found}", "an image file")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning)  # of odd metadata
             with Image.open(path) as image:
                 yield image
-    except UserError:
-        raise
+    except UserError as error:
+        raise error.within(path) from error.__cause__
     except UnidentifiedImageError as error:
         raise UserError(
             "not an image", "JPEG, PNG or another format that Pillow reads", at=path
@@ -85,9 +96,17 @@ def _opened(picture: Picture) -> Iterator[Image.Image]:
         raise UserError(f"a broken image: {first_line(error)}", "a whole one", at=path) from error
 
 
-def _to_rgb(image: Image.Image, background: Colour) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its metadata say; broken metadata are ignored."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow's parsers of metadata raise any exception
+        return image
+
+
+def _to_rgb(image: Image.Image, background: Colour, is_png: bool) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _to_eight_bits(image)
+        image = _to_eight_bits(image, is_png)
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         behind = Image.new("RGBA", image.size, background)
@@ -95,11 +114,21 @@ def _to_rgb(image: Image.Image, background: Colour) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale the numbers of 16 bits, or fractions of 1; Pillow's own conversion would clip them."""
+def _to_eight_bits(image: Image.Image, is_png: bool) -> Image.Image:
+    """Scale the numbers of 16 bits, or fractions of 1; Pillow's own conversion would clip them.
+
+    Raises:
+        UserError: If a number is not finite, negative, or larger than 16 bits hold.
+    """
     numbers = np.asarray(image, dtype=np.float64)
-    largest = numbers.max(initial=0)
+    if odd := np.count_nonzero(~np.isfinite(numbers)):
+        raise UserError(f"{odd:,} of {numbers.size:,} pixels are not finite", "numbers")
+    least, largest = numbers.min(initial=0), numbers.max(initial=0)
+    if least < 0 or largest > _SIXTEEN_BITS:
+        raise UserError(
+            f"pixels from {least:g} to {largest:g}", "0 to 1 (fractions), to 255 or to 65535"
+        )
     whole = 1.0 if largest <= 1 and image.mode == "F" else 255.0 if largest <= 255 else 65535.0
-    if image.mode.startswith("I;16"):
-        whole = 65535.0
+    if image.mode.startswith("I;16") or is_png:  # of 16 bits, even if it is dark
+        whole = _SIXTEEN_BITS
     return Image.fromarray((numbers / whole * 255).clip(0, 255).round().astype(np.uint8))

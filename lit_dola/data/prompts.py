@@ -76,6 +76,7 @@ class PromptDataModule(RequestDataModule):
 
     prompts_name = "data.prompts"
     """Name of the setting ``prompts`` in messages."""
+    texts = ("prompts",)
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import load_understanding
 from lit_dola.janus.pixels import PixelProcessor
 from lit_dola.judges.judges import JanusJudge, first_tokens
-from lit_dola.judges.siglip import Siglip, SiglipCheckpoint
+from lit_dola.judges.siglip import Siglip, SiglipCheckpoint, note_if_cut
 from lit_dola.messages import first_line
 from lit_dola.settings.checks import require
 from lit_dola.tasks.answer import LitAnswer
@@ -76,6 +76,7 @@ class ClipScorer(ModelScorer):
 
     def __init__(self, model: str = "openai/clip-vit-large-patch14", device: str = "auto") -> None:
         super().__init__(model, device)
+        self._has_cut = False
 
     @cached_property
     def parts(self) -> tuple[Any, Any]:
@@ -90,9 +91,12 @@ class ClipScorer(ModelScorer):
 
     @torch.inference_mode()
     def cosines(self, image: Image.Image, texts: Sequence[str]) -> Tensor:
-        """Return the cosine of an image and each text, ``(texts,)``; long texts are cut."""
+        """Return the cosine of an image and each text, ``(texts,)``; long ones are cut."""
         model, processor = self.parts
         length = int(model.config.text_config.max_position_embeddings)
+        self._has_cut = self._has_cut or any(
+            note_if_cut(processor.tokenizer, text, length) for text in texts
+        )
         inputs = processor(
             text=[*texts], images=image, return_tensors="pt", padding=True, truncation=True,
             max_length=length,

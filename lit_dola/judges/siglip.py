@@ -1,6 +1,7 @@
 """SigLIP beside Janus: similarity of a picture and texts, from any layer of the vision tower."""
 
 from dataclasses import dataclass
+from logging import getLogger
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from lit_dola.janus.checkpoint import ModelFolder, find_checkpoint
 from lit_dola.janus.files import read_json
 from lit_dola.messages import first_line
 
+_log = getLogger(__name__)
 _TYPES = ("siglip", "siglip2")
 
 
@@ -77,14 +79,18 @@ class Siglip(nn.Module):
         if getattr(self.model.vision_model, "head", None) is None:
             raise UserError("its vision tower has no pooling head", "one", at=folder)
         self.text_length = int(checkpoint.config.text_config.max_position_embeddings)
+        self._has_cut = False
         self.eval().requires_grad_(False)
 
     def embed_text(self, text: str) -> Tensor:
         """Return the normalized embedding of a text, ``(hidden,)``.
 
         It is in lower case and padded to the length of the text tower, as SigLIP was trained; and
-        by itself: in a batch, the last bits would depend on the others.
+        by itself: in a batch, the last bits would depend on the others. A longer one is cut, and
+        the first such text logged.
         """
+        if not self._has_cut:
+            self._has_cut = note_if_cut(self.processor.tokenizer, text.lower(), self.text_length)
         inputs = self.processor.tokenizer(
             [text.lower()],
             padding="max_length",
@@ -145,6 +151,20 @@ class Siglip(nn.Module):
         scale, bias = self.model.logit_scale.exp(), self.model.logit_bias
         logits: Tensor = (pictures @ texts.T) * scale + bias
         return logits
+
+
+def note_if_cut(tokenizer: Any, text: str, length: int) -> bool:
+    """Return whether a text has more tokens than a text tower reads, and log it if so."""
+    count = len(tokenizer(text, truncation=False, verbose=False)["input_ids"])
+    if count > length:
+        _log.warning(
+            "%s has %s tokens; the text tower reads %s, and what differs after them has no effect,"
+            " neither here nor in other texts",
+            f"{text!r:.60}",
+            count,
+            length,
+        )
+    return count > length
 
 
 def _normalized(embeddings: Tensor) -> Tensor:

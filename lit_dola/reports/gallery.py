@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_dola.reports.html import digest_of, page_file, template_digest, write_page
-from lit_dola.reports.reproduce import flags
+from lit_dola.reports.reproduce import flags, not_given
 from lit_dola.runs.ranks import BEST, best_files
 from lit_dola.runs.record_log import RecordLog
 from lit_dola.runs.records import ONLY_WITH_DOLA, ImageRecord, common_settings
@@ -68,6 +68,7 @@ def write_gallery(folder: Path, num_failures: int = 0) -> None:
         "passes": _mean_passes(pages),
         "ranked": bool(best),
         "flags": flags(),
+        "not_given": not_given(),
     }
     shared = sha256(json.dumps([common, sorted(best)]).encode())
     for page, file in zip(pages, files):

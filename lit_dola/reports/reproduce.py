@@ -1,6 +1,7 @@
 """Command and configuration that reproduce images."""
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from functools import cache
@@ -13,6 +14,8 @@ from lit_dola.runs.records import ImageRecord
 from lit_dola.tasks.generate import LitDoLa
 
 _FOLDER = "outputs/again"
+_NOT_AS_IT_IS = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+"""Characters of JSON that YAML does not keep as they are."""
 
 
 @cache
@@ -21,6 +24,11 @@ def flags() -> dict[str, str]:
     own = {name: f"--model.{name}" for name in signature(LitDoLa).parameters}
     others = {"precision": "trainer", "format": "writer", "quality": "writer"}
     return {**own, **{name: f"--{group}.{name}" for name, group in others.items()}}
+
+
+def not_given() -> dict[str, Any]:
+    """Return values of settings that cannot be given on the command line; they are the defaults."""
+    return {"roles": "template", "quality": None, **dict.fromkeys(LitDoLa.texts)}
 
 
 def command_for(records: Sequence[ImageRecord], folder: str = _FOLDER) -> str:
@@ -43,9 +51,12 @@ def command_for(records: Sequence[ImageRecord], folder: str = _FOLDER) -> str:
 
 def config_for(records: Sequence[ImageRecord], folder: str = _FOLDER) -> str:
     """Return the configuration that reproduces images, in YAML; arguments as above."""
-    written = yaml.safe_dump(
-        _settings(records, folder), sort_keys=False, allow_unicode=True, width=100
-    )
+    found = _settings(records, folder)
+    found["data"]["prompts"] = {k: _Text(text) for k, text in found["data"]["prompts"].items()}
+    for name in LitDoLa.texts:
+        if isinstance(text := found["model"].get(name), str):
+            found["model"][name] = _Text(text)
+    written = yaml.dump(found, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     return f"# lit-dola predict --config again.yaml\n{written}"
 
 
@@ -54,9 +65,7 @@ def _settings(records: Sequence[ImageRecord], folder: str) -> dict[str, dict[str
     first = records[0]
     found: dict[str, dict[str, Any]] = {"trainer": {}, "model": {}, "data": {}, "writer": {}}
     for name, value in first.settings.items():
-        # A value that cannot be given is the default: the checkpoint's own template.
-        is_default = (name, value) in (("roles", "template"), ("quality", None))
-        if name in flags() and not is_default:
+        if name in flags() and value != not_given().get(name, ...):
             group, _, setting = flags()[name].removeprefix("--").partition(".")
             found[group][setting] = value
     found["data"] = {
@@ -68,4 +77,20 @@ def _settings(records: Sequence[ImageRecord], folder: str) -> dict[str, dict[str
 
 
 def _quoted(value: Any) -> str:
-    return shlex.quote(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    if isinstance(value, str):
+        return shlex.quote(value)
+    text = json.dumps(value, ensure_ascii=False)
+    return shlex.quote(_NOT_AS_IT_IS.sub(lambda it: f"\\u{ord(it[0]):04x}", text))
+
+
+class _Text(str):
+    """Text to quote in YAML, so that it is not read as a number, a date or null."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Dumper that knows :class:`_Text`."""
+
+
+_Dumper.add_representer(
+    _Text, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"')
+)

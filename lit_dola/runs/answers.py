@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lit_dola.data.columns import REST
-from lit_dola.data.pictures import Picture
+from lit_dola.data.pictures import Picture, digest_of
 from lit_dola.data.question_file import pictures_of, question_of
 from lit_dola.data.requests import QuestionRequest, question_subject
 from lit_dola.runs.records import RunRecord
@@ -33,6 +33,8 @@ class AnswerRecord(RunRecord):
     """Every setting that shaped the answer, and the versions of the packages."""
     at_once: int | None = None
     """Questions answered at once, if the batch was divided because it did not fit into memory."""
+    digests: list[str] | None = None
+    """Of the pictures' files, see :func:`lit_dola.data.pictures.digest_of`."""
 
     @classmethod
     def of(
@@ -47,7 +49,8 @@ class AnswerRecord(RunRecord):
         """Return the record of an answer."""
         names = [*map(name_of, request.pictures)]
         entry = request.entry
-        return cls(entry.metadata, entry.index, names, text, tokens, settings, at_once)
+        digests = [*map(digest_of, request.pictures)]
+        return cls(entry.metadata, entry.index, names, text, tokens, settings, at_once, digests)
 
     @property
     def question(self) -> str:

@@ -11,6 +11,7 @@ from lit_dola.data.requests import Failure
 from lit_dola.errors import UserError
 from lit_dola.registry import record_types
 from lit_dola.runs.files import TEMPORARY_FILE, safe_name
+from lit_dola.runs.ranks import BEST
 from lit_dola.runs.record_log import RecordLog
 
 _PROMPT_FOLDER = re.compile(r"\d{5,}(_.*)?")
@@ -138,6 +139,7 @@ def delete_results(folder: Path) -> None:
     """Delete the results of a run, everything derived from them, and folders left empty."""
     for kind in (*record_types().values(), Failure):
         RecordLog(folder, kind).merge(keep=lambda line: None)
+    (folder / BEST).unlink(missing_ok=True)
     files = image_files(folder)
     for name in files:
         (folder / name).unlink()

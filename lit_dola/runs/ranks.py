@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_dola.data.columns import REST, SHARED
-from lit_dola.data.pictures import Picture
+from lit_dola.data.pictures import Picture, digest_of
 from lit_dola.data.question_file import pictures_of
 from lit_dola.data.requests import RankRequest, rank_subject
 from lit_dola.errors import UserError
@@ -39,6 +39,8 @@ class RankRecord(RunRecord):
     """Positions in ``scores``, best first."""
     settings: dict[str, Any]
     """Every setting that shaped the scores, and the versions of the packages."""
+    digests: list[str] | None = None
+    """Of the pictures' files, see :func:`lit_dola.data.pictures.digest_of`."""
 
     @classmethod
     def of(
@@ -52,7 +54,8 @@ class RankRecord(RunRecord):
         """Return the record of a ranking; arguments as the fields and as for an answer."""
         names, labels = [*map(name_of, request.pictures)], [*request.labels]
         entry = request.entry
-        return cls(entry.metadata, labels, entry.index, names, scores, order, settings)
+        digests = [*map(digest_of, request.pictures)]
+        return cls(entry.metadata, labels, entry.index, names, scores, order, settings, digests)
 
     @property
     def subject(self) -> str:

@@ -27,6 +27,8 @@ class RunRecord(LogRecord):
     """Every setting that shaped the result, and the versions of the packages."""
     metadata: dict[str, Any]
     """Other content of the result's entry."""
+    digests: list[str] | None = None
+    """Digests of the pictures that the result is about; None if there are none."""
 
     @property
     def key(self) -> RequestKey:

@@ -11,8 +11,9 @@ from tempfile import TemporaryFile
 from typing import Any, Literal, NamedTuple
 
 from lit_dola.data.columns import Line
+from lit_dola.data.pictures import Picture, digest_of
 from lit_dola.data.plan import RunPlan
-from lit_dola.data.requests import Failure, RequestKey
+from lit_dola.data.requests import Failure, PictureRequest, RequestKey
 from lit_dola.errors import UserError
 from lit_dola.registry import record_types
 from lit_dola.runs.claim import Claim, FolderInUse
@@ -67,13 +68,15 @@ def start_run(
     Returns:
         The start, and the claim on the folder, to be released at the end.
     """
-    wanted = _Wanted(kind, settings, {}, {}, {}, files_of)
+    wanted = _Wanted(kind, settings, {}, {}, {}, {}, files_of)
     for request in plan.requests[:: plan.per_entry]:
         index = request.entry.index
         wanted.subjects[index] = request.subject
         wanted.metadata[index] = request.entry.metadata
         if own := request.own_settings:
             wanted.own_settings[index] = own
+        if isinstance(request, PictureRequest):
+            wanted.pictures[index] = request.pictures
     claim, found = claim_folder(wanted, output_dir, on_mismatch)
     folder = claim.folder
     try:
@@ -103,6 +106,8 @@ class _Wanted(NamedTuple):
     """Metadata of the entries, likewise."""
     own_settings: dict[int, dict[str, Any]]
     """Settings of single entries, likewise."""
+    pictures: dict[int, Sequence[Picture]]
+    """Pictures of the entries, likewise."""
     files_of: FilesOf
 
 
@@ -230,6 +235,24 @@ def _other_subject(
         yield f"{kind.entry_noun} {index} was {subject!r:.60}, is {subjects[index]!r:.60}"
 
 
+def _other_pictures(record: RunRecord, pictures: Sequence[Picture], began: float) -> Iterator[str]:
+    """Yield which pictures are other files than those that a result is about.
+
+    Args:
+        record: The result.
+        pictures: The pictures now.
+        began: Moment since which a file must have been written to be another one.
+    """
+    for picture, before in zip(pictures, record.digests or ()):
+        if not isinstance(picture, Path):
+            continue
+        stat = picture.stat()
+        # A copy may have the time of its original, but the change of a file's status is now.
+        if max(stat.st_mtime, stat.st_ctime) >= began and digest_of(picture) != before:
+            index = record.key.entry_index
+            yield f"{record.entry_noun} {index}: {picture.name} was another picture"
+
+
 def _is_same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     if name == "model_path":  # a path is a name: what it led to is recorded as the checkpoint
         if "checkpoint" in before and before["checkpoint"] == now.get("checkpoint"):
@@ -252,11 +275,17 @@ def _keep_complete(folder: Path, wanted: _Wanted) -> _Found:
             raise _Mismatch(f"it generated {other.results}, not {kind.results}")
     found = _Found(_Keys(), {})
     files, verified = RunFiles(folder), _verified(folder)
+    run = RunFile.read(folder)
+    unchanged_until = run.began if run and run.began and run.ended else 0.0
 
     def keep(line: Line) -> Line | None:
         record = kind.from_line(line)
         key = record.key
-        other = [*_other_subject(kind, key.entry_index, record.subject, wanted.subjects)]
+        pictures = wanted.pictures.get(key.entry_index, ())
+        other = [
+            *_other_subject(kind, key.entry_index, record.subject, wanted.subjects),
+            *_other_pictures(record, pictures, unchanged_until),
+        ]
         own = wanted.own_settings.get(key.entry_index)
         if own or record.settings != found.settings:  # those of the record before are fine
             now = {**wanted.settings, **own} if own else wanted.settings

@@ -18,6 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lit_dola.errors import UserError
 from lit_dola.messages import one_line, suggestion
 from lit_dola.settings.expected import expected
+from lit_dola.settings.texts import take_literally
 
 F = TypeVar("F", bound=Callable[..., Any])
 _PLACE = "settings:"
@@ -48,6 +49,8 @@ class Declared:
 
     listed_last: ClassVar[tuple[str, ...]] = ()
     """Settings at the end of lists."""
+    texts: ClassVar[tuple[str, ...]] = ()
+    """Settings that are texts, see :class:`lit_dola.settings.texts.TextAction`."""
     recommendable: ClassVar[tuple[str, ...]] = ()
     """Settings that a checkpoint may recommend."""
     given: dict[str, Any]
@@ -157,6 +160,7 @@ def parse_settings(owner: type, settings: Mapping[str, Any]) -> Namespace:
 def _parser_of(owner: type) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(owner)
+    take_literally(parser, owner)
     return parser
 
 

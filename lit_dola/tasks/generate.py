@@ -67,6 +67,7 @@ class LitDoLa(DecodingModule):
     shared = (
         *DecodingModule.shared, "backend", "negative_prompt", "parallel_size", "images_per_batch"
     )  # fmt: skip
+    texts = ("negative_prompt",)
     unrecorded = ("parallel_size", "inspect")
     of_call = ("parallel_size", "seed", "inspect")
     """Settings of each call of a pipeline, even where calls share all others."""

@@ -20,6 +20,7 @@ class UnderstandingModule(JanusModule):
     """
 
     shared = (*JanusModule.shared, "system_prompt", "preprocess")
+    texts = ("system_prompt",)
     janus: UnderstandingJanus
 
     def __init__(

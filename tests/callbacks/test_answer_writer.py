@@ -223,3 +223,36 @@ def test_a_question_that_is_too_long_names_the_entry(answer):
     assert done.returncode == 1
     assert "questions.jsonl: entry 1: question has " in done.stderr
     assert "model.max_new_tokens 4" in done.stderr
+
+
+def replace_picture(path, times):
+    """Put another picture under the same name, as new or as old as the one before."""
+    before = path.stat()
+    Image.new("RGB", (50, 40), "purple").save(path)
+    if times == "old":
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("times", ["new", pytest.param("old", marks=pytest.mark.slow)])
+def test_another_picture_of_the_same_name_is_another_run(
+    answer, asked, tmp_path, times, monkeypatch
+):
+    assert answer().returncode == 0
+    before = answers(tmp_path / "out")
+    monkeypatch.setattr("tests.support.questions.write_pictures", lambda folder: None)
+    (tmp_path / "a.png").touch()  # the same bytes
+    asked.clear()
+    assert answer().returncode == 0
+    assert asked == []
+    replace_picture(tmp_path / "a.png", times)
+    done = answer()
+    assert done.returncode == 1
+    assert "question 0: a.png was another picture" in done.stderr
+    assert answers(tmp_path / "out") == before
+    assert answer("--writer.on_mismatch=overwrite").returncode == 0
+    assert asked == [*range(7)]
+    after = answers(tmp_path / "out")
+    same = [one["digests"] == other["digests"] for one, other in zip(before, after)]
+    assert same == ["a.png" not in names for names, _ in QUESTIONS]
+    assert answer().returncode == 0
+    assert asked == [*range(7)]

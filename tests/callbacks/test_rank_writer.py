@@ -111,3 +111,52 @@ def test_a_janus_is_no_siglip(rank, tiny_checkpoint):
     assert done.returncode == 1
     assert "model_type is 'janus'; expected 'siglip' or 'siglip2'" in done.stderr
     assert messages(done.stderr).count("\n") == 1
+
+
+LONG = "a very long label of many many words that goes on and on and "
+
+
+def test_labels_that_differ_behind_the_text_tower_are_noted(rank):
+    labels = [LONG + "red", LONG + "blue"]
+    done = rank(items=[("a.png", labels), ("b.png", labels)])
+    assert done.returncode == 0
+    notes = [line for line in done.stderr.splitlines() if line.startswith("WARNING")]
+    assert len(notes) == 1
+    assert "a very long label" in notes[0]
+    assert "tokens; the text tower reads 12" in notes[0]
+    assert "WARNING" not in rank("--writer.output_dir=other").stderr
+
+
+@pytest.mark.slow
+def test_images_that_were_generated_again_are_ranked_again(
+    main_here, tmp_path, siglip, tiny_checkpoint
+):
+    cpu = ("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false")
+
+    def predict(*args):
+        return main_here(
+            tmp_path, "predict", *cpu, f"--model.model_path={tiny_checkpoint}",
+            "--data.prompts=a cat", "--model.parallel_size=2", "--writer.output_dir=run", *args,
+        )  # fmt: skip
+
+    def rank(*args):
+        return main_here(
+            tmp_path, "rank", *cpu, f"--model.model_path={siglip}", "--data.run=run",
+            "--writer.output_dir=out", *args,
+        )  # fmt: skip
+
+    assert predict().returncode == 0
+    assert rank().returncode == 0
+    assert rank().returncode == 0
+    best = tmp_path / "run/best.json"
+    assert best.exists()
+    assert predict("--model.seed=5", "--writer.on_mismatch=overwrite").returncode == 0
+    assert not best.exists()
+    assert "ranked" not in (tmp_path / "run/index.html").read_text().split("<main")[-1]
+    done = rank()
+    assert done.returncode == 1
+    assert "item 0: img_00.jpg was another picture" in done.stderr
+    before = lines(tmp_path / "out")
+    assert rank("--writer.on_mismatch=overwrite").returncode == 0
+    assert lines(tmp_path / "out")[0]["scores"] != before[0]["scores"]
+    assert best.exists()

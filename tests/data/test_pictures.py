@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_dola.data.pictures import read_picture
+from lit_dola.data.pictures import LoadedPicture, read_picture
 from lit_dola.errors import UserError
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -145,3 +145,52 @@ def test_a_decompression_bomb(picture, monkeypatch):
             UserError, match=rf"more than {limit} pixels.*; expected a smaller image"
         ):
             picture(halves(RED, BLUE))
+
+
+ODD_NUMBERS = {
+    "NaN": ([[0.5, float("nan")]], np.float32, "1 of 2 pixels are not finite; expected numbers"),
+    "infinity": ([[0.5, float("inf")]], np.float32, "1 of 2 pixels are not finite"),
+    "less than black": ([[-0.5, 1.0]], np.float32, "pixels from -0.5 to 1; expected 0 to 1"),
+    "metres": ([[12.5, 99_000.0]], np.float32, "pixels from 0 to 99000; expected 0 to 1"),
+    "32 bits": ([[0, 2**31 - 1]], np.int32, "pixels from 0 to 2.14748e+09; expected 0 to 1"),
+    "a sign": ([[-5, 100]], np.int32, "pixels from -5 to 100; expected 0 to 1"),
+}
+
+
+@pytest.mark.parametrize("case", ODD_NUMBERS)
+def test_numbers_that_are_no_shades_are_refused(case, picture):
+    numbers, kind, message = ODD_NUMBERS[case]
+    with pytest.raises(UserError, match="a.tiff: " + message.replace("+", r"\+")):
+        picture(Image.fromarray(np.array(numbers, dtype=kind)), "a.tiff")
+
+
+def test_a_dark_png_of_sixteen_bits_stays_dark(picture):
+    image = picture(Image.fromarray(np.full((2, 2), 200, dtype=np.uint16)))
+    assert image.getpixel((0, 0)) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.jpg"])
+@pytest.mark.parametrize(
+    "exif", [b"Exif\x00\x00no TIFF at all", b"Exif\x00\x00II*\x00\xff\xff\xff\xff"]
+)
+def test_broken_metadata_are_ignored(name, exif, picture):
+    left, right = ends(picture(halves(RED, BLUE), name, exif=exif))
+    assert left[0] > 200
+    assert right[2] > 200
+
+
+def cut():
+    return Image.open(BytesIO(jpeg()[:700]))
+
+
+def closed():
+    image = Image.open(BytesIO(jpeg()))
+    image.load()
+    image.close()
+    return image
+
+
+@pytest.mark.parametrize("broken", [cut, closed, lambda: Image.new("RGB", (0, 5))])
+def test_an_image_in_memory_that_is_broken_is_one_line(broken):
+    with pytest.raises(UserError, match=r"^picture: "):
+        read_picture(LoadedPicture(broken()))

@@ -227,3 +227,84 @@ def test_settings_of_an_entry(metadata, names, own):
 def test_settings_that_cannot_be(metadata, message):
     with pytest.raises(UserError, match=message):
         own_settings(metadata)
+
+
+TABLES = {
+    "a comma in a text": ("p.csv", "prompt\na red circle, and a blue square\n", "line 2: 2 cells"),
+    "a comma in one of many": ("p.csv", "id,prompt\n1,a\n2,b, c\n", "line 3: 3 cells, but 2"),
+    "a tab in a text": ("p.tsv", "prompt\tid\na\tb\t1\n", "line 2: 3 cells, but 2 columns"),
+    "a semicolon in a text": ("p.csv", "prompt;id\na; b;1\n", "line 2: 3 cells, but 2 columns"),
+    "a text of two lines before it": ("p.csv", 'prompt,n\n"a\nb",1\nc,2,3\n', "line 4: 3 cells"),
+    "a name twice": ("p.csv", "prompt,prompt\na,b\n", "two columns are called 'prompt';"),
+    "a name twice with spaces": ("p.tsv", "id\t id \tprompt\n1\t2\ta\n", "two columns are called"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_no_cell_of_a_table_is_lost(prompt_file, case):
+    name, content, message = TABLES[case]
+    path = prompt_file(content, name)
+    with pytest.raises(UserError) as caught:
+        read_prompts(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_a_row_with_too_many_cells_is_skipped_where_asked(prompt_file):
+    skipped = []
+    prompts = read_prompts(prompt_file("prompt,n\na,1\nb, c,2\nd,3\n", "p.csv"), skipped)
+    assert [(prompt.index, prompt.text) for prompt in prompts] == [(0, "a"), (2, "d")]
+    assert skipped[0].reason.startswith("line 3: 3 cells")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("p.csv", ["prompt;n", "a, b;1", "c;2"]),
+        ("p.csv", ["prompt\tn", "a, b\t1", "c\t2"]),
+        ("p.csv", ["prompt,n,", '"a, b",1,', "c,2,"]),
+        ("p.csv", [",prompt,n", '0,"a, b",1', "1,c,2"]),
+        ("p.tsv", ["prompt\tn", "a, b\t1", "c\t2"]),
+        ("p.txt", ["a, b", "c"]),
+        ("p.jsonl", ['"a, b"', '{"prompt": "c"}']),
+        ("p.json", ['{"prompt": "a, b"}', '{"prompt": "c"}']),
+    ],
+)
+def test_any_separator_and_any_line_end(prompt_file, name, lines, end):
+    prompts = read_prompts(prompt_file(end.join(lines) + end, name))
+    assert [prompt.text for prompt in prompts] == ["a, b", "c"]
+    assert all(prompt.metadata in ({}, {"n": "1"}, {"n": "2"}) for prompt in prompts)
+
+
+PICTURE = {"bytes": b"\x89PNG", "path": "a.png"}
+NOT_JSON = [
+    ({"n": float("nan")}, {"n": None}),
+    ({"n": [1.5, float("nan")]}, {"n": [1.5, None]}),
+    ({"n": {"deep": [{"x": float("nan")}]}}, {"n": {"deep": [{"x": None}]}}),
+    ({"image": PICTURE}, {"image": {"path": "a.png"}}),
+    ({"images": [PICTURE, PICTURE]}, {"images": [{"path": "a.png"}] * 2}),
+    ({"images": [b"\x00\xff"]}, {"images": []}),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), NOT_JSON, ids=str)
+def test_parquet_with_what_json_has_no_type_for(given, expected, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pyarrow.Table.from_pylist([{"prompt": "a", **given}])
+    parquet.write_table(table, tmp_path / "p.parquet")
+    (prompt,) = read_prompts(tmp_path / "p.parquet")
+    assert prompt.metadata == expected
+    json.dumps(prompt.metadata, allow_nan=False)
+
+
+def test_parquet_with_infinity_is_skipped_where_asked(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"prompt": "a", "n": float("-inf")}, {"prompt": "b", "n": 1.0}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "p.parquet")
+    with pytest.raises(UserError, match="row 0: found -inf; expected finite numbers"):
+        read_prompts(tmp_path / "p.parquet")
+    assert [prompt.text for prompt in read_prompts(tmp_path / "p.parquet", [])] == ["b"]

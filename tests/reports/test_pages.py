@@ -228,14 +228,16 @@ def test_images_fill_the_width(visit, tmp_path, images, width):
 @pytest.mark.slow
 def test_the_copied_command_makes_the_same_image(visit, tiny_checkpoint, tmp_path):
     """Whatever the prompt, for a shell; also where a checkpoint recommends something."""
-    prompts = ["a", "it's {\"3\": 'x'} \\ $HOME: `ls` \n猫 --x=1", "b"]
+    prompts = ["a", "it's {\"3\": 'x'} \\ $HOME: `ls` \n猫 --x=1 \x85 \x7f \ufffe", "b"]
     (tmp_path / "prompt.json").write_text(json.dumps(prompts))
     args = [
         "predict", *CPU, f"--model.model_path={tiny_checkpoint}", "--model.parallel_size=2",
         "--model.layer_ratio=0.5", "--model.temperature=0.7", "--model.top_k=9",
         "--writer.output_dir=run/one",
     ]  # fmt: skip
-    for number, more in enumerate((["--model.dola=false"], ["--writer.format=png"])):
+    for number, more in enumerate(
+        (["--model.dola=false", "--model.negative_prompt=1e3"], ["--writer.format=png"])
+    ):
         done = forked.run(tmp_path, [*args, *more, f"--writer.output_dir=run/{number}"])
         assert done.returncode == 0, done.stderr
         page = visit(tmp_path / f"run/{number}/index.html")

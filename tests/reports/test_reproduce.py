@@ -2,10 +2,12 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 import yaml
 
+from lit_dola.cli.tasks import ParsedTask
 from lit_dola.reports.reproduce import command_for, config_for
 from lit_dola.runs.records import ImageRecord
 from tests.support.pages import NASTY
@@ -21,12 +23,45 @@ def recorded(prompt, **settings):
     return [ImageRecord("", prompt, 7, image, {**SETTINGS, **settings}, {}) for image in (0, 2)]
 
 
-@pytest.mark.parametrize("prompt", [*NASTY, "a 'quoted' \"prompt\"", "two\nlines", "$HOME `ls` !1"])
+ODD = [
+    "1e3",
+    "null",
+    "~",
+    "# blurry",
+    "a\x85b",
+    "a\x7fb",
+    "a\ufffeb",
+    "12:30",
+    "[x",
+    "\u2028",
+    "🦊",
+]
+"""Texts that YAML reads as something else."""
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_texts_are_read_as_they_were(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for prompt, settings in (("a", {"negative_prompt": text}), (text, {})):
+        words = shlex.split(command_for(recorded(prompt, **settings)))[2:]
+        config = config_for(recorded(prompt, **settings))
+        Path("again.yaml").write_text(config, encoding="utf-8")
+        for args in (words, ["--config=again.yaml"]):
+            parser = ParsedTask("predict").parser()
+            found = parser.parse_args(args)
+            assert {**found.data.prompts} in ({7: prompt}, {"7": prompt})
+            assert found.model.negative_prompt == settings.get("negative_prompt")
+
+
+@pytest.mark.parametrize(
+    "prompt", [*NASTY, *ODD, "a 'quoted' \"prompt\"", "two\nlines", "$HOME `ls` !1"]
+)
 def test_a_shell_and_yaml_read_what_was_meant(prompt):
     words = shlex.split(command_for(recorded(prompt)))
     assert words[:2] == ["lit-dola", "predict"]
     given = dict(zip(words[2::2], words[3::2], strict=True))
     assert json.loads(given["--data.prompts"]) == {"7": prompt}
+    assert yaml.safe_load(given["--data.prompts"]) == {"7": prompt}
     assert given["--data.images"] == "[0, 2]"
     assert given["--model.model_path"] == "my models/janus"
     assert given["--model.top_k"] == "null"

@@ -70,6 +70,15 @@ def cosine(folder, image, text):
     return float(output.image_embeds[0] @ output.text_embeds[0])
 
 
+def test_a_prompt_that_is_cut_is_noted(clip, caplog):
+    scorer = ClipScore(clip)
+    assert scorer(RED, {"prompt": "a red circle"}) >= 0
+    assert caplog.text == ""
+    for end in ("red", "blue"):
+        scorer(RED, {"prompt": "a circle and " * 40 + end})
+    assert caplog.text.count("the text tower reads") == 1
+
+
 @pytest.mark.parametrize("image", [RED, NOISE], ids=["red", "noise"])
 def test_clip_score_is_the_cosine(image, clip):
     expected = max(0.0, cosine(clip, image, "a red circle"))

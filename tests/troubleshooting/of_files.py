@@ -37,6 +37,18 @@ def read_prompts(content, scene):
     return scene.predict(), 1
 
 
+@case("two columns are called")
+def same_columns(scene):
+    (scene.folder / "prompt.csv").write_text("prompt,prompt\na,b\n")
+    return scene.predict("--data.prompt_json=prompt.csv"), 1
+
+
+@case("2 cells, but 1 columns")
+def unquoted_comma(scene):
+    (scene.folder / "prompt.csv").write_text("prompt\na, b\n")
+    return scene.predict("--data.prompt_json=prompt.csv"), 1
+
+
 @case("prompt.json: not readable")
 def missing_file(scene):
     (scene.folder / "prompt.json").unlink()

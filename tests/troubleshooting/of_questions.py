@@ -3,6 +3,7 @@
 import json
 from functools import partial
 
+import numpy as np
 from PIL import Image
 
 from tests.support.questions import write_pictures
@@ -32,6 +33,8 @@ ENTRIES = {
     "found nothing; expected an image": {"image": "z.png", "question": "What?"},
     "not an image; expected JPEG": {"image": "page.png", "question": "What?"},
     "a broken image": {"image": "cut.png", "question": "What?"},
+    "pixels are not finite": {"image": "nan.tiff", "question": "What?"},
+    "pixels from -1 to 99000": {"image": "metres.tiff", "question": "What?"},
 }
 
 
@@ -39,6 +42,9 @@ def ask(entry, scene):
     (scene.folder / "page.png").write_text("<!doctype html>")
     write_pictures(scene.folder)
     (scene.folder / "cut.png").write_bytes((scene.folder / "a.png").read_bytes()[:9000])
+    for name, number in (("nan", np.nan), ("metres", 99_000)):
+        pixels = np.array([[-1, number]], dtype=np.float32)
+        Image.fromarray(pixels).save(scene.folder / f"{name}.tiff")
     return answer(scene, entry), 1
 
 
@@ -70,6 +76,13 @@ def change_processor(values, scene):
 for provoke, cases in ((ask, ENTRIES), (use_prior, PRIORS), (change_processor, SIZES)):
     for fragment, value in cases.items():
         CASES[fragment] = partial(provoke, value)
+
+
+@case("0 x 5 pixels")
+def nothing_to_see(scene):
+    scene.monkeypatch.setattr(Image.Image, "width", 0)
+    scene.monkeypatch.setattr(Image.Image, "height", 5)
+    return answer(scene), 1
 
 
 @case("pixels, a possible decompression bomb")

@@ -40,6 +40,11 @@ for fragment, entry in ENTRIES.items():
     CASES[fragment] = partial(lambda entry, scene: (rank(scene, entry), 1), entry)
 
 
+@case("tokens; the text tower reads")
+def long_label(scene):
+    return rank(scene, {"image": "b.png", "labels": ["a very " * 20 + "long label"]}), 0
+
+
 @case("expected the folder of a run that has ended")
 def no_run(scene):
     return rank(scene, args=["--data.run=nowhere"]), 1

@@ -54,7 +54,7 @@ function step(by) {
 function commandFor(text, { prompt_index, image_index }, own) {
   const parts = ["lit-dola predict"];
   for (const [name, value] of Object.entries(own)) {
-    const isDefault = (name === "roles" && value === "template") || (name === "quality" && value === null);
+    const isDefault = name in known.not_given && known.not_given[name] === value;
     if (name in known.flags && !isDefault) parts.push(`${known.flags[name]} ${quoted(value)}`);
   }
   parts.push(`--data.prompts ${quoted({ [prompt_index]: text })}`);
@@ -64,7 +64,10 @@ function commandFor(text, { prompt_index, image_index }, own) {
 }
 
 function quoted(value) {
-  const text = typeof value === "string" ? value : JSON.stringify(value);
+  // Escaped are the characters of JSON that YAML, as which it is read, does not keep as they are.
+  const text = typeof value === "string" ? value
+    : JSON.stringify(value).replace(/[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]/g,
+      (it) => `\\u${it.charCodeAt(0).toString(16).padStart(4, "0")}`);
   return /^[\w.,:/@%+=-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }
 

@@ -1,0 +1,161 @@
+"""Texts that users give: taken as they are, in any encoding that a file names, on any terminal."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from lit_dola.cli.parser import parser_options
+from lit_dola.cli.tasks import ParsedTask
+from lit_dola.errors import UserError
+from lit_dola.settings.texts import decode
+from lit_dola.tasks.answer import LitAnswer
+from lit_dola.tasks.generate import LitDoLa
+from tests.support import forked
+from tests.support.commands import CPU, MAIN, one_line
+
+ODD = [
+    "null", "NULL", "~", "# blurry", "1e3", "12", "1.5", "true", "no", "2024-05-01", "12:30", "0x1",
+    "a: b", "- a", "'a", '"a"', "[a", "{a", "&a", "*a", "!a", "%a", "@a", "`a", "a #b", ": a", "?",
+    "a\x85b", "a\x7fb", "a\ufffeb", "a\u2028b", "\ufeffa", "🦊", "猫", " a ", "a\nb", "\t", "=",
+]  # fmt: skip
+"""Texts that YAML reads as something else, or not at all."""
+
+
+def parse(args, task="predict"):
+    return ParsedTask(task).parser(**parser_options(task)).parse_args(args)
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """Write a configuration, and return the argument that names it."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(content, name="c.yaml"):
+        content = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / name).write_bytes(content)
+        return f"--config={name}"
+
+    return write
+
+
+def yaml_of(settings):
+    return yaml.safe_dump(settings, default_style='"')
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_text_is_that_text(text, config, monkeypatch):
+    flags = [f"--model.negative_prompt={text}", f"--data.prompts={text}"]
+    for args in (flags, [config(yaml_of({"model": {"negative_prompt": text},
+                                         "data": {"prompts": text}}))]):  # fmt: skip
+        found = parse(args)
+        assert found.model.negative_prompt == text
+        if text[0] not in "[{":
+            assert found.data.prompts == text
+    monkeypatch.setenv("LIT_DOLA_PREDICT__MODEL__NEGATIVE_PROMPT", text)
+    assert parse([]).model.negative_prompt == text
+    assert LitDoLa.checked({"negative_prompt": text}).hparams["negative_prompt"] == text
+    assert LitAnswer.checked({"system_prompt": text}).hparams["system_prompt"] == text
+    found = parse([f"--model.system_prompt={text}"], "answer")
+    assert found.model.system_prompt == text
+
+
+@pytest.mark.parametrize("value", ["12", "1e3", "true", "[a]", "{a: b}", "2.5"])
+@pytest.mark.parametrize("setting", ["model.negative_prompt", "data.prompts"])
+def test_what_is_no_text_in_yaml_is_refused(setting, value, config, capsys):
+    group, name = setting.split(".")
+    if name == "prompts" and value in ("[a]", "{a: b}"):
+        pytest.skip("a list or a map of prompts")
+    with pytest.raises(SystemExit) as ended:
+        parse([config(f"{group}: {{{name}: {value}}}")])
+    assert ended.value.code == 2
+    assert setting in (said := capsys.readouterr().err)
+    assert said.count("\n") == 1
+
+
+def test_null_in_yaml_is_none(config):
+    assert parse([config("model: {negative_prompt: null}")]).model.negative_prompt is None
+    assert parse([config("data: {prompts: }")]).data.prompts is None
+
+
+def test_lists_and_maps_of_prompts_are_still_read():
+    assert parse(["--data.prompts=[a, b]"]).data.prompts == ["a", "b"]
+    assert parse(['--data.prompts={"3": "a"}']).data.prompts in ({3: "a"}, {"3": "a"})
+    assert parse(["--data.prompts= {3: a}"]).data.prompts in ({3: "a"}, {"3": "a"})
+
+
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-32"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("way", ["--config", "--data", "environment"])
+def test_configurations_have_the_encoding_that_they_name(
+    encoding, way, main_here, tmp_path, monkeypatch
+):
+    """Whatever the locale is; Python reads files by it unless it is told."""
+    monkeypatch.setattr("locale.getpreferredencoding", lambda *_: "latin-1")
+    monkeypatch.setattr("locale.getencoding", lambda: "latin-1")
+    prompts = {"prompts": "un carré rouge 猫"}
+    content = prompts if way == "--data" else {"data": prompts}
+    text = yaml.safe_dump(content, allow_unicode=True)
+    (tmp_path / "c.yaml").write_bytes(text.encode(encoding))
+    flags = ["--config=demo", f"{way}=c.yaml"]
+    if way == "environment":
+        monkeypatch.setenv("LIT_DOLA_PREDICT__CONFIG", "c.yaml")
+        flags = []
+    done = main_here(tmp_path, "predict", *flags, "--print_config")
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout)["data"]["prompts"] == prompts["prompts"]
+
+
+@pytest.mark.parametrize("content", [b"data: {prompts: caf\xe9}", b"\xff\xfe\x00", b"\x80\x81\x82"])
+@pytest.mark.parametrize("flag", ["--config=c.yaml", "--data=c.yaml"])
+def test_a_configuration_in_no_encoding_is_one_line(content, flag, main_here, tmp_path):
+    (tmp_path / "c.yaml").write_bytes(content)
+    done = main_here(tmp_path, "predict", flag)
+    one_line(done, done.returncode, "c.yaml: not UTF-")
+    assert done.returncode in (1, 2)
+
+
+def test_a_file_without_a_mark_is_utf_8():
+    assert decode("é".encode()) == "é"
+    with pytest.raises(UserError, match="not UTF-8: invalid continuation byte at byte 0"):
+        decode("é ".encode("latin-1"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["ascii", "cp437", "latin-1"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["predict", "--config=c.yaml", "--dry_run=true", *CPU],
+        ["predict", "--config=c.yaml", "--print_config"],
+        ["status", "猫"],
+        ["status", "猫", "--json"],
+        ["configs", "猫"],
+        ["compare", "猫", "猫2", "--output=é"],
+    ],
+    ids=" ".join,
+)
+def test_a_terminal_that_cannot_show_a_text(command, encoding, tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        json.dumps({"data": {"prompts": "un carré 猫"}, "writer": {"output_dir": "猫"},
+                    "model": {"model_path": str(MAIN.parent / "checkpoints/shapes-janus")}})
+    )  # fmt: skip
+    (tmp_path / "猫").mkdir()
+    (tmp_path / "猫/metadata.jsonl").write_text("")
+    done = subprocess.run(
+        [sys.executable, MAIN, *command], cwd=tmp_path, capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    assert b"Traceback" not in done.stderr
+    assert done.returncode in (0, 1)
+    assert done.stdout + done.stderr
+
+
+def test_the_forked_command_line_takes_texts(tmp_path):
+    done = forked.run(tmp_path, ["predict", "--data.prompts", "3: a cat", "--print_config"])
+    assert "prompts: '3: a cat'" in done.stdout
