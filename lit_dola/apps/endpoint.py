@@ -23,13 +23,13 @@ from prometheus_client import (
     generate_latest,
 )
 from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.middleware.cors import CORSMiddleware
 
-from lit_dola.apps.openai import ApiError, Served, error_body, job_of, reply
-from lit_dola.apps.starting import log
+from lit_dola.apps.openai import ApiError, Served, error_body, job_of, reply, unknown_model
+from lit_dola.apps.starting import TOKEN, log
 from lit_dola.apps.worker import Outcome, Payload, Shared
+from lit_dola.errors import UserError
 
-TOKEN = "LIT_DOLA_API_KEY"
-"""Variable of the environment with the token that clients must send."""
 PATH = "/v1/images/generations"
 _LOOK = 0.5
 """Seconds between two checks for disconnected clients and dead workers."""
@@ -85,16 +85,27 @@ class ImagesSpec(LitSpec):  # type: ignore[misc]
         self.metrics: Metrics | None = Metrics()
         self.add_endpoint(PATH, self.create, ["POST"])
         self.add_endpoint("/v1/models", self.models, ["GET"])
+        self.add_endpoint("/v1/models/{name:path}", self.model, ["GET"])
         self.add_endpoint("/metrics", self.show_metrics, ["GET"])
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without locks, which cannot be sent to a worker."""
         return {**super().__getstate__(), "metrics": None, "_endpoints": []}
 
+    @property
+    def _model(self) -> dict[str, Any]:
+        return {"id": self.served.name, "object": "model", "created": 0, "owned_by": "lit-dola"}
+
     async def models(self) -> Response:
         """List the model."""
-        model = {"id": self.served.name, "object": "model", "created": 0, "owned_by": "lit-dola"}
-        return JSONResponse({"object": "list", "data": [model]})
+        return JSONResponse({"object": "list", "data": [self._model]})
+
+    async def model(self, name: str) -> Response:
+        """Describe the model."""
+        if name in self.served.names:
+            return JSONResponse(self._model)
+        error = unknown_model(name, self.served)
+        return JSONResponse(error.body, error.status)
 
     async def show_metrics(self) -> Response:
         """Return the metrics in the text format of Prometheus."""
@@ -135,8 +146,8 @@ class ImagesSpec(LitSpec):  # type: ignore[misc]
         if outcome is None:
             return _CLIENT_CLOSED, None, f"client disconnected: {told}"
         if outcome.error:
-            if outcome.is_clients:
-                raise ApiError(400, outcome.error, "prompt", "invalid_value")
+            if outcome.param:
+                raise ApiError(400, outcome.error, outcome.param, "invalid_value")
             raise ApiError(500, outcome.error, code="server_error")
         self.metrics.images.inc(len(outcome.images))
         self.metrics.at_once.observe(outcome.at_once)
@@ -171,17 +182,53 @@ async def _body(request: Request) -> Any:
         raise ApiError(400, f"body: not JSON: {error}; expected a JSON object") from error
 
 
+def token() -> str:
+    """Return the token that clients must send; empty if there is none.
+
+    Raises:
+        UserError: If no client could send it, as a header has printable ASCII alone.
+    """
+    found = os.environ.get(TOKEN, "").strip()
+    if not all("!" <= character <= "~" for character in found):
+        raise UserError("a token that no header can carry", "letters, digits, marks", setting=TOKEN)
+    return found
+
+
+def middlewares(cors_origin: str | None) -> list[Any]:
+    """Return what handles requests before the endpoints.
+
+    Args:
+        cors_origin: Origin of web pages that may call the server; None: none.
+    """
+    cors = {"allow_origins": [cors_origin], "allow_methods": ["*"], "allow_headers": ["*"]}
+    return [_HeadAsGet, *([(CORSMiddleware, cors)] if cors_origin else [])]
+
+
+class _HeadAsGet:
+    """ASGI middleware that answers HEAD as GET, without the body, which uvicorn leaves out."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope.get("method") == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self.app(scope, receive, send)
+
+
 def authorize(request: Request) -> None:
     """Check the token of a request; the health check needs none.
 
     Raises:
         HTTPException: If it is not the one in the environment.
     """
-    token = os.environ.get(TOKEN)
-    if not token or request.url.path == "/health":
+    expected = token()
+    if not expected or request.url.path == "/health":
         return
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not secrets.compare_digest(given.encode(), token.encode()):
+    if scheme.lower() != "bearer" or not secrets.compare_digest(
+        given.strip().encode(), expected.encode()
+    ):
         raise HTTPException(401, "Authorization: expected Bearer and the server's token")
 
 
@@ -189,13 +236,13 @@ def answer_errors_as_openai(app: FastAPI) -> None:
     """Return every error of a server as OpenAI's JSON."""
 
     async def as_json(request: Request, error: Exception) -> Response:
-        status, said = 500, "internal error, see the log"
+        status, said, headers = 500, "internal error, see the log", None
         if isinstance(error, AnyHTTPException):
-            status, said = error.status_code, str(error.detail)
+            status, said, headers = error.status_code, str(error.detail), error.headers
             if status in (404, 405):
                 said = f"{request.method} {request.url.path}: {said}; expected POST {PATH}"
         code = {401: "invalid_api_key"}.get(status)
-        return JSONResponse(error_body(status, said, code=code), status)
+        return JSONResponse(error_body(status, said, code=code), status, headers)
 
     app.add_exception_handler(AnyHTTPException, as_json)
     app.add_exception_handler(Exception, as_json)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from lit_dola.apps.limits import Limits
+from lit_dola.apps.starting import name_of
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.messages import suggestion
@@ -27,8 +28,8 @@ from lit_dola.tasks.generate import LitDoLa
 _IGNORED: dict[str, tuple[Any, ...]] = {
     "background": ("auto", "opaque"),
     "moderation": ("auto", "low"),
-    "quality": ("auto", "standard"),
-    "style": (),
+    "quality": ("auto", "standard", "hd", "low", "medium", "high"),
+    "style": ("vivid", "natural"),
     "stream": (False,),
     "partial_images": (0,),
 }
@@ -125,7 +126,12 @@ class Served:
     @property
     def name(self) -> str:
         """Name of the model for clients."""
-        return Path(self.checkpoint.name).name
+        return name_of(self.checkpoint)
+
+    @property
+    def names(self) -> set[str]:
+        """Names of the model that requests may use: also the one that the server was given."""
+        return {self.name, str(self.checkpoint.name)}
 
     @property
     def size(self) -> str:
@@ -152,10 +158,10 @@ def job_of(body: Any, served: Served) -> ImageJob:
     except UserError as error:
         known = error.in_python()
         raise ApiError(400, str(known), known.name or "prompt", "invalid_value") from error
-    if asked.model not in (None, served.name):
-        raise ApiError(
-            404, f"model: {asked.model!r:.60}; expected {served.name!r}", "model", "model_not_found"
-        )
+    if asked.model is not None and not (
+        isinstance(asked.model, str) and asked.model in served.names
+    ):
+        raise unknown_model(asked.model, served)
     # Without a seed every request draws another image, as at OpenAI.
     seed = random.SystemRandom().randint(0, MAX_SEED) if asked.seed is None else asked.seed
     return ImageJob(
@@ -167,13 +173,20 @@ def job_of(body: Any, served: Served) -> ImageJob:
     )
 
 
+def unknown_model(name: Any, served: Served) -> ApiError:
+    """Return the error for a model that is not served."""
+    return ApiError(
+        404, f"model: {name!r:.60}; expected {served.name!r}", "model", "model_not_found"
+    )
+
+
 def _validation_error(error: ValidationError, model: type[BaseModel]) -> ApiError:
     """Return the first error of a request."""
     first = error.errors()[0]
     name, known = str(first["loc"][0]), model.model_fields
     if first["type"] == "extra_forbidden":
         more = suggestion(name, known) or f"; expected some of {', '.join(sorted(known))}"
-        return ApiError(400, f"{name:.60}: not a field{more}", name, "unknown_parameter")
+        return ApiError(400, f"{name:.60}: not a field{more}", name[:60], "unknown_parameter")
     message = f"{name}: {first['input']!r:.60}; expected {known[name].description}"
     return ApiError(400, message, name, "invalid_value")
 

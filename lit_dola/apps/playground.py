@@ -4,7 +4,6 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from logging import CRITICAL, getLogger
-from pathlib import Path
 from socket import socket
 from typing import Any, NamedTuple
 
@@ -19,12 +18,16 @@ from PIL.Image import Resampling
 from lit_dola.apps.caller_queue import Stopped
 from lit_dola.apps.limits import Limits
 from lit_dola.apps.starting import (
+    address_of,
     check_port,
     checked_checkpoint,
     how_to_load,
     log,
+    make_output_dir,
+    name_of,
     shared_settings,
     stop_on_signals,
+    warn_if_open,
 )
 from lit_dola.apps.studio import Drawing, Studio, Wish
 from lit_dola.callbacks.writer import ImageWriter
@@ -32,7 +35,7 @@ from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.pipeline import JanusPipeline
 from lit_dola.reports.inspection_plot import MAPS
-from lit_dola.settings.checks import given_path, require
+from lit_dola.settings.checks import require
 from lit_dola.settings.declared import settings_of
 from lit_dola.settings.expected import range_of
 from lit_dola.settings.numbers import Port
@@ -119,7 +122,9 @@ def play(
         )
     checkpoint = checked_checkpoint(model)
     check_port(host, port)
-    name = Path(checkpoint.name).name
+    folder = make_output_dir(output_dir)
+    warn_if_open(host)
+    name = name_of(checkpoint)
     device = trainer.strategy.root_device
     log(f"{name}: loading on {device}")
     pipeline = JanusPipeline.from_pretrained(device=device, **how_to_load(model, trainer))
@@ -127,23 +132,32 @@ def play(
         pipeline,
         shared_settings(model, leave_out={"dola"}),
         Limits(max_images, max_prompt_length, max_queue),
-        given_path("output_dir", output_dir),
+        folder,
         writer.format,
         writer.quality,
     )
     try:
         app = make_app(studio, model, checkpoint)
         config = uvicorn.Config(app, host, port, log_level="warning", timeout_graceful_shutdown=3)
-        log(f"{name}: ready; open http://{host}:{port}")
+        server = _Server(config)
+        server.ready = f"{name}: ready; open {address_of(host, port)}"
         with suppress(KeyboardInterrupt), stop_on_signals():
-            _Server(config).run()
+            server.run()
     finally:
         studio.close()
     log("stopped")
 
 
 class _Server(uvicorn.Server):
-    """Server that logs no traceback for the open streams that its end cuts off."""
+    """Server that logs when it listens, and no traceback for the streams that its end cuts off."""
+
+    ready = ""
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """Start to listen."""
+        await super().startup(sockets)
+        if self.started:
+            log(self.ready)
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """End the server."""
@@ -164,7 +178,6 @@ def make_app(studio: Studio, model: LitDoLa, checkpoint: Checkpoint) -> FastAPI:
         response.headers["Content-Security-Policy"] = _ONLY_OURS
         return response
 
-    studio.output_dir.mkdir(parents=True, exist_ok=True)
     app.mount(_SAVED, StaticFiles(directory=studio.output_dir, html=True))
     page = Page(studio, model, checkpoint).build()
     page.queue(default_concurrency_limit=None, api_open=False)  # the studio has its own queue
@@ -189,7 +202,7 @@ class Page:
         self.studio = studio
         self.model = model
         self.checkpoint = checkpoint
-        self.name = Path(checkpoint.name).name
+        self.name = name_of(checkpoint)
 
     def build(self) -> Any:
         """Return the page, a ``gradio.Blocks``."""

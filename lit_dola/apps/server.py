@@ -15,21 +15,31 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from litserve import LitServer
 
-from lit_dola.apps.endpoint import PATH, TOKEN, ImagesSpec, answer_errors_as_openai, authorize
+from lit_dola.apps.endpoint import (
+    PATH,
+    ImagesSpec,
+    answer_errors_as_openai,
+    authorize,
+    middlewares,
+    token,
+)
 from lit_dola.apps.limits import Limits
 from lit_dola.apps.openai import Served
 from lit_dola.apps.starting import (
+    address_of,
     check_port,
     checked_checkpoint,
     how_to_load,
     log,
+    make_output_dir,
     shared_settings,
     stop_on_signals,
+    warn_if_open,
 )
 from lit_dola.apps.worker import ImagesAPI, Shared, SharedBatches, load_pipeline, parent_is_alive
 from lit_dola.decoding.cache import IMAGES_ON_CPU, MOST_IMAGES
 from lit_dola.errors import UserError
-from lit_dola.settings.checks import given_path, require
+from lit_dola.settings.checks import require
 from lit_dola.settings.numbers import NonNegativeFinite, Port
 from lit_dola.tasks.generate import LitDoLa
 
@@ -41,15 +51,18 @@ _MOST_BYTES = 2**20
 class ImageServer(LitServer):  # type: ignore[misc]
     """LitServe's server that logs when it is ready; its workers outlive the last reply."""
 
-    def __init__(self, api: ImagesAPI, served: Served, address: str, **devices: Any) -> None:
+    def __init__(
+        self, api: ImagesAPI, served: Served, address: str, cors_origin: str | None, **devices: Any
+    ) -> None:
         self.served = served
         self.address = address
         self.shared = api.shared
         self.ends = False
         self.helpers: list[int] = []
         super().__init__(
-            api, timeout=False, max_payload_size=_MOST_BYTES, disable_openapi_url=True, **devices
-        )
+            api, timeout=False, max_payload_size=_MOST_BYTES, disable_openapi_url=True,
+            middlewares=middlewares(cors_origin), **devices,
+        )  # fmt: skip
         answer_errors_as_openai(self.app)
 
     @asynccontextmanager
@@ -96,6 +109,7 @@ def serve(
     max_wait: NonNegativeFinite = 0.05,
     stop_timeout: PositiveInt = 300,
     output_dir: str = "outputs/served",
+    cors_origin: str | None = None,
 ) -> None:
     """Serve images to programs: ``POST /v1/images/generations``, as OpenAI has it.
 
@@ -113,6 +127,8 @@ def serve(
         max_wait: Seconds that a request waits for others, to share a batch with them.
         stop_timeout: Seconds for the last replies, after SIGINT or SIGTERM.
         output_dir: Folder for images of requests with the ``response_format`` url.
+        cors_origin: Origin of web pages that may call it from a browser, e.g.
+            ``https://example.org``, or ``*``; null: none.
 
     Raises:
         UserError: If it cannot listen, the model cannot be loaded, or a worker dies.
@@ -123,17 +139,17 @@ def serve(
     limits = Limits(max_images, max_prompt_length, max_queue)
     served = Served(checked_checkpoint(model), limits, shared_settings(model))
     check_port(host, port)
-    warn_if_open(host)
+    warn_if_open(host, token())
     shared = Shared.of(limits.max_queue, trainer.num_devices)
     api = ImagesAPI(
         partial(load_pipeline, **load),
         dict(served.settings),
         shared,
-        spec=ImagesSpec(served, shared, given_path("output_dir", output_dir)),
+        spec=ImagesSpec(served, shared, make_output_dir(output_dir)),
         loop=SharedBatches(_images_at_once(model, devices["accelerator"]), max_wait),
     )
     api.authorize = authorize
-    server = ImageServer(api, served, f"http://{host}:{port}", **devices)
+    server = ImageServer(api, served, address_of(host, port), cors_origin, **devices)
     server.uvicorn_graceful_timeout = stop_timeout
     log(f"{served.name}: loading, {trainer.num_devices} x {devices['accelerator']}")
     try:
@@ -144,12 +160,6 @@ def serve(
     except (RuntimeError, EOFError, ConnectionError) as error:
         raise why_it_ended(shared) from error
     log("stopped; every request has its reply")
-
-
-def warn_if_open(host: str) -> None:
-    """Warn that other machines may use a server without a token."""
-    if host != "127.0.0.1" and not os.environ.get(TOKEN):
-        _log.warning("host: %s: whoever reaches it may use it; %s sets a token", host, TOKEN)
 
 
 def why_it_ended(shared: Shared) -> UserError:

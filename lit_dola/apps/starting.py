@@ -6,17 +6,23 @@ import signal
 import socket
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from errno import EACCES, EADDRINUSE
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 
+from lit_dola.data.prompts import PromptDataModule
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.pipeline.loaded import PRECISIONS
+from lit_dola.settings.checks import given_path
 from lit_dola.tasks.generate import LitDoLa
 
 _log = logging.getLogger(__name__)
+TOKEN = "LIT_DOLA_API_KEY"
+"""Variable of the environment with the token that clients of ``serve`` must send."""
 
 
 def log(line: str) -> None:
@@ -48,23 +54,68 @@ def shared_settings(model: LitDoLa, leave_out: Container[str] = ()) -> dict[str,
 
 
 def checked_checkpoint(model: LitDoLa) -> Checkpoint:
-    """Return the checkpoint of a model, whose settings fit it."""
+    """Return the checkpoint of a model, whose settings fit it, and any request.
+
+    Raises:
+        UserError: If a setting does not, e.g. a negative prompt that is too long.
+    """
     checkpoint = Checkpoint.open(model.model_path)
     model.check(checkpoint)
+    data = PromptDataModule(prompts="a request")
+    data.attach(model)
+    data.setup("predict")
     return checkpoint
 
 
+def name_of(checkpoint: Checkpoint) -> str:
+    """Return the name of a model for callers: the last part of its path, or of its name."""
+    return os.path.basename(os.path.abspath(checkpoint.name))
+
+
+def address_of(host: str, port: int) -> str:
+    """Return the address of a server.
+
+    Example:
+        >>> address_of("::1", 8000)
+        'http://[::1]:8000'
+    """
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def make_output_dir(output_dir: str) -> Path:
+    """Return the folder of a setting, which is created if needed."""
+    folder = given_path("output_dir", output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror}", setting="output_dir"
+        ) from error
+    return folder
+
+
+def warn_if_open(host: str, token: str = "") -> None:
+    """Warn that other machines may use a server without a token."""
+    if host not in ("127.0.0.1", "::1", "localhost") and not token:
+        how = f"; {TOKEN} sets a token for serve"
+        _log.warning("host: %s: whoever reaches it may use it%s", host, how)
+
+
 def check_port(host: str, port: int) -> None:
-    """Check that a port can be listened at."""
+    """Check that a port of an address can be listened at."""
+    if not host.strip():
+        raise UserError("empty", "an address, e.g. 127.0.0.1", setting="host")
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        if getattr(error, "errno", None) not in (EADDRINUSE, EACCES):
+            this = "an address of this machine, e.g. 127.0.0.1"
+            raise UserError(f"{host}: {reason}", this, setting="host") from error
         raise UserError(
-            f"{port}: {error.strerror or error}",
-            f"a free one, e.g. --port {port + 1}",
-            setting="port",
+            f"{port}: {reason}", f"a free one, e.g. --port {port + 1}", setting="port"
         ) from error
 
 

@@ -99,8 +99,8 @@ class Outcome(NamedTuple):
     """Images generated together, including those of other requests."""
     error: str | None = None
     """Reason for no images."""
-    is_clients: bool = False
-    """Set if the request is to blame for that."""
+    param: str | None = None
+    """The field of the request that is to blame for that."""
 
 
 _DISCONNECTED = Outcome([], error="client disconnected")
@@ -165,7 +165,9 @@ class ImagesAPI(LitAPI):  # type: ignore[misc]
             if len(payloads) > 1:  # find out which request it is about
                 return [self.predict([payload])[0] for payload in payloads]
             if "prompts" in error.places:
-                return [Outcome([], error=f"prompt: {error.detail}", is_clients=True)]
+                return [Outcome([], error=f"prompt: {error.detail}", param="prompt")]
+            if error.name in payloads[0].job.settings:
+                return [Outcome([], error=one_line(str(error.in_python())), param=error.name)]
             _log.error("%s", one_line(str(error)))
             return [Outcome([], error=one_line(str(error)))]
         return [next(made) if payload in wanted else _DISCONNECTED for payload in payloads]

@@ -17,7 +17,7 @@ from lit_dola.data.requests import Failure
 from lit_dola.errors import UserError
 from lit_dola.messages import first_line
 from lit_dola.settings.checks import require
-from lit_dola.settings.texts import decode
+from lit_dola.settings.texts import check_unicode, decode
 
 Entry = TypeVar("Entry")
 Places = Iterable[tuple[str, Any]]
@@ -286,12 +286,7 @@ def check_writable(what: str, value: Any) -> None:
         depth += 1
         if depth > _MAX_DEPTH:
             raise UserError(f"{what} is nested too deeply", f"at most {_MAX_DEPTH} levels")
-    try:
-        (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{what} has half a surrogate pair, {error.object[error.start]!a}", "Unicode"
-        ) from error
+    check_unicode(what, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _inner(value: Any) -> Iterable[Any]:

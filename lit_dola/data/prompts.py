@@ -23,6 +23,7 @@ from lit_dola.errors import UserError, within
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.tokenizer import PromptEncoder, Roles
 from lit_dola.settings.checks import given_path
+from lit_dola.settings.texts import check_unicode
 
 _log = getLogger(__name__)
 _BRACKETS = re.compile(r"\[.*\]|\{.*\}", re.DOTALL)
@@ -158,6 +159,7 @@ class PromptDataModule(RequestDataModule):
             return None
         if not text.strip():
             raise UserError("negative_prompt is empty", "a text")
+        check_unicode("negative_prompt", text)
         return NegativePrompt(text, self._encode_text("negative_prompt", text))
 
     def _encode_text(self, name: str, text: str) -> list[int]:

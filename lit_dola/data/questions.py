@@ -12,6 +12,7 @@ from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.question import QuestionEncoder
 from lit_dola.settings.checks import given_path
+from lit_dola.settings.texts import check_unicode
 
 
 def question_encoder(
@@ -24,6 +25,7 @@ def question_encoder(
         settings: Settings of the model: ``roles`` and ``system_prompt``.
         note: Log which roles ``auto`` has guessed.
     """
+    check_unicode("model.system_prompt", settings["system_prompt"])
     encoder = QuestionEncoder(
         checkpoint.folder,
         checkpoint.num_image_tokens,

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_dola.errors import UserError
+from lit_dola.errors import UserError, within
 from lit_dola.janus.files import read_json
+from lit_dola.settings.texts import check_unicode
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class LogitBias:
             )
         biases = read_json(path)
         for text, bias in biases.items():
+            with within(path):
+                check_unicode(f"{text!a:.40}", text)
             if type(bias) not in (int, float) or not math.isfinite(bias):
                 raise UserError(f"{text!r:.40} has {bias!r:.40}", "a finite number", at=path)
         return cls(path, {text: float(bias) for text, bias in biases.items()})

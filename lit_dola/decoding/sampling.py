@@ -163,7 +163,7 @@ def _nucleus(logits: Tensor, top_p: float) -> Tensor:
     """
     probs, order = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     mass_before = probs.cumsum(dim=-1) - probs
-    keep = mass_before < top_p
+    keep = mass_before < _in_float32(top_p)
     return torch.zeros_like(keep).scatter(-1, order, keep)
 
 

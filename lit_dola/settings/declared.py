@@ -152,7 +152,7 @@ def parse_settings(owner: type, settings: Mapping[str, Any]) -> Namespace:
                 parser.parse_object({name: value})
             except ArgumentError:
                 kind = settings_of(owner)[name].type
-                raise UserError(repr(value), expected(name, kind), setting=name) from error
+                raise UserError(f"{value!r:.80}", expected(name, kind), setting=name) from error
         raise UserError(one_line(str(error))) from error
 
 

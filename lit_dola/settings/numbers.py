@@ -10,6 +10,7 @@ MAX_SEED = 2**32 - 1
 if TYPE_CHECKING:
     FiniteFloat = float
     NonNegativeFinite = float
+    GuidanceScale = float
     PositiveFinite = float
     PositiveFraction = float
     Seed = int
@@ -20,6 +21,8 @@ else:
     _number = restricted_number_type
     FiniteFloat = _number("FiniteFloat", float, [(">", -math.inf), ("<", math.inf)], join="and")
     NonNegativeFinite = _number("NonNegativeFinite", float, [(">=", 0), ("<", math.inf)])
+    # Far more than guides anything; the scores still fit into float32.
+    GuidanceScale = _number("GuidanceScale", float, [(">=", 0), ("<=", 1e6)])
     PositiveFinite = _number("PositiveFinite", float, [(">", 0), ("<", math.inf)])
     PositiveFraction = _number("PositiveFraction", float, [(">", 0), ("<=", 1)])
     Seed = _number("Seed", int, [(">=", 0), ("<", 2**32)])

@@ -33,6 +33,20 @@ def decode(content: bytes) -> str:
         raise UserError(f"not {name}: {error.reason} at byte {error.start}") from error
 
 
+def check_unicode(what: str, text: str) -> None:
+    """Check that a text can be encoded: bytes of a command line need not be UTF-8.
+
+    Raises:
+        UserError: If it has half a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{what} has half a surrogate pair, {error.object[error.start]!a}", "Unicode"
+        ) from error
+
+
 class TextAction(ActionTypeHint):
     """Setting that is a text, taken literally: YAML would read null, a number or a comment.
 

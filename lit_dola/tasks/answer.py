@@ -19,7 +19,7 @@ from lit_dola.janus.pixels import PixelProcessor
 from lit_dola.janus.question import QuestionEncoder
 from lit_dola.janus.understanding import UnderstandingJanus
 from lit_dola.settings.checks import given_path
-from lit_dola.settings.numbers import FiniteFloat, NonNegativeFinite
+from lit_dola.settings.numbers import FiniteFloat, GuidanceScale, NonNegativeFinite
 from lit_dola.tasks.decode import DecodingModule
 from lit_dola.tasks.understand import UnderstandingModule
 
@@ -71,7 +71,7 @@ class LitAnswer(UnderstandingModule, DecodingModule):
         *,
         max_new_tokens: PositiveInt = 512,
         questions_per_batch: PositiveInt | Literal["auto"] = "auto",
-        cfg_weight: NonNegativeFinite = 1.0,
+        cfg_weight: GuidanceScale = 1.0,
         prior: str | None = None,
         prior_weight: FiniteFloat = 1.0,
         temperature: NonNegativeFinite = 0.0,

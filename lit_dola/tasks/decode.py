@@ -18,7 +18,13 @@ from lit_dola.decoding.loop import TokenGenerator
 from lit_dola.decoding.sampling import EntropyTemperature
 from lit_dola.errors import UserError
 from lit_dola.janus.packing import pack_weights, unpack_weights
-from lit_dola.settings.numbers import NonNegativeFinite, PositiveFinite, PositiveFraction, Seed
+from lit_dola.settings.numbers import (
+    GuidanceScale,
+    NonNegativeFinite,
+    PositiveFinite,
+    PositiveFraction,
+    Seed,
+)
 from lit_dola.tasks.base import EXACT, JanusModule
 
 _log = getLogger(__name__)
@@ -64,7 +70,7 @@ class DecodingModule(JanusModule):
         self,
         *,
         apc: ApcPolicy = "cond",
-        cfg_weight: NonNegativeFinite,
+        cfg_weight: GuidanceScale,
         temperature: NonNegativeFinite,
         top_k: PositiveInt | None = None,
         top_p: PositiveFraction | None = None,

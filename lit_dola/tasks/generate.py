@@ -17,7 +17,7 @@ from lit_dola.janus.checkpoint import Checkpoint, ModelFolder
 from lit_dola.janus.loading import Backend, load_janus
 from lit_dola.janus.model import ImageBackbone
 from lit_dola.janus.vq import decode_pixels
-from lit_dola.settings.numbers import NonNegativeFinite, Window
+from lit_dola.settings.numbers import GuidanceScale, NonNegativeFinite, Window
 from lit_dola.tasks.decode import DecodingModule
 from lit_dola.tasks.preview import ImageStep, OnImageStep
 
@@ -84,7 +84,7 @@ class LitDoLa(DecodingModule):
         images_per_batch: PositiveInt | Literal["auto"] = "auto",
         backend: Backend = "transformers",
         inspect: list[tuple[NonNegativeInt, NonNegativeInt]] | None = None,
-        cfg_weight: NonNegativeFinite = 5.0,
+        cfg_weight: GuidanceScale = 5.0,
         temperature: NonNegativeFinite = 1.0,
         **settings: Any,
     ) -> None:

@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -15,10 +17,11 @@ from urllib.request import url2pathname
 import pytest
 from PIL import Image
 
-from tests.apps.serving import TOKEN, serving
+from tests.apps.serving import TOKEN, free_port, serving
 from tests.support import forked
 from tests.support.commands import CPU, files, succeed
 
+PATH = "/v1/images/generations"
 openai = pytest.importorskip("openai")
 pytest.importorskip("litserve")
 pytestmark = pytest.mark.slow
@@ -28,8 +31,9 @@ pytestmark = pytest.mark.slow
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     with serving(
-        folder, "--max_images", "4", "--max_wait", "0.3", "--max_prompt_length", "8000", fork=True
-    ) as running:
+        folder, "--max_images", "4", "--max_wait", "0.3", "--max_prompt_length", "8000",
+        "--cors_origin", "https://page.example", token=f" {TOKEN}\r\n", fork=True,
+    ) as running:  # fmt: skip
         running.folder = folder
         yield running
 
@@ -134,6 +138,19 @@ BAD = [
     ({"alpha": 2}, "alpha", "alpha: 2; expected a number, 0 <= alpha <= 1"),
     ({"alpha": None}, "alpha", "alpha: null"),
     ({"alpha": float("nan")}, "alpha", "alpha: nan"),
+    ({"negative_prompt": ""}, "negative_prompt", "negative_prompt is empty; expected a text"),
+    ({"negative_prompt": " \n"}, "negative_prompt", "negative_prompt is empty"),
+    ({"negative_prompt": "red circle " * 500}, "negative_prompt", "tokens; expected at most"),
+    ({"negative_prompt": "\ud83d"}, "negative_prompt", "half a surrogate pair"),
+    ({"negative_prompt": 3}, "negative_prompt", "negative_prompt: 3; expected a text, or None"),
+    ({"negative_prompt": ["a"]}, "negative_prompt", "negative_prompt: ['a']; expected a text"),
+    ({"cfg_weight": 1e300}, "cfg_weight", "cfg_weight: 1e+300; expected a number, 0 <= cfg"),
+    ({"temperature": 1e400}, "temperature", "temperature: inf; expected a number"),
+    ({"temperature": [0] * 99_999}, "temperature", "expected a number"),
+    ({"x" * 900_000: 1}, "x" * 60, "not a field"),
+    ({"prompt": ["a"] * 99_999}, "prompt", "expected a string"),
+    ({"n": [1] * 99_999}, "n", "expected an integer"),
+    ({"model_path": ["x"] * 99_999}, "model_path", "not a field"),
     ({"dola": "perhaps"}, "dola", "dola: 'perhaps'; expected True or False"),
     ({"layer": 99}, "layer", "layer: 99 is not a middle layer of"),
     ({"apc": {}}, "apc", "apc: {}"),
@@ -141,7 +158,7 @@ BAD = [
     ({"response_format": "png"}, "response_format", "expected 'b64_json' or 'url'"),
     ({"output_format": []}, "output_format", "expected 'png' or 'jpeg' or 'webp'"),
     ({"output_compression": 101}, "output_compression", "an integer, 0 to 100"),
-    ({"quality": "hd"}, "quality", "quality: 'hd'; expected 'auto'"),
+    ({"quality": "best"}, "quality", "quality: 'best'; expected 'auto'"),
     ({"stream": True}, "stream", "stream: True"),
     ({"alhpa": 0.2}, "alhpa", "alhpa: not a field; did you mean alpha?"),
     ({"model_path": "/etc"}, "model_path", "model_path: not a field"),
@@ -158,6 +175,7 @@ def test_bad_input(server, fields, param, message):
     assert message in error["message"]
     assert error["type"] == "invalid_request_error"
     assert "\n" not in error["message"]
+    assert len(error["message"]) < 1500
 
 
 def post(server, body, **options):
@@ -191,6 +209,92 @@ def test_the_model_has_a_name(server):
     assert len(made.data) == 1
     with pytest.raises(openai.NotFoundError, match="model: 'dall-e-3'; expected 'shapes-janus'"):
         server.client().images.generate(prompt="a red circle", model="dall-e-3")
+
+
+def http_reply(server, method, path, **headers):
+    asked = urllib.request.Request(server.address + path, method=method, headers=headers)
+    try:
+        return urllib.request.urlopen(asked, timeout=30)
+    except urllib.error.HTTPError as error:
+        return error
+
+
+@pytest.mark.parametrize("name", ["shapes-janus", "checkpoints/shapes-janus"])
+def test_the_model_by_its_name_and_by_its_path(server, name):
+    assert server.client().models.retrieve(name).id == "shapes-janus"
+    made = server.client().images.generate(prompt="a red circle", model=name, n=1)
+    assert len(made.data) == 1
+    with pytest.raises(openai.NotFoundError, match="model: 'dall-e-3'; expected 'shapes-janus'"):
+        server.client().models.retrieve("dall-e-3")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"style": "vivid"},
+        {"style": "natural"},
+        *({"quality": it} for it in ("hd", "medium", "low")),
+    ],
+)
+def test_fields_without_a_meaning_here_are_ignored(server, fields):
+    assert len(server.client().images.generate(prompt="a red circle", **fields).data) == 1
+
+
+def test_other_methods(server):
+    head = http_reply(server, "HEAD", "/health")
+    assert (head.status, head.read()) == (200, b"")
+    for path, allowed in ((PATH, "POST"), ("/v1/models", "GET")):
+        reply = http_reply(server, "DELETE", path, Authorization=f"Bearer {TOKEN}")
+        assert reply.status == 405
+        assert reply.headers["Allow"] == allowed
+        assert json.loads(reply.read())["error"]["message"].startswith(f"DELETE {path}: ")
+
+
+def test_a_page_of_the_named_origin_may_call_it(server):
+    for origin, allowed in (("https://page.example", "https://page.example"),
+                            ("https://other.example", None)):  # fmt: skip
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        reply = http_reply(server, "OPTIONS", PATH, **asked)
+        assert reply.headers["Access-Control-Allow-Origin"] == allowed
+
+
+def check_refused(done, message):
+    assert done.returncode == 1
+    *_, said = done.stderr.splitlines()  # after the settings that the checkpoint recommends
+    assert said.startswith(f"error: {message}")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("token", ["schlüssel", "two words", "a\tb", b"\xff\xfe", "猫"])
+def test_a_token_that_nobody_can_send_is_refused_at_the_start(token, tmp_path):
+    variables = {"LIT_DOLA_API_KEY": os.fsdecode(token)}
+    done = forked.run(tmp_path, ["serve", "--config=demo", *CPU[:1]], **variables)
+    check_refused(done, "LIT_DOLA_API_KEY: a token that no header can carry; expected letters")
+
+
+REFUSED = [
+    (["--model.negative_prompt="], "model.negative_prompt: negative_prompt is empty"),
+    (["--model.negative_prompt", "red " * 2000], "model.negative_prompt: negative_prompt has "),
+    (["--output_dir=file/x"], "output_dir: cannot write to file/x: Not a directory"),
+]
+
+
+@pytest.mark.parametrize("task", ["serve", "play"])
+@pytest.mark.parametrize(("args", "message"), REFUSED)
+def test_what_would_fail_every_request_is_refused_at_the_start(task, args, message, tmp_path):
+    (tmp_path / "file").write_text("")
+    port = f"--port={free_port()}"
+    check_refused(forked.run(tmp_path, [task, "--config=demo", *CPU[:1], port, *args]), message)
+
+
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [("", "host: empty"), ("no.such.host.invalid", "host: no.such.host.invalid: "),
+     ("203.0.113.7", "host: 203.0.113.7: ")],
+)  # fmt: skip
+def test_an_address_that_cannot_be_listened_at(host, message, tmp_path):
+    done = forked.run(tmp_path, ["play", "--config=demo", *CPU[:1], f"--host={host}"])
+    check_refused(done, message)
 
 
 def test_a_wrong_token_or_path(server):
@@ -367,9 +471,6 @@ def test_no_request_writes_more_than_a_line_into_the_log(server):
 
 
 def test_health_needs_no_token_and_figures_do(server):
-    import urllib.error
-    import urllib.request
-
     assert urllib.request.urlopen(f"{server.address}/health").read() == b"ok"
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(f"{server.address}/metrics")

@@ -81,7 +81,7 @@ def test_a_bad_request_fails_alone(api, pipeline, bad):
     assert len(sent) == 3
     for place, outcome in enumerate(sent.values()):
         if place == bad:
-            assert outcome.is_clients
+            assert outcome.param == "prompt"
             assert outcome.error.startswith("prompt: prompt has ")
         else:
             (image,) = outcome.images
@@ -96,7 +96,7 @@ def test_an_error_of_the_model_is_not_the_clients(api, monkeypatch, caplog):
     monkeypatch.setattr(api.pipeline, "generate_each", fail)
     (outcome,) = serve_once(api, payload(0)).values()
     assert outcome.error == "out of memory at 1 image"
-    assert not outcome.is_clients
+    assert outcome.param is None
     assert "out of memory" in caplog.text
 
 
@@ -117,7 +117,7 @@ def test_images_that_cannot_be_written_are_no_fault_of_the_others(api, tmp_path)
     somewhere = Payload(job, 1, tmp_path / "folder")
     first, second = serve_once(api, nowhere, somewhere).values()
     assert first.error.startswith(f"folder: cannot write to {tmp_path / 'file'}")
-    assert not first.is_clients
+    assert first.param is None
     assert second.images[0].file.exists()
 
 
