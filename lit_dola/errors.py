@@ -6,6 +6,8 @@ from os import PathLike
 from typing import Self, TypeVar
 
 Place = str | PathLike[str]
+_LONGEST = 1000
+"""Characters of a text that a message quotes."""
 
 
 class UserError(Exception):
@@ -37,11 +39,12 @@ class UserError(Exception):
         at: Place = "",
         mentions: tuple[str, ...] = (),
     ) -> None:
+        found = _cut(found)
         super().__init__(found)
         self.found = found
         self.expected = expected
         self.setting = setting
-        self.places: tuple[str, ...] = (str(at),) if str(at) else ()
+        self.places: tuple[str, ...] = (_cut(at),) if str(at) else ()
         self.mentions = mentions
 
     def __str__(self) -> str:
@@ -62,7 +65,7 @@ class UserError(Exception):
 
     def within(self, *places: Place) -> Self:
         """Return the same error in the context of a file or an entry."""
-        return self._with(places=(*map(str, places), *self.places))
+        return self._with(places=(*map(_cut, places), *self.places))
 
     def at_setting(self, setting: str) -> Self:
         """Return the same error as the error of a setting."""
@@ -82,6 +85,12 @@ class UserError(Exception):
         error = _restore(type(self), {**self.__dict__, **parts})
         error.__cause__ = self.__cause__
         return error
+
+
+def _cut(text: Place) -> str:
+    """Return a text of a user that is not longer than a message should be."""
+    found = str(text)
+    return found if len(found) <= _LONGEST else f"{found[:_LONGEST]}…"
 
 
 E = TypeVar("E", bound=UserError)

@@ -4,18 +4,23 @@ import json
 import os
 import subprocess
 import sys
+from errno import ENOSPC
+from pathlib import Path
 
 import pytest
 import yaml
 
+from lit_dola import __version__
 from lit_dola.cli.parser import parser_options
 from lit_dola.cli.tasks import ParsedTask
 from lit_dola.errors import UserError
+from lit_dola.settings.checks import given_path
 from lit_dola.settings.texts import decode
 from lit_dola.tasks.answer import LitAnswer
 from lit_dola.tasks.generate import LitDoLa
 from tests.support import forked
 from tests.support.commands import CPU, MAIN, one_line
+from tests.support.pages import write_run
 
 ODD = [
     "null", "NULL", "~", "# blurry", "1e3", "12", "1.5", "true", "no", "2024-05-01", "12:30", "0x1",
@@ -159,3 +164,81 @@ def test_a_terminal_that_cannot_show_a_text(command, encoding, tmp_path):
 def test_the_forked_command_line_takes_texts(tmp_path):
     done = forked.run(tmp_path, ["predict", "--data.prompts", "3: a cat", "--print_config"])
     assert "prompts: '3: a cat'" in done.stdout
+
+
+COMMANDS = [
+    ["status", "run"],
+    ["status", "run", "--json"],
+    ["configs"],
+    ["configs", "demo", "--output=copies"],
+    ["--help"],
+    ["predict", "--help"],
+    ["predict", "--config=demo", "--print_config"],
+    ["predict", "--config=demo", "--dry_run=true", *CPU],
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_nobody_reads_what_is_printed(command, unbuffered, tmp_path):
+    """Like ``| head -1``: it ends quietly. On a full device it ends with a line."""
+    write_run(tmp_path / "run", ["a"])
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full", "w") as full, open(writer, "w") as pipe:
+        for stdout, code in ((pipe, 141), (full, 1)):
+            done = subprocess.run(
+                [sys.executable, MAIN, *command], cwd=tmp_path, env=environment, text=True,
+                stdout=stdout, stderr=subprocess.PIPE, check=False,
+            )  # fmt: skip
+            if command[0] == "configs" and stdout is full and len(command) > 1:
+                assert done.stderr.startswith("error: configs: ")  # it has been copied
+                continue
+            assert done.returncode == code or "--help" in command  # argparse ignores it
+            said = "".join(
+                line for line in done.stderr.splitlines(True) if " recommends " not in line
+            )
+            assert said == (
+                f"error: stdout: {os.strerror(ENOSPC)}\n" if done.returncode == 1 else ""
+            )
+
+
+@pytest.mark.parametrize("variables", [{"LOCAL_RANK": "1"}, {"SLURM_LOCALID": "3"}])
+def test_a_stray_variable_silences_no_error(variables, main_here, tmp_path, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    done = main_here(tmp_path, "status", "nowhere")
+    one_line(done, 1, "nowhere: No such file or directory")
+    for name in ("WORLD_SIZE", "SLURM_NTASKS"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "2")
+            assert main_here(tmp_path, "status", "nowhere").stderr == ""
+
+
+def test_a_name_that_begins_as_a_home_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert given_path("data.run", "~no-such-user/out") == Path("~no-such-user/out")
+    assert given_path("data.run", "~/out") == Path.home() / "out"
+    monkeypatch.setattr(Path, "expanduser", lambda path: fail_to_expand())
+    with pytest.raises(UserError, match=r"^data\.run: ~/out: .*; expected a path without ~"):
+        given_path("data.run", "~/out")
+
+
+def fail_to_expand():
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_the_package_is_the_command_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "lit_dola", "--version"], cwd=tmp_path, capture_output=True,
+        text=True, check=True, env={**os.environ, "PYTHONPATH": str(MAIN.parent)},
+    )  # fmt: skip
+    assert done.stdout == f"lit-dola {__version__}\n"
+
+
+def test_messages_do_not_quote_at_length():
+    error = UserError("x" * 50_000, "a text", at="y" * 50_000).within("z" * 50_000)
+    assert len(str(error)) < 4000
+    assert str(error).endswith("; expected a text")

@@ -95,10 +95,14 @@ def make_output_dir(output_dir: str) -> Path:
 
 
 def warn_if_open(host: str, token: str = "") -> None:
-    """Warn that other machines may use a server without a token."""
+    """Warn that other machines may use a server without a token.
+
+    Args:
+        host: Address to listen on.
+        token: Token that clients must send; empty if there is none.
+    """
     if host not in ("127.0.0.1", "::1", "localhost") and not token:
-        how = f"; {TOKEN} sets a token for serve"
-        _log.warning("host: %s: whoever reaches it may use it%s", host, how)
+        _log.warning("host: %s: whoever reaches it may use it; %s sets a token", host, TOKEN)
 
 
 def check_port(host: str, port: int) -> None:

@@ -58,7 +58,7 @@ def config_path(name: str) -> str:
 def locate_inputs(settings: Any, folders: Sequence[Path]) -> None:
     """Replace the paths of files to read by those where they exist, in place."""
     for group, name, value in _inputs(settings):
-        if Path(value).expanduser().exists():
+        if given_path(f"{group}.{name}", value).exists():
             continue
         beside = next((folder for folder in folders if (folder / value).exists()), None)
         if beside is not None:
@@ -71,7 +71,7 @@ def refuse_missing_inputs(settings: Any, folders: Sequence[Path]) -> None:
     """Check that files to read exist, naming all places that were searched."""
     others = [folder for folder in folders if folder.resolve() != Path.cwd()]
     for group, name, value in _inputs(settings):
-        path = Path(value).expanduser()
+        path = given_path(f"{group}.{name}", value)
         if not others or name == _MAY_BE_ELSEWHERE or path.is_absolute() or path.exists():
             continue
         looked = ", ".join(printable(str(folder)) for folder in others)
@@ -121,11 +121,11 @@ def list_or_copy_configs(names: list[str], output: str) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            shutil.copy(known[name], folder)
-            print(printable(str(folder / known[name].name)))
+        copies = [Path(shutil.copy(known[name], folder)) for name in names]
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}", setting="output") from error
+    for copy in copies:
+        print(printable(str(copy)))
 
 
 def _about(path: Path) -> str:

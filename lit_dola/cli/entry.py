@@ -23,8 +23,31 @@ def main(args: list[str] | None = None) -> None:
         args: Arguments; those of the process if None.
 
     Exits with 1, and one line on stderr, for an error that the user can fix; with 2 for an invalid
-    setting; with 3 if some entries or results were skipped; with 128 plus its number for a signal.
+    setting; with 3 if some entries or results were skipped; with 128 plus its number for a signal,
+    also for SIGPIPE if nobody reads what it prints.
     """
+    if sys.stdout is None:  # closed by the shell
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    try:
+        try:
+            _start(args)
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise SystemExit(_cannot_print(error)) from None
+
+
+def _cannot_print(error: OSError) -> int:
+    """Return the exit code after a failed write to stdout, which is not tried again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE
+    return fail(f"stdout: {error.strerror}", code=1)
+
+
+def _start(args: list[str] | None) -> None:
     if os.getcwd() not in sys.path:  # a setting may name a class in a file there
         sys.path.insert(0, os.getcwd())
     for stream in (sys.stdout, sys.stderr):

@@ -8,8 +8,10 @@ from lit_dola.messages import one_line
 
 
 def is_first_local_rank() -> bool:
-    """Return whether this process is the first one of its machine."""
-    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+    """Return whether this process is the first one of its machine; a variable alone is no rank."""
+    several = any(os.environ.get(name, "1") != "1" for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+    return rank == "0" or not several
 
 
 def on_first_rank(log: Callable[[str], None], notes: Iterable[str]) -> None:

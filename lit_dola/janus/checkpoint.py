@@ -180,7 +180,7 @@ def find_checkpoint(model_path: str) -> Path:
 
 def _local_folder(model_path: str) -> Path | None:
     """Return an existing folder, or one that comes with the package; None if there is none."""
-    folder = Path(model_path).expanduser()
+    folder = given_path("model.model_path", model_path)
     if folder.is_dir():
         return folder
     ours = shipped(model_path)
@@ -193,7 +193,7 @@ def generation_config(model_path: str) -> tuple[Path, dict[str, Any]]:
     Nothing else of the checkpoint is fetched, and nothing at all of a published Janus, which has no
     settings of ours. What is wrong with ``model_path`` is left to :func:`find_checkpoint`.
     """
-    folder = _local_folder(model_path) or Path(model_path).expanduser()
+    folder = _local_folder(model_path) or given_path("model.model_path", model_path)
     path = folder / GENERATION_CONFIG
     published = {name for variant in VARIANTS.values() for name in variant} | {*VARIANTS}
     if model_path.count("/") == 1 and model_path not in published and not path.parent.exists():

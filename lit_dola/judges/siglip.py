@@ -160,7 +160,7 @@ def note_if_cut(tokenizer: Any, text: str, length: int) -> bool:
         _log.warning(
             "%s has %s tokens; the text tower reads %s, and what differs after them has no effect,"
             " neither here nor in other texts",
-            f"{text!r:.60}",
+            f"{text[:60]!r}",
             count,
             length,
         )

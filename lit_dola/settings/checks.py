@@ -22,8 +22,13 @@ def given_path(setting: str, path: str | PathLike[str]) -> Path:
 
     Raises:
         UserError: If it is empty (e.g. from an unset shell variable), which would mean the working
-            directory.
+            directory, or begins with ``~/`` where no home directory is known.
     """
     if not str(path).strip():
         raise UserError("empty", "a path, or . for the working directory", setting=setting)
-    return Path(path).expanduser()
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        if Path(path).parts[0] != "~":  # no such user: a name that begins so, as for a shell
+            return Path(path)
+        raise UserError(f"{path}: {error}", "a path without ~", setting=setting) from error

@@ -128,6 +128,13 @@ class JanusModule(Declared, LightningModule):
         if not self.dola:
             return None
         num_layers: int = model.num_layers
+        if num_layers < 2:
+            raise UserError(
+                f"{self.model_path} has no layer before its final one",
+                "a model of several layers, or model.dola false",
+                setting="model.model_path",
+                mentions=("model.dola",),
+            )
         if self.layer is None:
             return pick_static_layer_index(num_layers + 1, True, self.layer_ratio)
         if self.layer < num_layers:

@@ -51,6 +51,22 @@ def two_devices(scene):
     return scene.main("play", "--trainer.accelerator=cpu", "--trainer.devices=2"), 1
 
 
+@case("a token that no header can carry")
+def odd_token(scene):
+    scene.monkeypatch.setenv("LIT_DOLA_API_KEY", "two words")
+    return scene.predict("--port=8765", subcommand="serve"), 1
+
+
+@case("host: empty")
+def no_host(scene):
+    return scene.predict("--host=", subcommand="play"), 1
+
+
+@case("an address of this machine")
+def other_machine(scene):
+    return scene.predict("--host=203.0.113.7", subcommand="play"), 1
+
+
 @case("a server runs on one machine")
 def two_machines(scene):
     return scene.predict("--trainer.num_nodes=2", subcommand="serve"), 1
@@ -67,12 +83,12 @@ def taken_port(scene):
 
 @case("sets a token")
 def everybody(scene):
-    from lit_dola.apps.server import warn_if_open
+    from lit_dola.apps.starting import warn_if_open
 
     said = io.StringIO()
     handler = logging.StreamHandler(said)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    log = logging.getLogger("lit_dola.apps.server")
+    log = logging.getLogger("lit_dola.apps.starting")
     log.addHandler(handler)
     scene.monkeypatch.delenv("LIT_DOLA_API_KEY", raising=False)
     warn_if_open("127.0.0.1")

@@ -49,6 +49,12 @@ def unquoted_comma(scene):
     return scene.predict("--data.prompt_json=prompt.csv"), 1
 
 
+@case("has no layer before its final one")
+def one_layer(scene):
+    scene.edit("config.json", lambda config: config["text_config"].update(num_hidden_layers=1))
+    return scene.predict(), 1
+
+
 @case("prompt.json: not readable")
 def missing_file(scene):
     (scene.folder / "prompt.json").unlink()
