@@ -168,6 +168,7 @@ class _Server(uvicorn.Server):
 def make_app(studio: Studio, model: LitDoLa, checkpoint: Checkpoint) -> FastAPI:
     """Return the playground as an application: its page, and saved histories."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(studio.drawn / "shown")  # copies of the images
     app = FastAPI(openapi_url=None)
 
     @app.middleware("http")

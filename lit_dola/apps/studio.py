@@ -1,5 +1,6 @@
 """The playground without its page: draws, shows maps, keeps a history, saves it."""
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,13 +11,14 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from queue import Empty, Queue
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 from PIL import Image
 
 from lit_dola.apps.caller_queue import CallerQueue, Stopped, Ticket
 from lit_dola.apps.limits import Limits
+from lit_dola.apps.starting import is_alive
 from lit_dola.errors import UserError
 from lit_dola.pipeline import JanusPipeline
 from lit_dola.reports.compare import compare
@@ -28,6 +30,8 @@ from lit_dola.runs.image_file import Format
 from lit_dola.runs.records import ONLY_WITH_DOLA, ImageRecord
 from lit_dola.tasks.preview import GREY, ImageStep
 
+_PREFIX = "lit-dola-play-"
+"""Of the temporary folders of drawings, before the process that they belong to."""
 _PREVIEWS = 12
 """Previews of an image while it is drawn."""
 _LOOK = 0.2
@@ -146,7 +150,8 @@ class Studio:
         self.limits = limits
         self.output_dir = output_dir
         self.how: dict[str, Any] = {"format": format, "quality": quality}
-        self._drawn = TemporaryDirectory(prefix="lit-dola-play-")
+        _delete_left_behind()
+        self._drawn = TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-")  # for this user alone
         self._numbers = count()
         self._queue = CallerQueue(limits.max_queue)
         self._model = ThreadPoolExecutor(1)  # one call at a time
@@ -299,6 +304,15 @@ class Studio:
         self._queue.stop()
         self._model.shutdown(cancel_futures=True)
         shutil.rmtree(self._drawn.name, ignore_errors=True)
+
+
+def _delete_left_behind() -> None:
+    """Delete the drawings of this user's playgrounds that were killed."""
+    for folder in Path(gettempdir()).glob(f"{_PREFIX}*"):
+        pid = folder.name.removeprefix(_PREFIX).split("-")[0]
+        with suppress(OSError):
+            if folder.stat().st_uid == os.getuid() and pid.isdecimal() and not is_alive(int(pid)):
+                shutil.rmtree(folder)
 
 
 def _effective(run: Run) -> dict[str, Any]:

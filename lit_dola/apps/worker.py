@@ -21,6 +21,7 @@ from litserve.loops.base import LitLoop
 from litserve.utils import LitAPIStatus, LoopResponseType
 
 from lit_dola.apps.openai import ImageFile, ImageJob
+from lit_dola.apps.starting import is_alive
 from lit_dola.errors import UserError
 from lit_dola.messages import log_to_stderr, one_line
 from lit_dola.pipeline import JanusPipeline
@@ -58,7 +59,7 @@ class Shared:
 
     def has_dead_workers(self) -> bool:
         """Return whether a worker has died after its model was loaded."""
-        return not all(map(_is_alive, filter(None, self.pids)))
+        return not all(map(is_alive, filter(None, self.pids)))
 
 
 def _leave() -> NoReturn:
@@ -71,14 +72,6 @@ def parent_is_alive() -> bool:
     """Return whether the process that started this one is alive."""
     parent = parent_process()
     return parent is None or parent.is_alive()
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 class Payload(NamedTuple):

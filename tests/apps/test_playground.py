@@ -319,15 +319,23 @@ def listen(address):
             pass
 
 
-def test_it_stops_when_it_is_told(tmp_path, browser):
-    """In the middle of a drawing, too."""
+def test_it_stops_when_it_is_told(tmp_path, browser, monkeypatch):
+    """In the middle of a drawing, too, and leaves no drawing behind."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     with serving(tmp_path, "--max_images", "256", task="play", ready="/") as running:
         page = visit(running, browser)
         fill(page, "#prompt textarea", "a red circle")
         fill(page, "#images input[type=number]", "256")
         at(page, "#draw").click()
         eventually(page, lambda page: at(page, "#status").text)
+        (private,) = temporary.glob("lit-dola-play-*")
+        assert private.stat().st_mode & 0o777 == 0o700
+        assert eventually(page, lambda page: [*private.rglob("*.png")])  # previews
         assert running.stop() == 0
+    assert [path for path in temporary.rglob("*") if path.suffix == ".png"] == []
+    assert not private.exists()
     said = running.said()
     assert said.splitlines()[-1] == "stopped"
     assert "Traceback" not in said

@@ -1,5 +1,8 @@
 """What the playground does, without its page."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -257,6 +260,18 @@ def test_a_saved_history_is_runs_and_pages(studio, tmp_path):
 def _first(run):
     with Image.open(run / records(run)[0]["file"]) as image:
         return image.convert("RGB")
+
+
+def test_what_a_killed_playground_left_is_deleted(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    for name in (f"{killed.pid}-abc", f"{os.getpid()}-abc", "abc"):
+        (tmp_path / f"lit-dola-play-{name}/000000").mkdir(parents=True)
+    studio = Studio(None, {}, Limits(4, 50, 2), tmp_path / "saved")
+    names = {path.name for path in tmp_path.glob("lit-dola-play-*")} - {studio.drawn.name}
+    assert names == {f"lit-dola-play-{os.getpid()}-abc", "lit-dola-play-abc"}
+    studio.close()
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from lit_dola.decoding.sampling import (
     stream_keys,
     temper,
 )
+from lit_dola.dola import contrast_with_apc_from_logits
 from tests.support import reference
 from tests.support.scoring import sample
 from tests.support.strategies import logits
@@ -200,3 +201,22 @@ def test_a_low_temperature_leads_to_greedy(made, top_k, top_p):
     tokens = sample(scores, noise, temperature=1e-30, top_k=top_k, top_p=top_p)
     largest = scores.amax(dim=-1)
     assert torch.equal(scores.gather(-1, tokens[:, None])[:, 0], largest)
+
+
+@pytest.mark.parametrize("tiny", [1e-38, 1e-40, 1e-46, 1e-300, 5e-324])
+@pytest.mark.parametrize(
+    ("setting", "limit"),
+    [("top_p", "greedy"), ("temperature", "greedy"), ("min_p", "all"), ("alpha", "all")],
+)
+def test_numbers_below_what_float32_holds_mean_the_limit(setting, limit, tiny):
+    torch.manual_seed(0)
+    final, mid = torch.randn(2, 64, 50)
+    noise = noise_of([(0, image) for image in range(64)], 3, 50)
+    if setting == "alpha":
+        scores = contrast_with_apc_from_logits(final, mid, tiny)
+        assert torch.equal(scores, contrast_with_apc_from_logits(final, mid, 0.0))
+        return
+    found = sample(final, noise, **{setting: tiny})
+    greedy = final.argmax(dim=-1)
+    assert torch.equal(found, greedy if limit == "greedy" else sample(final, noise))
+    assert not torch.equal(sample(final, noise), greedy)
