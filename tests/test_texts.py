@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from errno import ENOSPC
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,13 @@ ODD = [
 """Texts that YAML reads as something else, or not at all."""
 
 
+@cache
+def parser_of(task):
+    return ParsedTask(task).parser(**parser_options(task))
+
+
 def parse(args, task="predict"):
-    return ParsedTask(task).parser(**parser_options(task)).parse_args(args)
+    return parser_of(task).parse_args(args)
 
 
 @pytest.fixture

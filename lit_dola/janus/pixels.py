@@ -62,10 +62,10 @@ class PixelProcessor:
             raise UserError(f"the image's size is {size!r}", "a number of pixels", at=path)
         return cls(
             size,
-            _number(path, config, "min_size", 14, int),
+            _number(path, config, "min_size", min(14, size), int, size),
             _three(path, config, "image_mean"),
             _three(path, config, "image_std"),
-            _number(path, config, "rescale_factor", 1 / 255, float),
+            _number(path, config, "rescale_factor", 1 / 255, float, 1),
             preprocess,
         )
 
@@ -102,17 +102,25 @@ class PixelProcessor:
 
 
 def _number(
-    path: Path, config: dict[str, Any], name: str, default: float, kind: Callable[[Any], Any]
+    path: Path,
+    config: dict[str, Any],
+    name: str,
+    default: float,
+    kind: Callable[[Any], Any],
+    most: float,
 ) -> Any:
     value = config.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise UserError(f"{name} is {value!r}", "a number above 0", at=path)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
+        raise UserError(f"{name} is {value!r:.40}", f"a number above 0, up to {most}", at=path)
     return kind(value)
 
 
 def _three(path: Path, config: dict[str, Any], name: str) -> tuple[float, float, float]:
     value = config.get(name, [0.5] * 3)
-    numbers = isinstance(value, list) and all(type(part) in (int, float) for part in value)
-    if not numbers or len(value) != 3 or (name == "image_std" and 0 in value):
-        raise UserError(f"{name} is {value!r:.60}", "three numbers", at=path)
+    least = 1e-6 if name == "image_std" else 0
+    numbers = isinstance(value, list) and all(
+        type(part) in (int, float) and least <= part <= 1 for part in value
+    )
+    if not numbers or len(value) != 3:
+        raise UserError(f"{name} is {value!r:.60}", f"three numbers, {least} to 1", at=path)
     return value[0], value[1], value[2]

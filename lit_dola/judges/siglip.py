@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from logging import getLogger
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,15 +73,29 @@ class Siglip(nn.Module):
         super().__init__()
         folder = checkpoint.folder
         try:
-            self.model = AutoModel.from_pretrained(folder, dtype=dtype).to(device)
+            model, found = AutoModel.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+            self.model = model.to(device)
             self.processor = AutoProcessor.from_pretrained(folder)
         except Exception as error:  # a broken file may raise any exception
             raise UserError(f"no SigLIP can be loaded: {first_line(error)}", at=folder) from error
         if getattr(self.model.vision_model, "head", None) is None:
             raise UserError("its vision tower has no pooling head", "one", at=folder)
+        _check_all_loaded(found, folder)
         self.text_length = int(checkpoint.config.text_config.max_position_embeddings)
         self._has_cut = False
         self.eval().requires_grad_(False)
+        try:
+            with torch.inference_mode():
+                scores = self.logits(
+                    self.embed_picture(Image.new("RGB", (20, 10)), layer=None),
+                    self.embed_text("a")[None],
+                )
+        except Exception as error:  # transformers checks few of the values in its files
+            raise UserError(
+                f"no picture can be compared with a text: {first_line(error)}", at=folder
+            ) from error
+        if not scores.isfinite().all():
+            raise UserError("a black picture has scores that are not finite", "numbers", at=folder)
 
     def embed_text(self, text: str) -> Tensor:
         """Return the normalized embedding of a text, ``(hidden,)``.
@@ -151,6 +166,21 @@ class Siglip(nn.Module):
         scale, bias = self.model.logit_scale.exp(), self.model.logit_bias
         logits: Tensor = (pictures @ texts.T) * scale + bias
         return logits
+
+
+def _check_all_loaded(found: dict[str, Any], folder: Path) -> None:
+    """Check that a model has all its weights, and a place for each, as :class:`Siglip` needs."""
+    for kind, problem in (
+        ("missing_keys", "missing"),
+        ("unexpected_keys", "left over"),
+        ("mismatched_keys", "wrongly shaped"),
+    ):
+        names = sorted(str(name) for name in found[kind] if "position_ids" not in str(name))
+        if names:
+            more = f" and {len(names) - 1} more" if names[1:] else ""
+            raise UserError(
+                f"weights do not fit its config.json; {problem}: {names[0]}{more}", at=folder
+            )
 
 
 def note_if_cut(tokenizer: Any, text: str, length: int) -> bool:

@@ -4,7 +4,7 @@ import json
 import re
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,15 @@ _ENDS = {".jpg": b"\xff\xd9", ".png": b"IEND\xaeB`\x82", ".npz": b"PK\x05\x06"}
 
 
 def format_settings(format: Format, quality: int) -> dict[str, Any]:
-    """Return the settings of an image's file, for its record; a lossless one has no quality."""
+    """Return the settings of an image's file, for its record; a lossless one has no quality.
+
+    Raises:
+        UserError: If the format is unknown, or the quality out of range.
+    """
+    if format not in get_args(Format):
+        raise UserError(f"{format!r:.40}", " or ".join(get_args(Format)), setting="format")
+    if type(quality) is not int or not 1 <= quality <= 100:
+        raise UserError(f"{quality!r:.40}", "an integer, 1 to 100", setting="quality")
     return {"format": format, "quality": None if format == "png" else quality}
 
 

@@ -39,15 +39,19 @@ ODD = [
 """Texts that YAML reads as something else."""
 
 
+@pytest.fixture(scope="module")
+def parser():
+    return ParsedTask("predict").parser()
+
+
 @pytest.mark.parametrize("text", ODD)
-def test_texts_are_read_as_they_were(text, tmp_path, monkeypatch):
+def test_texts_are_read_as_they_were(text, parser, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for prompt, settings in (("a", {"negative_prompt": text}), (text, {})):
         words = shlex.split(command_for(recorded(prompt, **settings)))[2:]
         config = config_for(recorded(prompt, **settings))
         Path("again.yaml").write_text(config, encoding="utf-8")
         for args in (words, ["--config=again.yaml"]):
-            parser = ParsedTask("predict").parser()
             found = parser.parse_args(args)
             assert {**found.data.prompts} in ({7: prompt}, {"7": prompt})
             assert found.model.negative_prompt == settings.get("negative_prompt")

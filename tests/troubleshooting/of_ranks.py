@@ -3,6 +3,8 @@
 import json
 from functools import partial
 
+from safetensors.torch import load_file, save_file
+
 from tests.support.questions import write_pictures
 from tests.support.siglips import make_siglip
 from tests.troubleshooting.scene import CASES, case
@@ -93,6 +95,40 @@ def spoilt_config(scene):
 def cut_weights(scene):
     path = siglip(scene) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
+    return rank(scene), 1
+
+
+def change(file, of_siglip, scene):
+    path = siglip(scene) / file
+    content = json.loads(path.read_text())
+    of_siglip(content)
+    path.write_text(json.dumps(content))
+    return rank(scene), 1
+
+
+@case("weights do not fit its config.json; left over")
+def fewer_layers(scene):
+    fewer = {"num_hidden_layers": 3}
+    return change("config.json", lambda it: it["vision_config"].update(fewer), scene)
+
+
+@case("no picture can be compared with a text")
+def two_channels(scene):
+    newest = (siglip(scene) / "processor_config.json").read_text()
+    file = "processor_config.json" if "image_mean" in newest else "preprocessor_config.json"
+
+    def spoil(content):
+        content.get("image_processor", content)["image_mean"] = [0.5, 0.5]
+
+    return change(file, spoil, scene)
+
+
+@case("a black picture has scores that are not finite")
+def infinite_scale(scene):
+    path = siglip(scene) / "model.safetensors"
+    weights = load_file(path)
+    weights["logit_scale"].fill_(1e30)
+    save_file(weights, path, metadata={"format": "pt"})
     return rank(scene), 1
 
 
