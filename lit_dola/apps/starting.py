@@ -123,17 +123,6 @@ def check_port(host: str, port: int) -> None:
         ) from error
 
 
-def is_alive(pid: int) -> bool:
-    """Return whether a process of this machine is alive."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of another user
-        return True
-    return True
-
-
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
     """Let SIGTERM end this process as Ctrl+C does, but not those that are forked from it.

@@ -18,13 +18,13 @@ from PIL import Image
 
 from lit_dola.apps.caller_queue import CallerQueue, Stopped, Ticket
 from lit_dola.apps.limits import Limits
-from lit_dola.apps.starting import is_alive
 from lit_dola.errors import UserError
 from lit_dola.pipeline import JanusPipeline
 from lit_dola.reports.compare import compare
 from lit_dola.reports.generation import Generation
 from lit_dola.reports.inspection_plot import inspection_map
 from lit_dola.reports.reproduce import command_for, config_for
+from lit_dola.runs.claim import is_alive
 from lit_dola.runs.files import safe_name
 from lit_dola.runs.image_file import Format
 from lit_dola.runs.records import ONLY_WITH_DOLA, ImageRecord

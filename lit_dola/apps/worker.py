@@ -21,11 +21,11 @@ from litserve.loops.base import LitLoop
 from litserve.utils import LitAPIStatus, LoopResponseType
 
 from lit_dola.apps.openai import ImageFile, ImageJob
-from lit_dola.apps.starting import is_alive
 from lit_dola.errors import UserError
 from lit_dola.messages import log_to_stderr, one_line
 from lit_dola.pipeline import JanusPipeline
 from lit_dola.reports.generation import Generation
+from lit_dola.runs.claim import is_alive
 from lit_dola.runs.records import ImageRecord
 from lit_dola.tasks.preview import ImageStep
 

@@ -1,5 +1,6 @@
 """Reading question files."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from lit_dola.data.pictures import Picture, check_picture
 from lit_dola.data.requests import Entry, Failure
 from lit_dola.errors import UserError
 
+_ADDRESS = re.compile(r"(https?|ftp|s3|gs|data):.{0,40}", re.IGNORECASE | re.DOTALL)
 QUESTION_KEYS = ("question", "text", "prompt")
 """Keys that may hold an entry's question; the first one found counts."""
 
@@ -106,4 +108,8 @@ def pictures_of(entry: Mapping[str, Any]) -> tuple[str, ...]:
         if not isinstance(name, str) or not name.strip():
             found = "empty" if name == "" else kind_of(name)
             raise UserError(f"image is {found}", "a path or a list of paths")
+        if address := _ADDRESS.match(name):
+            raise UserError(
+                f"image is {address[0]}…", "a path: nothing is fetched, nor read out of a text"
+            )
     return tuple(given)

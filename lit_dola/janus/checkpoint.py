@@ -76,7 +76,8 @@ class ModelFolder:
                 elif path.suffix in (".safetensors", ".bin"):
                     _digest_sample(digest, path)
         except OSError as error:
-            raise UserError(f"not readable: {error.strerror}", at=error.filename) from error
+            where = error.filename or snapshot
+            raise UserError(f"not readable: {error.strerror or error}", at=where) from error
         return f"sha256:{digest.hexdigest()[:16]}"
 
     @property

@@ -83,8 +83,40 @@ def holder_of(folder: Path) -> Holder | None:
     try:
         with _lock_of(folder).acquire(timeout=0):
             return None
-    except (Timeout, OSError):
+    except Timeout:
         return _read_holder(folder)
+    except OSError:  # of another user, or on a read-only mount
+        return _holder_as_far_as_known(folder)
+
+
+def _holder_as_far_as_known(folder: Path) -> Holder | None:
+    """Return the run that is writing to a folder where this process may not write."""
+    try:
+        import fcntl
+
+        file = os.open(folder / _LOCK, os.O_RDONLY)
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+        finally:
+            os.close(file)
+    except BlockingIOError:
+        return _read_holder(folder)
+    except (OSError, ImportError):  # nor may it read the lock
+        holder = _read_holder(folder)
+        here = holder.host == socket.gethostname() and holder.process is not None
+        return holder if holder.process and (not here or is_alive(holder.process)) else None
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process of this machine is alive."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def _lock_of(folder: Path) -> FileLock:

@@ -1,5 +1,7 @@
 """Several runs and one folder, as real processes: one run at a time writes into it."""
 
+import errno
+import json
 import multiprocessing
 import os
 import re
@@ -172,3 +174,41 @@ def test_an_edited_claim_is_no_traceback(tmp_path, other_run, text):
     other_run()
     (tmp_path / ".run.json").write_text(text)
     assert "has been writing to" in refused(tmp_path)
+
+
+@pytest.fixture(params=["the lock is read", "nothing is readable but the holder"])
+def may_not_write(request, monkeypatch, other_run):
+    """This process may not write to the folder: it is another user's, or mounted read-only."""
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    process, _ = other_run()
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    if request.param != "the lock is read":
+        opened = os.open
+        monkeypatch.setattr(
+            os,
+            "open",
+            lambda path, *how: refuse() if "run.lock" in str(path) else opened(path, *how),
+        )
+    return process
+
+
+def test_who_may_not_write_sees_whether_a_run_lives(may_not_write, tmp_path):
+    process = may_not_write
+    assert holder_of(tmp_path).process == process.pid
+    process.kill()
+    process.join()
+    assert (tmp_path / ".run.json").exists()  # it could not tidy up
+    assert holder_of(tmp_path) is None
+
+
+def test_a_run_on_another_host_is_not_known_to_be_dead(may_not_write, tmp_path, request):
+    process = may_not_write
+    about = json.loads((tmp_path / ".run.json").read_text())
+    (tmp_path / ".run.json").write_text(json.dumps({**about, "host": "elsewhere"}))
+    process.kill()
+    process.join()
+    known_to_be_free = "lock is read" in request.node.name  # a local file system's lock is known
+    assert (holder_of(tmp_path) is None) == known_to_be_free

@@ -27,6 +27,10 @@ ENTRIES = {
     "no question; expected": {"image": "a.png"},
     "no image; expected": {"question": "What?"},
     "image is an empty list": {"image": [], "question": "What?"},
+    "image is https://example.org/a.png": {
+        "image": "https://example.org/a.png",
+        "question": "What?",
+    },
     "image is null": {"image": None, "question": "What?"},
     "pictures included": {"image": "a.png", "question": "what " * 1000},
     "expected none, or one per picture": {"image": "a.png", "question": "<image_placeholder>" * 2},
