@@ -36,7 +36,7 @@ def format_settings(format: Format, quality: int) -> dict[str, Any]:
     """
     if format not in get_args(Format):
         raise UserError(f"{format!r:.40}", " or ".join(get_args(Format)), setting="format")
-    if type(quality) is not int or not 1 <= quality <= 100:
+    if not isinstance(quality, int) or isinstance(quality, bool) or not 1 <= quality <= 100:
         raise UserError(f"{quality!r:.40}", "an integer, 1 to 100", setting="quality")
     return {"format": format, "quality": None if format == "png" else quality}
 

@@ -245,3 +245,20 @@ def test_the_maths_needs_no_lightning(tmp_path):
     code = "import sys, lit_dola.dola; print('lightning' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"format": "jpeg"}, "format: 'jpeg'; expected jpg or png or webp"),
+        ({"format": None}, "format: None; expected jpg or png or webp"),
+        ({"quality": 0}, "quality: 0; expected an integer, 1 to 100"),
+        ({"quality": 101, "format": "png"}, "quality: 101; expected an integer"),
+        ({"quality": 9.5}, "quality: 9.5; expected an integer"),
+    ],
+)
+def test_a_format_or_a_quality_that_there_is_not(how, message, tiny_checkpoint, tmp_path):
+    made = JanusPipeline.from_pretrained(tiny_checkpoint)("a cat", parallel_size=1, progress=False)
+    for use in (made.encode, lambda **how: made.save(tmp_path / "out", **how)):
+        with pytest.raises(UserError, match=f"^{message}"):
+            use(**how)
