@@ -248,3 +248,30 @@ def test_messages_do_not_quote_at_length():
     error = UserError("x" * 50_000, "a text", at="y" * 50_000).within("z" * 50_000)
     assert len(str(error)) < 4000
     assert str(error).endswith("; expected a text")
+
+
+ODD_VARIABLES = [
+    {"ALL_PROXY": "socks5://127.0.0.1:9"},
+    {"HTTPS_PROXY": "socks4://[::1"},
+    {"HF_TOKEN": "schlüssel"},
+    {"HF_TOKEN": "a\nb"},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variables", ODD_VARIABLES, ids=str)
+def test_what_the_hub_cannot_be_asked_with(variables, tmp_path):
+    args = ["predict", *CPU, "--model.model_path=some/model", "--data.prompts=a"]
+    done = forked.run(tmp_path, args, HF_HUB_OFFLINE="0", **variables)
+    one_line(done, 1, "model.model_path: 'some/model' is not a local folder, and it could not be")
+
+
+@pytest.mark.slow
+def test_proxies_do_not_keep_the_playground_from_starting(tmp_path):
+    pytest.importorskip("gradio")
+    code = "import os, lit_dola.apps.playground; print(os.environ['ALL_PROXY'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=MAIN.parent, capture_output=True, text=True, check=True,
+        env={**os.environ, "ALL_PROXY": "socks5://127.0.0.1:9"},
+    )  # fmt: skip
+    assert done.stdout == "socks5://127.0.0.1:9\n"

@@ -7,7 +7,6 @@ from logging import CRITICAL, getLogger
 from socket import socket
 from typing import Any, NamedTuple
 
-import gradio as gr
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.staticfiles import StaticFiles
@@ -28,6 +27,7 @@ from lit_dola.apps.starting import (
     shared_settings,
     stop_on_signals,
     warn_if_open,
+    without_proxies,
 )
 from lit_dola.apps.studio import Drawing, Studio, Wish
 from lit_dola.callbacks.writer import ImageWriter
@@ -40,6 +40,9 @@ from lit_dola.settings.declared import settings_of
 from lit_dola.settings.expected import range_of
 from lit_dola.settings.numbers import Port
 from lit_dola.tasks.generate import LitDoLa
+
+with without_proxies():  # Gradio creates a client as it is imported, for what is not used here
+    import gradio as gr
 
 _SAVED = "/saved"
 """Address of saved histories."""

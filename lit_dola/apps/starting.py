@@ -21,6 +21,7 @@ from lit_dola.settings.checks import given_path
 from lit_dola.tasks.generate import LitDoLa
 
 _log = logging.getLogger(__name__)
+_PROXIES = ("all_proxy", "http_proxy", "https_proxy")
 TOKEN = "LIT_DOLA_API_KEY"
 """Variable of the environment with the token that clients of ``serve`` must send."""
 
@@ -121,6 +122,16 @@ def check_port(host: str, port: int) -> None:
         raise UserError(
             f"{port}: {reason}", f"a free one, e.g. --port {port + 1}", setting="port"
         ) from error
+
+
+@contextmanager
+def without_proxies() -> Iterator[None]:
+    """Hide the proxies of the environment, of which some need packages that are not installed."""
+    hidden = {name: os.environ.pop(name) for name in [*os.environ] if name.lower() in _PROXIES}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 @contextmanager

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import JanusConfig, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
 from lit_dola.errors import UserError
 from lit_dola.janus.files import read_json
-from lit_dola.messages import printable
+from lit_dola.messages import first_line, printable
 from lit_dola.settings.checks import given_path
 from lit_dola.shipped import shipped
 
@@ -42,7 +41,6 @@ VARIANTS = {
 
 
 GENERATION_CONFIG = "generation_config.json"
-_HUB_ERRORS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
 _COMMIT = re.compile("[0-9a-f]{40}")
 _BLOCKS, _BLOCK = 256, 4096
 """Sample of a weight file for the fingerprint: maximum number of blocks, and bytes per block."""
@@ -169,8 +167,8 @@ def find_checkpoint(model_path: str) -> Path:
     patterns = ["*.json", "*.jinja", "*.safetensors", "pytorch_model*.bin"]
     try:
         return Path(snapshot_download(repo_id, allow_patterns=patterns))
-    except _HUB_ERRORS as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # its client raises any exception for a proxy, an address, a token
+        reason = first_line(error)
         raise UserError(
             f"{model_path!r} is not a local folder, and it could not be fetched from the hub"
             f" ({type(error).__name__}: {reason})",
@@ -200,7 +198,7 @@ def generation_config(model_path: str) -> tuple[Path, dict[str, Any]]:
     if model_path.count("/") == 1 and model_path not in published and not path.parent.exists():
         try:
             path = Path(hf_hub_download(model_path, GENERATION_CONFIG))
-        except _HUB_ERRORS:
+        except Exception:  # as above; find_checkpoint reports it
             return path, {}
     return path, read_json(path)
 
