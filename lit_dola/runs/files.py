@@ -64,7 +64,7 @@ def write_atomically(path: Path, content: Iterable[bytes]) -> None:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # of the file that the user knows
+        if isinstance(error, OSError) and error.errno:  # of the file that the user knows
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
