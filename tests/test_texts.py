@@ -185,10 +185,12 @@ COMMANDS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_nobody_reads_what_is_printed(command, unbuffered, tmp_path):
     """Like ``| head -1``: it ends quietly. On a full device it ends with a line."""
+    if unbuffered and command[0] == "predict":
+        pytest.skip("the same code, at seconds a time")
     write_run(tmp_path / "run", ["a"])
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     reader, writer = os.pipe()
