@@ -60,12 +60,11 @@ def checked_checkpoint(model: LitDoLa) -> Checkpoint:
     Raises:
         UserError: If a setting does not, e.g. a negative prompt that is too long.
     """
-    checkpoint = Checkpoint.open(model.model_path)
-    model.check(checkpoint)
     data = PromptDataModule(prompts="a request")
     data.attach(model)
+    model.check(data.checkpoint)
     data.setup("predict")
-    return checkpoint
+    return data.checkpoint
 
 
 def name_of(checkpoint: Checkpoint) -> str:

@@ -26,6 +26,7 @@ def flags() -> dict[str, str]:
     return {**own, **{name: f"--{group}.{name}" for name, group in others.items()}}
 
 
+@cache
 def not_given() -> dict[str, Any]:
     """Return values of settings that cannot be given on the command line; they are the defaults."""
     return {"roles": "template", "quality": None, **dict.fromkeys(LitDoLa.texts)}

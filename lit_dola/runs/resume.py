@@ -274,9 +274,7 @@ def _keep_complete(folder: Path, wanted: _Wanted) -> _Found:
         if other is not kind and any(RecordLog(folder, other).read()):
             raise _Mismatch(f"it generated {other.results}, not {kind.results}")
     found = _Found(_Keys(), {})
-    files, verified = RunFiles(folder), _verified(folder)
-    run = RunFile.read(folder)
-    unchanged_until = run.began if run and run.began and run.ended else 0.0
+    files, (unchanged_until, verified) = RunFiles(folder), _times_of_ended_run(folder)
 
     def keep(line: Line) -> Line | None:
         record = kind.from_line(line)
@@ -311,13 +309,13 @@ def _keep_complete(folder: Path, wanted: _Wanted) -> _Found:
     return found
 
 
-def _verified(folder: Path) -> float:
-    """Return the time until which files are known to be complete, as the file system has it.
+def _times_of_ended_run(folder: Path) -> tuple[float, float]:
+    """Return until when pictures are known to be those of the results, and files to be complete.
 
     A run that ended in order wrote every file completely, and ``run.json`` after them. A file that
     was damaged later is younger.
     """
     run = RunFile.read(folder)
     if run is None or run.ended is None:
-        return 0.0
-    return (folder / RUN_FILE).stat().st_mtime
+        return 0.0, 0.0
+    return run.began or 0.0, (folder / RUN_FILE).stat().st_mtime

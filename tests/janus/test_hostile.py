@@ -103,18 +103,24 @@ def test_any_value_at_any_place_of_any_file(checkpoint, hostile):
     """Every key of every file once, each with a value that depends on its name."""
     folder = hostile()
     for file in sorted(path.name for path in checkpoint.glob("*.json")):
-        text = (checkpoint / file).read_text()
-        for path in list(places(json.loads(text)))[1:]:
-            document = json.loads(text)
-            place = crc32(repr((file, path)).encode())
-            value = [*VALUES, put][place % (len(VALUES) + 1)]
-            put(document, path, value)
-            (folder / file).write_text(json.dumps(document))
-            try:
-                draws_or_says_why(folder)
-            except Exception as error:
-                raise AssertionError(f"{file}: {path} = {value!r}") from error
-        (folder / file).write_text(text)
+        spoil_each_place(
+            checkpoint / file, folder / file, VALUES, lambda: draws_or_says_why(folder)
+        )
+
+
+def spoil_each_place(source, file, values, use):
+    """Put a value that depends on its name at each place of a file in turn, and use the file."""
+    text, values = source.read_text(), [*values, put]
+    for path in list(places(json.loads(text)))[1:]:
+        document = json.loads(text)
+        value = values[crc32(repr((file.name, path)).encode()) % len(values)]
+        put(document, path, value)
+        file.write_text(json.dumps(document))
+        try:
+            use()
+        except Exception as error:
+            raise AssertionError(f"{file.name}: {path} = {value!r}") from error
+    file.write_text(text)
 
 
 @pytest.mark.slow
@@ -184,20 +190,9 @@ def test_any_value_at_any_place_of_what_looks_at_pictures(seeing, tmp_path):
     shutil.copytree(source, folder)
     assert use(folder) is None
     for file in ("config.json", "preprocessor_config.json", "processor_config.json"):
-        if not (source / file).exists():
-            continue
-        text = (source / file).read_text()
-        for path in list(places(json.loads(text)))[1:]:
-            document = json.loads(text)
-            values = [*VALUES, *LARGE, put]
-            value = values[crc32(repr((file, path)).encode()) % len(values)]
-            put(document, path, value)
-            (folder / file).write_text(json.dumps(document))
-            try:
-                use(folder)
-            except Exception as error:
-                raise AssertionError(f"{file}: {path} = {value!r}") from error
-        (folder / file).write_text(text)
+        if (source / file).exists():
+            values = [*VALUES, *LARGE]
+            spoil_each_place(source / file, folder / file, values, lambda: use(folder))
 
 
 NAMED = [
