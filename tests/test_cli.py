@@ -189,6 +189,7 @@ def test_original_layout_gives_the_tokens_of_the_plain_reference(predict, folder
             seed=3,
             prompt_index=record["prompt_index"],
             image_index=record["image_index"],
+            guess=tokens.tolist(),
         )
         assert tokens.tolist() == expected
         assert encoder.text("x") == "User: x\n\nAssistant:"

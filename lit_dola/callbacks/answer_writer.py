@@ -38,7 +38,7 @@ class AnswerWriter(RunWriter):
         """Submit the records of a batch of answers."""
         for answer in results.answers:
             record = AnswerRecord.of(*answer, self.record_settings(), self.run.relative)
-            self.run.submit(self.run.append, record)
+            self.run.submit(self.run.append, record, answer.request.pictures)
         return results.failures
 
     def write_reports(self, trainer: Trainer) -> None:

@@ -35,7 +35,7 @@ class RankWriter(RunWriter):
         """Submit the records of a batch of rankings."""
         for ranking in results.rankings:
             record = RankRecord.of(*ranking, self.record_settings(), self.run.relative)
-            self.run.submit(self.run.append, record)
+            self.run.submit(self.run.append, record, ranking.request.pictures)
         return results.failures
 
     def write_reports(self, trainer: Trainer) -> None:

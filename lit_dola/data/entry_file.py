@@ -24,9 +24,12 @@ Places = Iterable[tuple[str, Any]]
 """Entries, each with its place in the file."""
 LISTS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 """Suffixes of files with many entries."""
-_CONTAINERS = ("prompts", "annotations")
-"""Keys of an object that may hold the list of entries: ``annotations`` is COCO's."""
+_CONTAINERS = ("prompts", "questions", "annotations")
+"""Keys of an object that may hold the list of entries; ``annotations`` is COCO's."""
+_SHARED = "data_subtype"
+"""Key beside VQAv2's list of questions that every one of them needs: the split of COCO."""
 _LINE_END = re.compile(r"\r\n|\r|\n")
+_LONGEST_CELL = 2**31 - 1
 _MAX_DEPTH = 100
 """Maximum levels of metadata, well within the parser's limit."""
 
@@ -37,9 +40,9 @@ def read_entries(
     """Read a file of entries.
 
     Args:
-        path: JSON (a list, an object id -> entry, or an object with ``prompts`` or COCO's
-            ``annotations``), JSON Lines (also in a ``.json`` file), plain text with one entry per
-            line (``.txt``), a table with a head (``.csv``, ``.tsv``), or Parquet.
+        path: JSON (a list, an object id -> entry, or an object with ``prompts``, ``questions`` or
+            COCO's ``annotations``), JSON Lines (also in a ``.json`` file), plain text with one
+            entry per line (``.txt``), a table with a head (``.csv``, ``.tsv``), or Parquet.
         make: Converts the index and the content of an entry, or raises a UserError.
         skipped: Receives the bad entries; if None, the first one is an error.
 
@@ -60,11 +63,11 @@ def entries_of(path: Path) -> tuple[Places, Callable[..., Any]]:
         return _rows_of_parquet(path), _row_as_json
     text = read_text(path)
     if suffix == ".txt":
-        return _lines(text), _as_it_is
+        return lines_of(text), _as_it_is
     if suffix in (".csv", ".tsv"):
         return _table(text, "\t" if suffix == ".tsv" else _delimiter(text))
     if suffix in (".jsonl", ".ndjson") or (suffix == ".json" and _holds_lines(text)):
-        return _lines(text), _parse_json
+        return lines_of(text), _parse_json
     return listed(_listed_in(_parse_json(text)))
 
 
@@ -126,10 +129,14 @@ def _listed_in(document: Any) -> Iterable[Any]:
     if isinstance(document, list):
         return document
     if not isinstance(document, dict):
-        raise UserError(f"found {kind_of(document)}", "a list or an object of prompts")
+        raise UserError(f"found {kind_of(document)}", "a list or an object of entries")
     container = find_key(document, _CONTAINERS)
     if container and isinstance(document[container], list):
-        return list(document[container])
+        shared = {_SHARED: document[_SHARED]} if _SHARED in document else {}
+        return [
+            {**shared, **entry} if shared and isinstance(entry, dict) else entry
+            for entry in document[container]
+        ]
     pairs = document.pairs if isinstance(document, _Pairs) else document.items()
     if pairs and not any(isinstance(value, str | dict) for _, value in pairs):
         raise UserError(
@@ -150,6 +157,7 @@ def some_names(names: Iterable[str], most: int = 6) -> str:
 
 def _table(text: str, delimiter: str) -> tuple[Places, Callable[..., Any]]:
     """Return the rows of a table, and a function that names their cells as its first row says."""
+    csv.field_size_limit(_LONGEST_CELL)  # a cell may be a picture
     try:
         rows = [*_read_rows(text, delimiter, quoted=True)]
     except csv.Error as error:
@@ -226,7 +234,7 @@ def _holds_lines(text: str) -> bool:
         return False
 
 
-def _lines(text: str) -> Places:
+def lines_of(text: str) -> Places:
     """Yield the lines that are not blank, each with its place; any line end counts."""
     for number, line in enumerate(_LINE_END.split(text), start=1):
         if line.strip():

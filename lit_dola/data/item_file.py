@@ -59,8 +59,10 @@ def _item_of(folder: Path, common: Sequence[str] | None) -> Callable[[int, Any],
         if len(names) > 1:
             raise UserError(f"image is a list of {len(names)}", "one path")
         labels = check_labels(entry.get("labels", common))
+        entry, pictures = checked.of(entry)
         check_writable("the entry", entry)
-        return Item(Entry(index, names[0], dict(entry)), checked.paths(names), names, labels)
+        names = pictures_of(entry)
+        return Item(Entry(index, names[0], entry), pictures, names, labels)
 
     return make
 

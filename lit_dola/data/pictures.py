@@ -1,10 +1,16 @@
 """Reading user-supplied pictures."""
 
+import binascii
+import re
 import warnings
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -23,14 +29,58 @@ class LoadedPicture:
         self.image = image
 
 
-Picture = Path | LoadedPicture
+class InlinePicture:
+    """A picture that a file of entries contains as base64, or as a ``data:`` URL of it.
+
+    Args:
+        content: The picture's file.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Return the picture in a text; None if the text is a name rather than a picture.
+
+        Raises:
+            UserError: If it begins like a picture, but is not base64.
+        """
+        url = _DATA_URL.match(text)
+        if url is None and text[:5].lower() == "data:":
+            raise UserError(f"{text:.40}…", "data: with ;base64,")
+        if url is None and not (
+            _BASE64.match(text) and (len(text) > _LONGEST_NAME or _BASE64_ONLY.fullmatch(text))
+        ):
+            return None
+        encoded = "".join(text[url.end() if url else 0 :].split()).rstrip("=")
+        try:
+            return cls(b64decode(encoded + "=" * (-len(encoded) % 4), validate=True))
+        except binascii.Error as error:
+            raise UserError(f"{text:.40}… is not base64: {error}", "a whole picture") from error
+
+    @cached_property
+    def name(self) -> str:
+        """Its path within the folder of a run, which its content determines."""
+        with _opened(self) as image:
+            suffix = "jpg" if image.format in ("JPEG", "MPO") else str(image.format).lower()
+        return f"{INLINE_FOLDER}/{digest_of(self)}.{suffix}"
+
+
+INLINE_FOLDER = "pictures"
+_LONGEST_NAME = 4096
+_DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
+_BASE64 = re.compile(r"\s*(/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk|SUkq|TU0AK)")
+"""First characters of a JPEG, PNG, GIF, WebP, BMP or TIFF in base64."""
+_BASE64_ONLY = re.compile(r"[A-Za-z0-9+/\s]{40,}=*\s*")
+Picture = Path | LoadedPicture | InlinePicture
 
 
 def read_picture(picture: Picture, background: Colour = (127, 127, 127)) -> Image.Image:
     """Read a picture as RGB: its first frame, upright, without transparency.
 
     Args:
-        picture: A file of any format that Pillow reads, or an image of any mode.
+        picture: A file of any format that Pillow reads, its content, or an image of any mode.
         background: Colour behind transparent pixels.
 
     Raises:
@@ -58,27 +108,28 @@ def check_picture(picture: Picture) -> None:
 
 
 def digest_of(picture: Picture) -> str:
-    """Return the first half of the SHA-256 of a picture's file; empty if it is in memory."""
-    return (
-        "" if isinstance(picture, LoadedPicture) else sha256(picture.read_bytes()).hexdigest()[:32]
-    )
+    """Return the first half of the SHA-256 of a picture's file; empty if it has none."""
+    if isinstance(picture, LoadedPicture):
+        return ""
+    content = picture.content if isinstance(picture, InlinePicture) else picture.read_bytes()
+    return sha256(content).hexdigest()[:32]
 
 
 @contextmanager
 def _opened(picture: Picture) -> Iterator[Image.Image]:
     """Open an image; errors, also later ones, become one line."""
-    path = Path("picture") if isinstance(picture, LoadedPicture) else picture
+    path = picture if isinstance(picture, Path) else "picture"
     try:
         if isinstance(picture, LoadedPicture):
             yield picture.image
             return
-        if not path.is_file():
-            found = "a folder" if path.is_dir() else "nothing"
+        if isinstance(picture, Path) and not picture.is_file():
+            found = "a folder" if picture.is_dir() else "nothing"
             raise UserError(f"found {found}", "an image file")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning)  # of odd metadata
-            with Image.open(path) as image:
+            with Image.open(_file_of(picture)) as image:
                 yield image
     except UserError as error:
         raise error.within(path) from error.__cause__
@@ -94,6 +145,10 @@ def _opened(picture: Picture) -> Iterator[Image.Image]:
         ) from error
     except Exception as error:  # Pillow's decoders raise any exception for a broken file
         raise UserError(f"a broken image: {first_line(error)}", "a whole one", at=path) from error
+
+
+def _file_of(picture: Path | InlinePicture) -> Path | BytesIO:
+    return BytesIO(picture.content) if isinstance(picture, InlinePicture) else picture
 
 
 def _upright(image: Image.Image) -> Image.Image:

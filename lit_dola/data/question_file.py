@@ -5,12 +5,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_dola.data.entry_file import check_writable, kind_of, read_entries
-from lit_dola.data.pictures import Picture, check_picture
+from lit_dola.data.entry_file import (
+    check_writable,
+    kind_of,
+    make_entries,
+    read_entries,
+    some_names,
+)
+from lit_dola.data.pictures import InlinePicture, Picture, check_picture
+from lit_dola.data.question_forms import QuestionForms, read_mme
 from lit_dola.data.requests import Entry, Failure
 from lit_dola.errors import UserError
 
-_ADDRESS = re.compile(r"(https?|ftp|s3|gs|data):.{0,40}", re.IGNORECASE | re.DOTALL)
+_ADDRESS = re.compile(r"(https?|ftp|s3|gs):.{0,40}", re.IGNORECASE | re.DOTALL)
 QUESTION_KEYS = ("question", "text", "prompt")
 """Keys that may hold an entry's question; the first one found counts."""
 
@@ -31,9 +38,9 @@ def read_questions(
     """Read a question file.
 
     Args:
-        path: JSON (a list of objects) or JSON Lines, also in a ``.json`` file as POPE's are. Each
-            entry has ``image``, a path or a list of paths, and ``question``, ``text`` or
-            ``prompt``.
+        path: JSON (a list of objects) or JSON Lines, also in a ``.json`` file as POPE's are, or a
+            table. Each entry has ``image``, a path or a list of paths, and ``question``, ``text``
+            or ``prompt``. Also the files of :class:`QuestionForms`, and MME's folder.
         image_dir: Folder that paths of pictures are relative to; None: the file's own folder.
         skipped: Receives the entries that are not questions, or whose pictures are not there; if
             None, the first one is an error.
@@ -45,20 +52,27 @@ def read_questions(
     Example:
         >>> questions = read_questions(Path("coco_pope_random.json"), Path("val2014"))
     """
-    folder = path.parent if image_dir is None else image_dir
-    return read_entries(path, _question_of(folder), skipped)
+    if not path.is_dir():
+        folder = path.parent if image_dir is None else image_dir
+        return read_entries(path, _question_of(path, folder), skipped)
+    make = _question_of(path, path if image_dir is None else image_dir)
+    try:
+        return make_entries((read_mme(path, image_dir), lambda entry, where: entry), make, skipped)
+    except UserError as error:
+        raise error.within(path) from error.__cause__
 
 
-def _question_of(folder: Path) -> Callable[[int, Any], Question]:
-    checked = CheckedPictures(folder)
+def _question_of(path: Path, folder: Path) -> Callable[[int, Any], Question]:
+    checked, forms = CheckedPictures(folder), QuestionForms(path)
 
     def make(index: int, entry: Any) -> Question:
+        entry = forms.convert(entry)
         if not isinstance(entry, dict):
             raise UserError(f"found {kind_of(entry)}", "an object with image and question")
         text = question_of(entry)
-        names = pictures_of(entry)
+        entry, pictures = checked.of(entry)
         check_writable("the entry", entry)
-        return Question(Entry(index, text, dict(entry)), checked.paths(names), names)
+        return Question(Entry(index, text, entry), pictures, pictures_of(entry))
 
     return make
 
@@ -73,6 +87,26 @@ class CheckedPictures:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._checked: set[Path] = set()
+        self._inline: dict[str, InlinePicture] = {}
+        """By the ``index`` of their entries, to which others of MMBench refer."""
+
+    def of(self, entry: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Picture, ...]]:
+        """Return an entry with names in place of the pictures that it contains, and its pictures.
+
+        Raises:
+            UserError: If a picture is missing or not one.
+        """
+        pictures = [self._picture(name, str(entry.get("index"))) for name in pictures_of(entry)]
+        names = [it.name if isinstance(it, InlinePicture) else name
+                 for it, name in zip(pictures, pictures_of(entry))]  # fmt: skip
+        image = names if isinstance(entry["image"], list) else names[0]
+        return {**entry, "image": image}, tuple(pictures)
+
+    def _picture(self, name: str, index: str) -> Picture:
+        if inline := InlinePicture.parse(name):
+            self._inline.setdefault(index, inline)
+            return inline
+        return self._inline.get(name) or self.paths([name])[0]
 
     def paths(self, names: Sequence[str]) -> tuple[Path, ...]:
         """Return the paths of pictures."""
@@ -88,7 +122,10 @@ def question_of(entry: Mapping[str, Any]) -> str:
     """Return the question of an entry."""
     key = next((key for key in QUESTION_KEYS if key in entry), None)
     if key is None:
-        raise UserError("no question", f"one of the keys {', '.join(QUESTION_KEYS)}")
+        raise UserError(
+            f"no question among {some_names(entry) or 'no keys'}",
+            f"one of the keys {', '.join(QUESTION_KEYS)}",
+        )
     text = entry[key]
     if not isinstance(text, str):
         raise UserError(f"{key} is {kind_of(text)}", "a string")
@@ -100,7 +137,10 @@ def question_of(entry: Mapping[str, Any]) -> str:
 def pictures_of(entry: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the pictures of an entry, as it names them."""
     if "image" not in entry:
-        raise UserError("no image", "the key image, a path or a list of paths")
+        raise UserError(
+            f"no image among {some_names(entry) or 'no keys'}",
+            "the key image, a path or a list of paths",
+        )
     given = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
     if not given:
         raise UserError("image is an empty list", "at least one path")
@@ -109,7 +149,5 @@ def pictures_of(entry: Mapping[str, Any]) -> tuple[str, ...]:
             found = "empty" if name == "" else kind_of(name)
             raise UserError(f"image is {found}", "a path or a list of paths")
         if address := _ADDRESS.match(name):
-            raise UserError(
-                f"image is {address[0]}…", "a path: nothing is fetched, nor read out of a text"
-            )
+            raise UserError(f"image is {address[0]}…", "a path or base64: nothing is fetched")
     return tuple(given)

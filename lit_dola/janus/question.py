@@ -10,6 +10,8 @@ SYSTEM_PROMPT = (
     " that the user provides, and assist the user with a variety of tasks using natural language."
 )
 """The system prompt of ``VLChatProcessor`` in DeepSeek's code, for the template ``deepseek``."""
+_LLAVA_IMAGE = "<image>"
+"""LLaVA's placeholder of a picture."""
 _SPECIAL_TOKENS = {
     "image_token": "<image_placeholder>",
     "eoi_token": "<end_of_image>",
@@ -53,8 +55,10 @@ class QuestionEncoder(PromptEncoder):
         """Return the conversation up to the answer, with one placeholder per picture.
 
         Placeholders stand before the question, one per line, unless the question itself says where
-        its pictures are.
+        its pictures are, with this placeholder or as many ``<image>``, which is LLaVA's.
         """
+        if question.count(_LLAVA_IMAGE) == pictures:
+            question = question.replace(_LLAVA_IMAGE, self._image_token)
         given = question.count(self._image_token)
         if given not in (0, pictures):
             raise UserError(

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lit_dola.data.pictures import LoadedPicture, Picture
+from lit_dola.data.pictures import InlinePicture, LoadedPicture, Picture
 from lit_dola.errors import UserError
 from lit_dola.janus.model import ImageBackbone
 from lit_dola.settings.checks import given_path
@@ -152,6 +152,8 @@ def _pictures(given: Any) -> tuple[Picture, ...]:
 def _picture(given: Any) -> Picture:
     if isinstance(given, Image.Image):
         return LoadedPicture(given)
+    if isinstance(given, str) and (inline := InlinePicture.parse(given)):
+        return inline
     if isinstance(given, str | os.PathLike):
         return given_path("images", given)
     raise UserError(
@@ -163,6 +165,8 @@ def name_of(picture: Picture) -> str:
     """Return the name of a picture in a record: its path, or its size."""
     if isinstance(picture, Path):
         return picture.as_posix()
+    if isinstance(picture, InlinePicture):
+        return picture.name
     return f"<{picture.image.width} x {picture.image.height} image>"
 
 

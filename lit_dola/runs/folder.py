@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
+from lit_dola.data.pictures import INLINE_FOLDER
 from lit_dola.data.requests import Failure
 from lit_dola.errors import UserError
 from lit_dola.registry import record_types
@@ -17,6 +18,7 @@ from lit_dola.runs.record_log import RecordLog
 _PROMPT_FOLDER = re.compile(r"\d{5,}(_.*)?")
 _GROUP = re.compile(r"\d{5,}-\d{5,}")
 _IMAGE_FILE = re.compile(r"img_(\d{2,})\.(jpg|png|webp|npy|inspect\.(?:png|npz))")
+_INLINE_FILE = re.compile(r"[0-9a-f]{32}\.\w+")
 GRID_FILE = "grid.jpg"
 """All images of a prompt in one."""
 
@@ -114,7 +116,8 @@ def delete_half_written(folder: Path, before: float) -> None:
         before: Delete only files older than this, in the file system's own time: another run may
             be writing.
     """
-    for place in (folder, *prompt_folders(folder)):
+    pictures = [path for path in [folder / INLINE_FOLDER] if path.is_dir()]
+    for place in (folder, *pictures, *prompt_folders(folder)):
         for entry in os.scandir(place):
             if entry.name.endswith(".tmp") and TEMPORARY_FILE.fullmatch(entry.name):
                 with suppress(FileNotFoundError):
@@ -140,7 +143,12 @@ def delete_results(folder: Path) -> None:
     for kind in (*record_types().values(), Failure):
         RecordLog(folder, kind).merge(keep=lambda line: None)
     (folder / BEST).unlink(missing_ok=True)
-    files = image_files(folder)
+    pictures = {
+        f"{INLINE_FOLDER}/{path.name}"
+        for path in folder.glob(f"{INLINE_FOLDER}/*")
+        if _INLINE_FILE.fullmatch(path.name)
+    }
+    files = image_files(folder) | pictures
     for name in files:
         (folder / name).unlink()
     for parent in {(folder / name).parent for name in files}:

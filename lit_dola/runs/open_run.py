@@ -3,7 +3,7 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -12,13 +12,13 @@ from threading import Lock
 from typing import Any
 
 from lit_dola.data.columns import Line
-from lit_dola.data.pictures import Picture
+from lit_dola.data.pictures import InlinePicture, Picture
 from lit_dola.data.plan import RunPlan
 from lit_dola.data.requests import Failure
 from lit_dola.errors import RankError
 from lit_dola.messages import printable
 from lit_dola.runs.claim import Claim
-from lit_dola.runs.files import append_line
+from lit_dola.runs.files import append_line, make_folder, write_atomically
 from lit_dola.runs.finish import Outcome, finish_run
 from lit_dola.runs.folder import delete_half_written
 from lit_dola.runs.record_log import RecordLog
@@ -78,9 +78,23 @@ class OpenRun:
         """Call a function on one of the threads."""
         self._waiting.append(self._threads.submit(write, *args))
 
-    def append(self, record: RunRecord) -> None:
-        """Append a record to this rank's log, which marks its files as complete."""
+    def append(self, record: RunRecord, pictures: Sequence[Picture] = ()) -> None:
+        """Append a record to this rank's log, which marks its files as complete.
+
+        Args:
+            record: The record.
+            pictures: Pictures that it is about; those without a file of their own get one.
+        """
+        for picture in pictures:
+            if isinstance(picture, InlinePicture):
+                self._save(picture)
         self._append(self._results, record.to_line())
+
+    def _save(self, picture: InlinePicture) -> None:
+        path = self.folder / picture.name
+        if not path.is_file():
+            make_folder(path.parent)
+            write_atomically(path, [picture.content])
 
     def skip(self, failure: Failure) -> None:
         """Append a failure to this rank's log of errors."""
@@ -92,6 +106,8 @@ class OpenRun:
 
     def relative(self, picture: Picture) -> str:
         """Return the path of a picture relative to the run's folder, with ``/``."""
+        if isinstance(picture, InlinePicture):
+            return picture.name
         assert isinstance(picture, Path)
         return printable(Path(os.path.relpath(picture, self.folder)).as_posix())
 

@@ -84,7 +84,18 @@ MORE_SETTINGS = [
     "settings", [*SETTINGS[::3], *slow([*SETTINGS[1::3], *SETTINGS[2::3], *MORE_SETTINGS])], ids=str
 )
 def test_same_tokens_as_the_plain_reference(settings, janus64, reference_model, encoder):
-    assert run(janus64, encoder, settings) == expected(reference_model, encoder, **settings)
+    found = run(janus64, encoder, settings)
+    assert found == expected(reference_model, encoder, guesses=found, **settings)
+
+
+@pytest.mark.parametrize("wrong_from", [0, 1, 7, 15])
+def test_a_wrong_guess_does_not_change_the_plain_reference(
+    wrong_from, janus64, reference_model, encoder
+):
+    (found,) = run(janus64, encoder, {"layer": 6}, [(0, 3)])
+    guess = found[:wrong_from] + [token ^ 1 for token in found[wrong_from:]]
+    for guesses in [], [guess]:
+        assert expected(reference_model, encoder, [(0, 3)], guesses, layer=6) == [found]
 
 
 NEGATIVE = "blurry, in the style of a child, and with far too many words for anybody to read"
@@ -114,7 +125,13 @@ def test_a_negative_prompt_is_the_unconditional_branch(
     found = generate(branches, keys).tolist()
     for tokens, key, other in zip(found, keys, [negative_ids, None, ids]):
         assert tokens == reference.generate(
-            reference_model, ids, pad, image_index=key.sample_index, negative_ids=other, **settings
+            reference_model,
+            ids,
+            pad,
+            image_index=key.sample_index,
+            negative_ids=other,
+            guess=tokens,
+            **settings,
         )
     assert found[0] != found[1]
 
@@ -125,9 +142,8 @@ def test_a_negative_prompt_is_the_unconditional_branch(
 def test_same_tokens_in_float32(seed, layer, load, reference_model, encoder):
     batch = [(1, 0), (0, 1)]
     settings = {"layer": layer, "seed": seed, "cfg_weight": 1.0 + seed}
-    assert run(load(torch.float32), encoder, settings, batch) == expected(
-        reference_model, encoder, batch, **settings
-    )
+    found = run(load(torch.float32), encoder, settings, batch)
+    assert found == expected(reference_model, encoder, batch, found, **settings)
 
 
 @pytest.mark.parametrize("seed", [0, *slow([1, 2**40])])

@@ -1,5 +1,7 @@
 """The token loop of the image head, as LitDoLa makes it, and a batch to run it on."""
 
+from itertools import zip_longest
+
 import pytest
 
 from lit_dola.decoding.loop import TokenGenerator, cfg_pair
@@ -47,7 +49,7 @@ def load_folder(folder, **settings):
     return load_janus(Checkpoint.open(str(folder)), **settings)
 
 
-def expected(model, encoder, batch=BATCH, **settings):
+def expected(model, encoder, batch=BATCH, guesses=(), **settings):
     """Return the tokens that the plain reference draws for a batch of images."""
     return [
         reference.generate(
@@ -56,7 +58,8 @@ def expected(model, encoder, batch=BATCH, **settings):
             encoder.pad_token_id,
             prompt_index=prompt,
             image_index=image,
+            guess=guess,
             **settings,
         )
-        for prompt, image in batch
+        for (prompt, image), guess in zip_longest(batch, guesses, fillvalue=())
     ]

@@ -1,6 +1,7 @@
 """A plain reference: one image at a time, no cache, float64, the formulas line by line.
 
-Written from the description of the method alone; it shares no code with the package.
+Written from the description of the method alone; it shares no code with the package. A caller may
+guess the tokens, see :class:`Positions`: a guess changes how long it takes, never the result.
 """
 
 import math
@@ -135,12 +136,50 @@ class TransformersJanus:
         return [*states[:-1], normed]
 
 
+class Positions:
+    """Hidden states after inputs and the tokens drawn so far, without any padding.
+
+    As long as these tokens are the guessed ones, one forward pass over the whole guess has the
+    states of all positions: attention is causal, so what follows a position does not change it.
+
+    Args:
+        janus: The model.
+        inputs: Embeddings of each branch, ``(1, length, hidden)``, perhaps of different lengths.
+        embed: Embeds tokens ``(1, length)``.
+        guess: Tokens that are likely to be drawn; they may be wrong or none at all.
+    """
+
+    def __init__(self, janus, inputs, embed, guess=()):
+        self.janus, self.inputs, self.embed, self.guess = janus, inputs, embed, list(guess)
+        self.known = self.run(self.guess[:-1])
+
+    def run(self, tokens):
+        """States of every layer from the last input on, ``(branches, 1 + tokens, hidden)``."""
+        branches = self.inputs
+        if tokens:
+            drawn = self.embed(torch.tensor([tokens]))
+            branches = [torch.cat([inputs, drawn], dim=1) for inputs in branches]
+        if len({inputs.shape for inputs in branches}) == 1:
+            rows = [self.janus.hidden_states(torch.cat(branches))]
+        else:
+            rows = [self.janus.hidden_states(inputs) for inputs in branches]
+        return [torch.cat([row[:, -1 - len(tokens) :] for row in layer]) for layer in zip(*rows)]
+
+    def after(self, tokens):
+        """States of every layer after these tokens, ``(branches, hidden)``."""
+        place = len(tokens)
+        if place < self.known[0].shape[1] and tokens == self.guess[:place]:
+            return [states[:, place] for states in self.known]
+        return [states[:, -1] for states in self.run(tokens)]
+
+
 @torch.no_grad()
 def generate(
     janus,
     input_ids,
     pad_token_id,
     *,
+    guess=(),
     layer=None,
     alpha=0.1,
     strength=1.0,
@@ -162,9 +201,9 @@ def generate(
         [input_ids[0]] + [pad_token_id] * (len(input_ids) - 2) + [input_ids[-1]]
     )
     branches = [janus.embed(torch.tensor([ids])) for ids in (input_ids, uncond_ids)]
-    tokens = []
+    positions, tokens = Positions(janus, branches, janus.embed_image, guess), []
     for step in range(janus.num_image_tokens):
-        hidden_states = both_hidden_states(janus, branches)
+        hidden_states = positions.after(tokens)
         states = [hidden_states[-1]]
         if layer is not None:
             mid = hidden_states[layer]
@@ -182,17 +221,7 @@ def generate(
             entropy_temperature=entropy_temperature,
         )
         tokens.append(token)
-        drawn = janus.embed_image(torch.tensor([[token]]))
-        branches = [torch.cat([inputs, drawn], dim=1) for inputs in branches]
     return tokens
-
-
-def both_hidden_states(janus, branches):
-    """States of every layer at the last position, ``(2, hidden)``, without any padding."""
-    if len({inputs.shape for inputs in branches}) == 1:
-        return [states[:, -1] for states in janus.hidden_states(torch.cat(branches))]
-    pairs = zip(*(janus.hidden_states(inputs) for inputs in branches))
-    return [torch.cat([states[:, -1] for states in pair]) for pair in pairs]
 
 
 def both_branches(janus, input_ids, pictures, image_token_id, pad_token_id):
@@ -211,15 +240,14 @@ def text_log_probs(janus, inputs, text_ids, *, layer, alpha=0.1, strength=1.0, m
 
     With DoLa, on the head set of the first branch.
     """
-    rows = []
+    rows, positions = [], Positions(janus, list(inputs[:, None]), janus.embed, text_ids)
     for place, token in enumerate(text_ids):
-        before = janus.embed(torch.tensor([text_ids[:place]] * len(inputs), dtype=torch.long))
-        hidden_states = janus.hidden_states(torch.cat([inputs, before], dim=1))
-        finals = [row.numpy() for row in janus.lm_head(hidden_states[-1][:, -1])]
+        hidden_states = positions.after(text_ids[:place])
+        finals = [row.numpy() for row in janus.lm_head(hidden_states[-1])]
         if layer is None:
             rows.append([log_softmax(final)[token] for final in finals])
             continue
-        mid = hidden_states[layer][:, -1]
+        mid = hidden_states[layer]
         mids = [row.numpy() for row in janus.lm_head(janus.norm(mid) if mid_norm else mid)]
         inside = head_set(finals[0], alpha)
         scores = [
@@ -252,17 +280,18 @@ def answer(
     top_p=None,
     seed=0,
     question_index=0,
+    guess=(),
 ):
     """Tokens of one answer: pictures are pixels, in the order of their places in the ids."""
     inputs = both_branches(janus, input_ids, pictures, image_token_id, pad_token_id)
     if cfg_weight == 1:
         inputs = inputs[:1]
-    tokens = []
+    positions, tokens = Positions(janus, list(inputs[:, None]), janus.embed, guess), []
     while len(tokens) < max_new_tokens and eos_token_id not in tokens:
-        hidden_states = janus.hidden_states(inputs)
-        states = [hidden_states[-1][:, -1]]
+        hidden_states = positions.after(tokens)
+        states = [hidden_states[-1]]
         if layer is not None:
-            mid = hidden_states[layer][:, -1]
+            mid = hidden_states[layer]
             states.append(janus.norm(mid) if mid_norm else mid)
         logits = [row.numpy() for state in states for row in janus.lm_head(state)]
         if cfg_weight != 1:
@@ -275,6 +304,4 @@ def answer(
         noise = gumbel(seed, question_index, 0, len(tokens), len(scores))
         how = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         tokens.append(draw(scores + bias, noise, **how))
-        drawn = janus.embed(torch.tensor([[tokens[-1]]] * len(inputs)))
-        inputs = torch.cat([inputs, drawn], dim=1)
     return tokens

@@ -16,7 +16,7 @@ DEEP = json.loads("[" * 200 + "]" * 200)
 PROMPTS = {
     "prompt.json: empty": [],
     "not UTF-8: invalid start byte": b"[\xff]",
-    "found a number; expected a list or an object of prompts": 3,
+    "found a number; expected a list or an object of entries": 3,
     "line 2, column 3: not JSON": '["a",\n  ]',
     "prompt.json: not JSON: nested": "[" * 100_000,
     "not JSON: NaN": '[{"prompt": "a", "weight": NaN}]',
