@@ -158,18 +158,47 @@ def test_a_terminal_that_cannot_show_a_text(command, encoding, tmp_path):
     )  # fmt: skip
     (tmp_path / "猫").mkdir()
     (tmp_path / "猫/metadata.jsonl").write_text("")
-    done = subprocess.run(
-        [sys.executable, MAIN, *command], cwd=tmp_path, capture_output=True,
-        env={**os.environ, "PYTHONIOENCODING": encoding},
-    )  # fmt: skip
-    assert b"Traceback" not in done.stderr
+    done = forked.finish(forked.start(tmp_path, command, print_in, encoding), tmp_path)
+    assert "Traceback" not in done.stderr
     assert done.returncode in (0, 1)
     assert done.stdout + done.stderr
+
+
+def print_in(encoding):
+    """Print as with ``PYTHONIOENCODING``."""
+    sys.stdout.reconfigure(encoding=encoding)
+    sys.stderr.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp437"])
+def test_a_command_in_the_encoding_of_the_environment(encoding, tmp_path):
+    (tmp_path / "猫").mkdir()
+    done = subprocess.run(
+        [sys.executable, MAIN, "status", "猫"], cwd=tmp_path, capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert rb"\u732b" in done.stdout + done.stderr
 
 
 def test_the_forked_command_line_takes_texts(tmp_path):
     done = forked.run(tmp_path, ["predict", "--data.prompts", "3: a cat", "--print_config"])
     assert "prompts: '3: a cat'" in done.stdout
+
+
+def print_to_closed_pipe():
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 1)
+    os.close(writer)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+
+
+def print_to_full_device():
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, 1)
+    os.close(full)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
 
 
 COMMANDS = [
@@ -193,24 +222,20 @@ def test_nobody_reads_what_is_printed(command, unbuffered, tmp_path):
         pytest.skip("the same code, at seconds a time")
     write_run(tmp_path / "run", ["a"])
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-    reader, writer = os.pipe()
-    os.close(reader)
-    with open("/dev/full", "w") as full, open(writer, "w") as pipe:
-        for stdout, code in ((pipe, 141), (full, 1)):
+    for print_to, code in ((print_to_closed_pipe, 141), (print_to_full_device, 1)):
+        if command[0] == "predict":  # forked: it imports torch
+            done = forked.finish(forked.start(tmp_path, command, print_to), tmp_path)
+        else:
             done = subprocess.run(
                 [sys.executable, MAIN, *command], cwd=tmp_path, env=environment, text=True,
-                stdout=stdout, stderr=subprocess.PIPE, check=False,
+                preexec_fn=print_to, stderr=subprocess.PIPE, check=False,
             )  # fmt: skip
-            if command[0] == "configs" and stdout is full and len(command) > 1:
-                assert done.stderr.startswith("error: configs: ")  # it has been copied
-                continue
-            assert done.returncode == code or "--help" in command  # argparse ignores it
-            said = "".join(
-                line for line in done.stderr.splitlines(True) if " recommends " not in line
-            )
-            assert said == (
-                f"error: stdout: {os.strerror(ENOSPC)}\n" if done.returncode == 1 else ""
-            )
+        if command[0] == "configs" and code == 1 and len(command) > 1:
+            assert done.stderr.startswith("error: configs: ")  # it has been copied
+            continue
+        assert done.returncode == code or "--help" in command  # argparse ignores it
+        said = "".join(line for line in done.stderr.splitlines(True) if " recommends " not in line)
+        assert said == (f"error: stdout: {os.strerror(ENOSPC)}\n" if done.returncode == 1 else "")
 
 
 @pytest.mark.parametrize("variables", [{"LOCAL_RANK": "1"}, {"SLURM_LOCALID": "3"}])

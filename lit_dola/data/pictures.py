@@ -1,6 +1,5 @@
 """Reading user-supplied pictures."""
 
-import binascii
 import re
 import warnings
 from base64 import b64decode
@@ -56,7 +55,7 @@ class InlinePicture:
         encoded = "".join(text[url.end() if url else 0 :].split()).rstrip("=")
         try:
             return cls(b64decode(encoded + "=" * (-len(encoded) % 4), validate=True))
-        except binascii.Error as error:
+        except ValueError as error:
             raise UserError(f"{text:.40}… is not base64: {error}", "a whole picture") from error
 
     @cached_property

@@ -50,7 +50,7 @@ class QuestionForms:
         Raises:
             UserError: If a form is recognised, but not complete.
         """
-        if isinstance(entry, str):
+        if isinstance(entry, str) and "\t" in entry:
             entry = _mme_line(entry)
         if not isinstance(entry, dict):
             return entry
@@ -111,8 +111,8 @@ def _mme_line(line: str) -> Entry:
     cells = [cell.strip() for cell in line.split("\t")]
     if len(cells) != 3:
         raise UserError(
-            f"a line of {len(cells)} cells",
-            "picture, question and answer with tabs between them (MME), or JSON",
+            f"{len(cells)} cells",
+            "picture, question and answer, with tabs between them",
         )
     return dict(zip(("image", "question", "label"), cells))
 

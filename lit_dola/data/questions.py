@@ -43,9 +43,10 @@ class QuestionDataModule(RequestDataModule):
     """Reads questions about pictures, and batches them.
 
     Args:
-        question_json: Question file: JSON (a list of objects) or JSON Lines, whatever its suffix.
-            Each entry has ``image``, a path or a list of paths, and ``question``, ``text`` or
-            ``prompt``; everything else is kept.
+        question_json: Question file: JSON (a list of objects) or JSON Lines, whatever its suffix,
+            or a table. Each entry has ``image``, a path or a list of paths, and ``question``,
+            ``text`` or ``prompt``; everything else is kept. Also the files of VQAv2, GQA,
+            SEED-Bench, MM-Vet, MMBench and LLaVA, and the folder of MME.
         image_dir: Folder that paths of pictures are relative to; null: the question file's folder.
         on_error: Stop at a bad entry or a broken picture, or skip it, list it in ``errors.jsonl``
             and continue with the others.

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from base64 import b64encode
 
 import pytest
 from PIL import Image
@@ -10,7 +11,7 @@ from PIL import Image
 from lit_dola.runs.answers import AnswerRecord
 from lit_dola.tasks.answer import LitAnswer
 from tests.support.commands import messages
-from tests.support.questions import QUESTIONS, answers, write_questions
+from tests.support.questions import QUESTIONS, answers, write_pictures, write_questions
 
 
 @pytest.fixture
@@ -57,6 +58,44 @@ def test_a_second_run_answers_what_is_missing(answer, asked, tmp_path):
     assert answer().returncode == 0
     assert asked == []
     assert answers(tmp_path / "out") == lines
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["answer", "rank"])
+def test_pictures_in_the_file_are_saved_with_the_run(main_here, tiny_checkpoint, tmp_path, task):
+    """Once each; a second run needs nothing, and another run in their place deletes them."""
+    write_pictures(tmp_path)
+    encoded = b64encode((tmp_path / "a.png").read_bytes()).decode()
+    entries = [{"image": image, "question": "What?", "labels": ["a", "b"]}
+               for image in (encoded, f"data:image/png;base64,{encoded}", "b.png")]  # fmt: skip
+    (tmp_path / "inline.json").write_text(json.dumps(entries))
+    (tmp_path / "other.json").write_text(json.dumps(entries[2:]))
+    settings = {"answer": ["--model.max_new_tokens=4"], "rank": ["--model.scorer=likelihood"]}
+    file = {"answer": "question_json", "rank": "item_json"}[task]
+
+    def run(name, *args):
+        done = main_here(
+            tmp_path, task, "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+            f"--model.model_path={tiny_checkpoint}", f"--data.{file}={name}",
+            "--writer.output_dir=out", *settings[task], *args,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        log = {"answer": "answers", "rank": "ranks"}[task]
+        lines = (tmp_path / f"out/{log}.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines], done.stderr
+
+    lines, _ = run("inline.json")
+    first, again, other = [line["pictures"] for line in lines]
+    assert first == again == [line["image"] for line in lines[:1]]
+    assert other == ["../b.png"]
+    assert [path.name for path in tmp_path.glob("out/pictures/*")] == [first[0][9:]]
+    assert (tmp_path / "out" / first[0]).read_bytes() == (tmp_path / "a.png").read_bytes()
+    assert encoded not in json.dumps(lines)
+    same, said = run("inline.json")
+    assert same == lines
+    assert "nothing to do" in said
+    assert len(run("other.json", "--writer.on_mismatch=overwrite")[0]) == 1
+    assert not (tmp_path / "out/pictures").exists()
 
 
 @pytest.mark.slow

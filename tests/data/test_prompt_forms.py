@@ -119,7 +119,7 @@ ERRORS = {
     "a quote that does not end": ("p.csv", 'prompt\n"a\n', "not a table: unexpected end of data"),
     "an unknown object": ("p.json", '{"data": ["a"], "n": 3}', "found an object with the keys"
                           " 'data', 'n'; expected id -> prompt, or one of the keys prompts,"
-                          " annotations with a list"),
+                          " questions, annotations with a list"),
     "half of UTF-16": ("p.json", b"\xff\xfe[\x00\"", "not UTF-16: truncated data at byte"),
     "a head alone": ("p.tsv", "Prompt\tNote\n", "empty; expected at least one entry"),
     "a comma in a text": ("p.csv", "prompt\na red circle, and a blue square\n", "line 2: 2 cells"),

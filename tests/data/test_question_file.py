@@ -64,8 +64,8 @@ def test_json_lines_in_a_json_file_are_prompts_too(prompt_file):
 
 ERRORS = {
     "a string": (["What?"], "found a string; expected an object with image and question"),
-    "no image": ([{"question": "What?"}], "no image; expected the key image"),
-    "no question": ([{"image": "a.png"}], "no question; expected one of the keys question, text"),
+    "no image": ([{"question": "What?"}], "no image among 'question'; expected the key image"),
+    "no question": ([{"image": "a.png"}], "no question among 'image'; expected one of the keys"),
     "a null question": ([{"image": "a.png", "text": None}], "text is null; expected a string"),
     "an empty question": ([{"image": "a.png", "text": " "}], "text is empty; expected a text"),
     "a null image": ([{"image": None, "text": "x"}], "image is null; expected a path"),

@@ -38,7 +38,9 @@ def finish(process, folder):
     process.join(120)
     process.kill()
     process.join()
-    stdout, stderr = ((folder / name).read_text("utf-8") for name in (".stdout", ".stderr"))
+    stdout, stderr = (
+        (folder / name).read_text("utf-8", "surrogateescape") for name in (".stdout", ".stderr")
+    )
     return SimpleNamespace(returncode=process.exitcode, stdout=stdout, stderr=stderr)
 
 

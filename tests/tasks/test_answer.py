@@ -1,8 +1,8 @@
 """Answers, against a plain float64 loop and transformers' own ``generate``."""
 
 import json
-from itertools import zip_longest
 import math
+from itertools import zip_longest
 
 import numpy as np
 import pytest

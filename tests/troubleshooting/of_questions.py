@@ -24,12 +24,19 @@ def answer(scene, *entries, args=()):
 
 ENTRIES = {
     "found a string; expected an object with image and question": "What?",
-    "no question; expected": {"image": "a.png"},
-    "no image; expected": {"question": "What?"},
+    "no question among": {"image": "a.png"},
+    "no image among": {"question": "What?"},
     "image is an empty list": {"image": [], "question": "What?"},
     "image is https://example.org/a.png": {
         "image": "https://example.org/a.png",
         "question": "What?",
+    },
+    "expected data: with": {"image": "data:image/png,abc", "question": "What?"},
+    "is not base64": {"image": "data:;base64,§", "question": "What?"},
+    "4 cells; expected picture": "a.png\tWhat?\tYes\tNo",
+    "conversations has 2 questions": {
+        "image": "a.png",
+        "conversations": [{"from": "human", "value": "What?"}] * 2,
     },
     "image is null": {"image": None, "question": "What?"},
     "pictures included": {"image": "a.png", "question": "what " * 1000},
@@ -50,6 +57,17 @@ def ask(entry, scene):
         pixels = np.array([[-1, number]], dtype=np.float32)
         Image.fromarray(pixels).save(scene.folder / f"{name}.tiff")
     return answer(scene, entry), 1
+
+
+ANNOTATIONS = {
+    "is not among its annotations": {"question_id": 8, "answers": [], "multiple_choice_answer": ""},
+    "not an annotation of VQAv2": {"question_id": 7},
+}
+
+
+def annotate(annotation, scene):
+    (scene.folder / "annotations.json").write_text(json.dumps({"annotations": [annotation]}))
+    return answer(scene, {**GOOD, "question_id": 7}), 1
 
 
 PRIORS = {
@@ -77,7 +95,12 @@ def change_processor(values, scene):
     return answer(scene), 1
 
 
-for provoke, cases in ((ask, ENTRIES), (use_prior, PRIORS), (change_processor, SIZES)):
+for provoke, cases in (
+    (ask, ENTRIES),
+    (annotate, ANNOTATIONS),
+    (use_prior, PRIORS),
+    (change_processor, SIZES),
+):
     for fragment, value in cases.items():
         CASES[fragment] = partial(provoke, value)
 
