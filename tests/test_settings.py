@@ -14,6 +14,7 @@ from lit_dola.cli.tasks import ParsedTask
 from lit_dola.errors import UserError
 from lit_dola.janus.tokenizer import PromptEncoder
 from lit_dola.settings.declared import refuse_null, settings_of
+from lit_dola.tasks.generate import LitDoLa
 from tests.support.commands import one_line, records
 from tests.support.scoring import sample
 
@@ -225,3 +226,19 @@ def test_prompts_that_are_none(pipeline, prompts):
 def test_devices_that_are_not_there(tiny_checkpoint, device):
     with pytest.raises(UserError, match="device: "):
         JanusPipeline.from_pretrained(tiny_checkpoint, device=device)
+
+
+FLOATS = ["alpha", "strength", "cfg_weight", "temperature", "top_p", "min_p", "entropy_temperature"]
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("number", [10**400, -(10**400)])
+def test_an_integer_that_no_float_can_hold(name, number, main_here, tmp_path):
+    value = [number, 1, 1] if name == "entropy_temperature" else number
+    with pytest.raises(UserError, match=f"^{name}: "):
+        LitDoLa.checked({name: value})
+    (tmp_path / "c.yaml").write_text(json.dumps({"model": {name: value}}))
+    done = main_here(tmp_path, "predict", "--config=c.yaml")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f'error: c.yaml: Parser key "model.{name}": ')
+    assert done.stderr.count("\n") == 1

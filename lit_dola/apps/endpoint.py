@@ -3,14 +3,16 @@
 import asyncio
 import json
 import os
+import re
 import secrets
 import time
 import uuid
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from litserve.specs.base import LitSpec
 from litserve.utils import ResponseBufferItem
 from prometheus_client import (
@@ -31,6 +33,9 @@ from lit_dola.apps.worker import Outcome, Payload, Shared
 from lit_dola.errors import UserError
 
 PATH = "/v1/images/generations"
+_FILES = "/images"
+"""Path of the files of images; their folders have names that nobody guesses."""
+_FILE = re.compile(r"\d{8}-\d{6}-[0-9a-f]{32}/[^/]+/img_\d+\.(png|jpg|webp)")
 _LOOK = 0.5
 """Seconds between two checks for disconnected clients and dead workers."""
 _DIED = "a process with the model has died; the server ends"
@@ -87,6 +92,7 @@ class ImagesSpec(LitSpec):  # type: ignore[misc]
         self.add_endpoint("/v1/models", self.models, ["GET"])
         self.add_endpoint("/v1/models/{name:path}", self.model, ["GET"])
         self.add_endpoint("/metrics", self.show_metrics, ["GET"])
+        self.add_endpoint(f"{_FILES}/{{name:path}}", self.file, ["GET"])
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without locks, which cannot be sent to a worker."""
@@ -106,6 +112,17 @@ class ImagesSpec(LitSpec):  # type: ignore[misc]
             return JSONResponse(self._model)
         error = unknown_model(name, self.served)
         return JSONResponse(error.body, error.status)
+
+    async def file(self, name: str) -> Response:
+        """Return the file of an image; its address is all that a client needs."""
+        path = self.output_dir / name
+        if not (_FILE.fullmatch(name) and path.is_file()):
+            raise HTTPException(404, "no such image")
+        return FileResponse(path)
+
+    def _url_of(self, file: Path) -> str:
+        place = file.relative_to(self.output_dir.resolve()).as_posix()
+        return f"{self.served.public_url}{_FILES}/{quote(place)}"
 
     async def show_metrics(self) -> Response:
         """Return the metrics in the text format of Prometheus."""
@@ -151,13 +168,13 @@ class ImagesSpec(LitSpec):  # type: ignore[misc]
             raise ApiError(500, outcome.error, code="server_error")
         self.metrics.images.inc(len(outcome.images))
         self.metrics.at_once.observe(outcome.at_once)
-        return 200, reply(job, outcome.images, self.served.size), told
+        return 200, reply(job, outcome.images, self.served.size, self._url_of), told
 
     async def _outcome(self, job: Any, slot: int, request: Request) -> Outcome | None:
         """Wait for a worker; return None if the client disconnected."""
-        uid, item = str(uuid.uuid4()), ResponseBufferItem(asyncio.Event())
+        uid, item = uuid.uuid4().hex, ResponseBufferItem(asyncio.Event())
         self.response_buffer[uid] = item
-        folder = self.output_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{uid[:8]}"
+        folder = self.output_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{uid}"
         payload = Payload(job, slot, folder)
         self.request_queue.put((self.response_queue_id, uid, time.monotonic(), payload))
         try:
@@ -194,6 +211,26 @@ def token() -> str:
     return found
 
 
+def check_public_url(url: str | None) -> str:
+    """Return the address by which clients reach a server, without its last ``/``; empty if unknown.
+
+    Raises:
+        UserError: If it is not an address.
+    """
+    if url is None:
+        return ""
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and not parts.query
+    except ValueError:
+        known = False
+    if not known or not url.isprintable() or " " in url or "#" in url:
+        raise UserError(
+            f"{url!r:.60}", "an address, e.g. https://images.example.org", setting="public_url"
+        )
+    return url.rstrip("/")
+
+
 def middlewares(cors_origin: str | None) -> list[Any]:
     """Return what handles requests before the endpoints.
 
@@ -217,13 +254,13 @@ class _HeadAsGet:
 
 
 def authorize(request: Request) -> None:
-    """Check the token of a request; the health check needs none.
+    """Check the token of a request; the health check and files of images need none.
 
     Raises:
         HTTPException: If it is not the one in the environment.
     """
     expected = token()
-    if not expected or request.url.path == "/health":
+    if not expected or request.url.path == "/health" or request.url.path.startswith(f"{_FILES}/"):
         return
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not secrets.compare_digest(
@@ -240,7 +277,7 @@ def answer_errors_as_openai(app: FastAPI) -> None:
         if isinstance(error, AnyHTTPException):
             status, said, headers = error.status_code, str(error.detail), error.headers
             if status in (404, 405):
-                said = f"{request.method} {request.url.path}: {said}; expected POST {PATH}"
+                said = f"{request.method} {request.url.path:.200}: {said}; expected POST {PATH}"
         code = {401: "invalid_api_key"}.get(status)
         return JSONResponse(error_body(status, said, code=code), status, headers)
 

@@ -6,7 +6,7 @@ See https://platform.openai.com/docs/api-reference/images/create; our settings a
 import base64
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from lit_dola.apps.limits import Limits
 from lit_dola.apps.starting import name_of
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
-from lit_dola.messages import suggestion
+from lit_dola.messages import printable, suggestion
 from lit_dola.pipeline import ImageCall
 from lit_dola.runs.image_file import Format
 from lit_dola.settings.declared import settings_of
@@ -122,6 +122,8 @@ class Served:
     limits: Limits
     settings: Mapping[str, Any]
     """Settings of the model that requests start from."""
+    public_url: str = ""
+    """Address by which clients reach the server; empty: unknown, and no reply has an address."""
 
     @property
     def name(self) -> str:
@@ -167,7 +169,7 @@ def job_of(body: Any, served: Served) -> ImageJob:
     return ImageJob(
         ImageCall(asked.prompt, asked.n, seed),
         settings,
-        asked.response_format,
+        asked.response_format if served.public_url else "b64_json",
         asked.output_format,
         max(asked.output_compression, 1),
     )
@@ -183,8 +185,9 @@ def unknown_model(name: Any, served: Served) -> ApiError:
 def _validation_error(error: ValidationError, model: type[BaseModel]) -> ApiError:
     """Return the first error of a request."""
     first = error.errors()[0]
-    name, known = str(first["loc"][0]), model.model_fields
-    if first["type"] == "extra_forbidden":
+    name = printable(str(first["loc"][0] if first["loc"] else first["input"]))
+    known = model.model_fields
+    if name not in known:
         more = suggestion(name, known) or f"; expected some of {', '.join(sorted(known))}"
         return ApiError(400, f"{name:.60}: not a field{more}", name[:60], "unknown_parameter")
     message = f"{name}: {first['input']!r:.60}; expected {known[name].description}"
@@ -213,14 +216,23 @@ class ImageFile:
     """Its prompt and every setting that shaped it."""
 
 
-def reply(job: ImageJob, images: list[ImageFile], size: str) -> dict[str, Any]:
-    """Return a reply as JSON; each image has its record besides OpenAI's fields."""
+def reply(
+    job: ImageJob, images: list[ImageFile], size: str, url_of: Callable[[Path], str]
+) -> dict[str, Any]:
+    """Return a reply as JSON; each image has its record besides OpenAI's fields.
+
+    Args:
+        job: The request.
+        images: Its images.
+        size: Their size, as OpenAI writes it.
+        url_of: Returns the address of a file.
+    """
     return {
         "created": int(time.time()),
         "data": [
             {
                 **(
-                    {"url": image.file.as_uri()}
+                    {"url": url_of(image.file)}
                     if image.file
                     else {"b64_json": base64.b64encode(image.content or b"").decode()}
                 ),

@@ -20,6 +20,7 @@ from lit_dola.apps.endpoint import (
     ImagesSpec,
     answer_errors_as_openai,
     authorize,
+    check_public_url,
     middlewares,
     token,
 )
@@ -110,6 +111,7 @@ def serve(
     stop_timeout: PositiveInt = 300,
     output_dir: str = "outputs/served",
     cors_origin: str | None = None,
+    public_url: str | None = None,
 ) -> None:
     """Serve images to programs: ``POST /v1/images/generations``, as OpenAI has it.
 
@@ -129,6 +131,9 @@ def serve(
         output_dir: Folder for images of requests with the ``response_format`` url.
         cors_origin: Origin of web pages that may call it from a browser, e.g.
             ``https://example.org``, or ``*``; null: none.
+        public_url: Address by which clients reach the server, e.g. ``https://images.example.org``:
+            replies with the ``response_format`` url begin with it; null: every reply has the
+            images themselves.
 
     Raises:
         UserError: If it cannot listen, the model cannot be loaded, or a worker dies.
@@ -137,7 +142,8 @@ def serve(
     logging.getLogger().addHandler(logging.NullHandler())  # or LitServe adds one that prints
     load, devices = how_to_load(model, trainer), _devices(trainer)
     limits = Limits(max_images, max_prompt_length, max_queue)
-    served = Served(checked_checkpoint(model), limits, shared_settings(model))
+    public_url = check_public_url(public_url)
+    served = Served(checked_checkpoint(model), limits, shared_settings(model), public_url)
     check_port(host, port)
     warn_if_open(host, token())
     shared = Shared.of(limits.max_queue, trainer.num_devices)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter
 from jsonargparse._paths import Path as PathOfConfig
 
 from lit_dola.cli.arguments import ENV_PREFIX
 from lit_dola.cli.messages import fail
 from lit_dola.errors import within
 from lit_dola.messages import suggestion
+from lit_dola.settings.declared import SettingsParser
 from lit_dola.settings.texts import decode
 
 _UNKNOWN = re.compile(
@@ -49,7 +50,7 @@ def parser_options(task: str | None = None) -> dict[str, Any]:
     }
 
 
-class OneLineParser(ArgumentParser):
+class OneLineParser(SettingsParser):
     """Parser that reports an error in one line, without jsonargparse's usage message.
 
     Args:

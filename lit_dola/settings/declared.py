@@ -156,9 +156,19 @@ def parse_settings(owner: type, settings: Mapping[str, Any]) -> Namespace:
         raise UserError(one_line(str(error))) from error
 
 
+class SettingsParser(ArgumentParser):
+    """Parser that refuses an integer too large for a float like any other wrong value."""
+
+    def _check_value_key(self, action: Any, value: Any, key: str, *args: Any, **how: Any) -> Any:
+        try:
+            return super()._check_value_key(action, value, key, *args, **how)
+        except OverflowError as error:
+            raise TypeError(f'Parser key "{key}": {error}') from error
+
+
 @cache
 def _parser_of(owner: type) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False)
+    parser = SettingsParser(exit_on_error=False)
     parser.add_class_arguments(owner)
     take_literally(parser, owner)
     return parser

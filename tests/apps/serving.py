@@ -79,7 +79,7 @@ def serving(folder, *settings, task="serve", ready="/health", token=TOKEN, fork=
 
     Args:
         folder: Working folder.
-        settings: Settings besides those of the demo.
+        settings: Settings besides those of the demo; ``{port}`` in them is its port.
         task: The task of the command line.
         ready: Path that answers once it is ready.
         token: The token of clients.
@@ -87,7 +87,8 @@ def serving(folder, *settings, task="serve", ready="/health", token=TOKEN, fork=
     """
     port, variables = free_port(), {"LIT_DOLA_API_KEY": token}
     args = [
-        task, "--config", "demo", "--port", str(port), "--trainer.accelerator", "cpu", *settings
+        task, "--config", "demo", "--port", str(port), "--trainer.accelerator", "cpu",
+        *[setting.format(port=port) for setting in settings],
     ]  # fmt: skip
     if fork:
         process = ForkedProcess(forked.start(folder, args, fork_workers, **variables))

@@ -32,7 +32,8 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
     with serving(
         folder, "--max_images", "4", "--max_wait", "0.3", "--max_prompt_length", "8000",
-        "--cors_origin", "https://page.example", token=f" {TOKEN}\r\n", fork=True,
+        "--cors_origin", "https://page.example", "--public_url", "http://localhost:{port}/",
+        token=f" {TOKEN}\r\n", fork=True,
     ) as running:  # fmt: skip
         running.folder = folder
         yield running
@@ -75,14 +76,20 @@ def test_a_url_is_a_file_of_a_run(server, tmp_path, format, file_format):
         prompt="a green triangle", n=2, response_format="url", output_format=format,
         output_compression=80, extra_body={"seed": 1, "dola": False},
     )  # fmt: skip
-    paths = [Path(url2pathname(urlparse(image.url).path)) for image in made.data]
-    assert [path.read_bytes() for path in paths] == predict(
+    addresses = [image.url for image in made.data]
+    assert all(it.startswith(f"http://localhost:{server.port}/images/") for it in addresses)
+    replies = [urllib.request.urlopen(address) for address in addresses]  # without the token
+    assert {reply.headers["Content-Type"] for reply in replies} == {f"image/{format}"}
+    assert [reply.read() for reply in replies] == predict(
         tmp_path, "a green triangle", "--model.seed=1", "--model.dola=false",
         "--model.parallel_size=2", f"--writer.format={file_format}", "--writer.quality=80",
     )  # fmt: skip
-    run = paths[0].parents[1]
-    assert run.parent == server.folder / "outputs/served"
+    path = Path(url2pathname(urlparse(addresses[0]).path)).relative_to("/images")
+    run = server.folder / "outputs/served" / path.parts[0]
     assert len((run / "metadata.jsonl").read_text().splitlines()) == 2
+    for other in ("metadata.jsonl", f"../{path.parts[0]}/metadata.jsonl", "..%2f..%2f.stderr"):
+        for root in (run.name, f"{run.name}/{path.parts[1]}"):
+            assert http_reply(server, "GET", f"/images/{root}/{other}").status in (401, 404)
 
 
 def test_clients_at_once_share_batches_and_get_what_they_would_alone(server):

@@ -57,6 +57,11 @@ def odd_token(scene):
     return scene.predict("--port=8765", subcommand="serve"), 1
 
 
+@case("public_url: 'example.org'; expected an address")
+def odd_public_url(scene):
+    return scene.predict("--port=8765", "--public_url=example.org", subcommand="serve"), 1
+
+
 @case("host: empty")
 def no_host(scene):
     return scene.predict("--host=", subcommand="play"), 1
