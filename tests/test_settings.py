@@ -232,7 +232,7 @@ FLOATS = ["alpha", "strength", "cfg_weight", "temperature", "top_p", "min_p", "e
 
 
 @pytest.mark.parametrize("name", FLOATS)
-@pytest.mark.parametrize("number", [10**400, -(10**400)])
+@pytest.mark.parametrize("number", [10**400, -(10**400)], ids=["large", "small"])
 def test_an_integer_that_no_float_can_hold(name, number, main_here, tmp_path):
     value = [number, 1, 1] if name == "entropy_temperature" else number
     with pytest.raises(UserError, match=f"^{name}: "):

@@ -164,6 +164,8 @@ def _table(text: str, delimiter: str) -> tuple[Places, Callable[..., Any]]:
         if delimiter != "\t":
             raise UserError(f"not a table: {error}") from error
         rows = [*_read_rows(text, delimiter, quoted=False)]  # quotes are part of the texts
+    if not rows:
+        raise UserError("empty", "at least one entry")
     (_, head), *body = rows
     names = [name.strip() for name in head]
     if again := next((name for name in names if name and names.count(name) > 1), None):

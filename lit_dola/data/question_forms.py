@@ -171,9 +171,11 @@ def _multiple_choice(entry: Entry, options: dict[str, str]) -> Entry:
     hint = entry.get("hint")
     lines = [hint.strip()] if isinstance(hint, str) and hint.strip() else []
     lines += [entry["question"].strip(), *(f"{letter}. {text}" for letter, text in options.items())]
+    found: Entry = {"question": "\n".join([*lines, _INSTRUCTION])}
     answer = entry.get("answer")
-    right = [answer, f"{answer}. {options[answer]}"] if answer in options else None
-    return {"question": "\n".join([*lines, _INSTRUCTION]), **({"label": right} if right else {})}
+    if isinstance(answer, str) and answer in options:
+        found["label"] = [answer, f"{answer}. {options[answer]}"]
+    return found
 
 
 def _is_label(answer: Any) -> bool:
