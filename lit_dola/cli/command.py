@@ -9,8 +9,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from inspect import signature
+from traceback import walk_tb
 from typing import Any
 
 import lightning
@@ -20,6 +21,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -42,7 +44,7 @@ from lit_dola.cli.tasks import PASSED, ParsedTask, Parser, all_parsers, own_argu
 from lit_dola.data.base import RequestDataModule
 from lit_dola.errors import UserError
 from lit_dola.janus.recommended import recommended_settings
-from lit_dola.messages import printable
+from lit_dola.messages import first_line, printable
 from lit_dola.registry import TASKS, resolve
 from lit_dola.settings.declared import refuse_null
 from lit_dola.tasks.base import JanusModule
@@ -133,9 +135,7 @@ class DoLaCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            cause: BaseException = error
-            while cause.__cause__ is not None:
-                cause = cause.__cause__
+            *_, cause = _causes(error)
             if not isinstance(cause, ImportError):
                 raise
             raise UserError(str(cause), setting="trainer") from error
@@ -199,6 +199,29 @@ def run_model_task(arguments: Arguments) -> None:
         raise SystemExit(fail(f"trainer: {trainer_message(error)}", code=1)) from None
     except Interrupted as interrupted:
         raise SystemExit(_stop(interrupted)) from None
+    except UserError:
+        raise
+    except Exception as error:
+        _blame_logger(error)
+        raise
+
+
+def _blame_logger(error: Exception) -> None:
+    """Raise the error of a logger as a line, e.g. of one that asks for a login."""
+    for cause in _causes(error):
+        frames = (frame for frame, _ in walk_tb(cause.__traceback__))
+        if any(isinstance(frame.f_locals.get("self"), Logger) for frame in frames):
+            said = f"{type(cause).__name__}: {first_line(cause)}"
+            raise UserError(
+                said, "a logger that works, or none", setting="trainer.logger"
+            ) from error
+
+
+def _causes(error: Exception) -> Iterator[Exception]:
+    """Yield an exception and what caused it, the first cause last."""
+    yield error
+    if isinstance(error.__cause__, Exception):
+        yield from _causes(error.__cause__)
 
 
 def print_for_all_tasks(arguments: Arguments) -> None:

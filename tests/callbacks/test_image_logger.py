@@ -7,6 +7,8 @@ import sys
 
 import numpy as np
 import pytest
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -87,3 +89,39 @@ def test_a_logger_without_images_gets_the_settings(predict, tmp_path):
     predict("--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs")
     (file,) = tmp_path.glob("logs/*/version_0/hparams.yaml")
     assert "cfg_weight: 5.0" in file.read_text()
+
+
+class Failing(CSVLogger):
+    """Fails at one of its calls, as one does that asks for a login or loses its server."""
+
+    def __init__(self, save_dir, at):
+        self.at = at
+        self.fail_at("creation")
+        super().__init__(save_dir)
+
+    def fail_at(self, place):
+        if place == self.at:
+            raise RuntimeError("No API key configured.\nUse `login`.") from OSError("no key")
+
+    @property
+    @rank_zero_experiment
+    def experiment(self):
+        self.fail_at("start")
+        return super().experiment
+
+    def finalize(self, status):
+        self.fail_at("end")
+
+
+@pytest.mark.parametrize("at", ["creation", "start", "end"])
+def test_a_logger_that_fails_is_one_line_and_loses_nothing(tmp_path, arguments, at):
+    logger = [f"--trainer.logger={__name__}.Failing", "--trainer.logger.save_dir=logs"]
+    done = forked.run(tmp_path, [*arguments, *logger, f"--trainer.logger.at={at}"])
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "error: trainer.logger: RuntimeError: No API key configured.; expected a logger that works,"
+        " or none"
+    )
+    assert "Traceback" not in done.stderr
+    assert len([*tmp_path.glob("outputs/*/*.png")]) == (4 if at == "end" else 0)
+    assert forked.run(tmp_path, arguments).returncode == 0

@@ -7,6 +7,7 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from lit_dola import ImageWriter
 from lit_dola.decoding.loop import TokenGenerator
@@ -124,6 +125,16 @@ def newer_transformers(scene):
 @case("which is in transformers' layout")
 def other_layout(scene):
     return use_deepseek(scene, "janus", "janus.models")
+
+
+@case("expected a logger that works, or none")
+def logger_without_login(scene):
+    def log_in(self):
+        raise type("UsageError", (Exception,), {})("No API key configured")
+
+    scene.monkeypatch.setattr(CSVLogger, "experiment", property(log_in))
+    args = ("--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={scene.folder}")
+    return scene.predict(*args), 1
 
 
 @case("Requirement 'wandb")
