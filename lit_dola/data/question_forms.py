@@ -17,6 +17,7 @@ _PICTURES = {"imagename": "{}", "data_id": "{}", "imageId": "{}.jpg"}
 _VQA_FILE = "COCO_{}_{:012d}.jpg"
 _ENOUGH = 3
 """Annotators with whom an answer must agree to count fully (Antol et al. 2015, section 3)."""
+_HUMAN = ("human", "user")
 _SUFFIXES = (".jpg", ".png", ".jpeg")
 _MME_FOLDERS = ("questions_answers_YN", "images")
 """Folders within a category of MME for its questions and its pictures, where they are apart."""
@@ -147,12 +148,19 @@ def _conversation(entry: Entry) -> Entry:
     if not isinstance(turns, list):
         return {}
     asked = [
-        turn.get("value")
+        turn.get("value", turn.get("content"))
         for turn in turns
-        if isinstance(turn, dict) and turn.get("from") == "human"
+        if isinstance(turn, dict) and turn.get("from", turn.get("role")) in _HUMAN
     ]
     if len(asked) != 1:
         raise UserError(f"conversations has {len(asked)} questions", "one")
+    pictures = entry.get("image")
+    count, given = (
+        len(pictures) if isinstance(pictures, list) else 1,
+        str(asked[0]).count("<image>"),
+    )
+    if given not in (0, count):
+        raise UserError(f"the question has {given} <image>", f"none, or one per picture: {count}")
     return {"question": asked[0]}
 
 

@@ -137,6 +137,16 @@ def test_a_conversation(tmp_path, text):
     assert read(path) == [(["000000033471.jpg"], text, None)]
 
 
+def test_a_conversation_in_the_words_of_a_chat(tmp_path):
+    write_picture(tmp_path / "a.jpg")
+    turns = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A."}]
+    path = write(tmp_path / "q.json", [{"image": "a.jpg", "conversations": turns}])
+    assert read(path) == [(["a.jpg"], "<image>What?", None)]
+    path.write_text(path.read_text().replace("<image>", "<image><image>"))
+    with pytest.raises(UserError, match="the question has 2 <image>; expected none, or one per"):
+        read(path)
+
+
 @pytest.mark.parametrize(("turns", "found"), [(0, 0), (2, 1), (4, 2)])
 def test_a_conversation_asks_once(tmp_path, turns, found):
     write_picture(tmp_path / "a.jpg")

@@ -75,6 +75,9 @@ def test_a_question_says_where_its_pictures_are(original_layout):
     question = "Is <image_placeholder> the same as <image_placeholder>?"
     text = f"<|User|>: {question}\n\n<|Assistant|>:"
     assert encoder.encode_question(question, 2) == deepseeks_ids(original_layout, text, 16)
+    llava = question.replace("<image_placeholder>", "<image>")
+    assert encoder.encode_question(llava, 2) == encoder.encode_question(question, 2)
+    assert encoder.encode_question(llava, 1) != encoder.encode_question(question, 2)  # a text
     with pytest.raises(UserError, match=r"has 2 <image_placeholder>; expected none, or .*: 1"):
         encoder.encode_question(question, 1)
 

@@ -38,6 +38,10 @@ ENTRIES = {
         "image": "a.png",
         "conversations": [{"from": "human", "value": "What?"}] * 2,
     },
+    "the question has 2 <image>; expected none": {
+        "image": "a.png",
+        "conversations": [{"from": "human", "value": "<image><image>"}],
+    },
     "image is null": {"image": None, "question": "What?"},
     "pictures included": {"image": "a.png", "question": "what " * 1000},
     "expected none, or one per picture": {"image": "a.png", "question": "<image_placeholder>" * 2},
