@@ -44,7 +44,7 @@ ENTRIES = {
     },
     "image is null": {"image": None, "question": "What?"},
     "pictures included": {"image": "a.png", "question": "what " * 1000},
-    "expected none, or one per picture": {"image": "a.png", "question": "<image_placeholder>" * 2},
+    "<image_placeholder>; expected none": {"image": "a.png", "question": "<image_placeholder>" * 2},
     "found nothing; expected an image": {"image": "z.png", "question": "What?"},
     "not an image; expected JPEG": {"image": "page.png", "question": "What?"},
     "a broken image": {"image": "cut.png", "question": "What?"},
