@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any
 
@@ -33,6 +33,13 @@ def one_line(text: str) -> str:
 def first_line(error: Exception) -> str:
     """Return the first line of another package's error, or its type if it has no text."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def causes(error: Exception) -> Iterator[Exception]:
+    """Yield an exception and what caused it, the first cause last."""
+    yield error
+    if isinstance(error.__cause__, Exception):
+        yield from causes(error.__cause__)
 
 
 def printable(text: str) -> str:

@@ -104,7 +104,7 @@ SAMPLER = {
         insert(
             "        if self.lowest_id is not None:\n"
             '            logits[..., : self.lowest_id] = float("-inf")\n',
-            before="        return (logits + noise).argmax(dim=-1)",
+            before="        return logits + noise",
         ),
     ],
     "tasks/decode.py": [

@@ -138,11 +138,16 @@ class RunWriter(BasePredictionWriter):
         self.run.note()
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record what the model has decided since it was loaded."""
+        """Record what the model has decided since it was loaded, and what it decides later."""
         assert isinstance(pl_module, JanusModule)
-        self.run_settings = self.run_settings._replace(batching=pl_module.batching())
-        size, settings = self._plan.batch_size, self.record_settings()
-        self.run.note(began=time.time(), batch_size=size, settings=settings)
+        pl_module.on_decision = [partial(self._note_decisions, pl_module)]
+        self._note_decisions(pl_module, began=time.time(), batch_size=self._plan.batch_size)
+
+    def _note_decisions(self, module: JanusModule, **news: Any) -> None:
+        self.run_settings = self.run_settings._replace(batching=module.batching())
+        settings, step, about = self.record_settings(), module.step_name(), self.run.about
+        if news or (settings, step) != (about.settings, about.step):
+            self.run.note(settings=settings, step=step, **news)
 
     def write_on_batch_end(
         self,

@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from inspect import signature
 from traceback import walk_tb
 from typing import Any
@@ -44,7 +44,7 @@ from lit_dola.cli.tasks import PASSED, ParsedTask, Parser, all_parsers, own_argu
 from lit_dola.data.base import RequestDataModule
 from lit_dola.errors import UserError
 from lit_dola.janus.recommended import recommended_settings
-from lit_dola.messages import first_line, printable
+from lit_dola.messages import causes, first_line, printable
 from lit_dola.registry import TASKS, resolve
 from lit_dola.settings.declared import refuse_null
 from lit_dola.tasks.base import JanusModule
@@ -135,7 +135,7 @@ class DoLaCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            *_, cause = _causes(error)
+            *_, cause = causes(error)
             if not isinstance(cause, ImportError):
                 raise
             raise UserError(str(cause), setting="trainer") from error
@@ -208,20 +208,13 @@ def run_model_task(arguments: Arguments) -> None:
 
 def _blame_logger(error: Exception) -> None:
     """Raise the error of a logger as a line, e.g. of one that asks for a login."""
-    for cause in _causes(error):
+    for cause in causes(error):
         frames = (frame for frame, _ in walk_tb(cause.__traceback__))
         if any(isinstance(frame.f_locals.get("self"), Logger) for frame in frames):
             said = f"{type(cause).__name__}: {first_line(cause)}"
             raise UserError(
                 said, "a logger that works, or none", setting="trainer.logger"
             ) from error
-
-
-def _causes(error: Exception) -> Iterator[Exception]:
-    """Yield an exception and what caused it, the first cause last."""
-    yield error
-    if isinstance(error.__cause__, Exception):
-        yield from _causes(error.__cause__)
 
 
 def print_for_all_tasks(arguments: Arguments) -> None:

@@ -6,7 +6,8 @@ not depend on its neighbours.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -15,7 +16,15 @@ from lit_dola.decoding.cache import KVCache
 from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.prefill import Branches, longest_prompt, prefill, round_up, row_lengths
 from lit_dola.decoding.sampling import stream_keys
-from lit_dola.decoding.step import Decoder, compile_step, decode_window, draw
+from lit_dola.decoding.step import (
+    Decoder,
+    Step,
+    compile_step,
+    decode_window,
+    draw,
+    race,
+    run_window,
+)
 from lit_dola.janus.model import Backbone, Head
 from lit_dola.janus.tokenizer import unconditional_ids
 
@@ -47,6 +56,10 @@ class NotFiniteError(ArithmeticError):
         self.steps = steps
 
 
+class StepError(RuntimeError):
+    """The compiled step has failed; the step as written may not."""
+
+
 def cfg_pair(
     input_ids: Sequence[int], pad_token_id: int, negative_ids: Sequence[int] | None = None
 ) -> Branches:
@@ -75,8 +88,9 @@ class TokenGenerator:
         stop_ids: Token ids that end a sequence; none for images.
         max_prompt_length: Token ids of the longest prompt to come; the cache grows if a prompt is
             longer.
-        compile: Whether to compile the step, with CUDA graphs on a GPU. Every batch then uses as
-            many rows as the largest batch before it, so that one compilation serves all.
+        compile: Whether to compile the step. Every batch then uses as many rows as the largest
+            batch before it, so that one compilation serves all.
+        graphs: Whether a compiled step uses CUDA graphs on a GPU.
         share_prefill: Whether the sequences of a prompt share one pass. Ranks that share a model
             must run the same number of passes, whatever prompts they have.
         fill_to: Sequences that a smaller batch is filled up to, with copies of its last one: a GPU
@@ -107,6 +121,7 @@ class TokenGenerator:
         stop_ids: Sequence[int] = (),
         max_prompt_length: int = 0,
         compile: bool = False,
+        graphs: bool = True,
         share_prefill: bool = True,
         fill_to: int = 1,
         prior: Tensor | None = None,
@@ -119,7 +134,10 @@ class TokenGenerator:
         self.share_prefill = share_prefill
         self.fill_to = fill_to
         self._cache: KVCache | None = None
-        self._step = compile_step(janus.parameters()) if compile else decode_window
+        self.graphs = graphs
+        self._step: Step | None = None
+        """The compiled step, once it is needed."""
+        self._janus = janus
 
     @torch.no_grad()
     def __call__(
@@ -147,6 +165,7 @@ class TokenGenerator:
 
         Raises:
             NotFiniteError: If a sequence's logits are NaN or infinite at some step.
+            StepError: If the step is compiled, and fails.
         """
         count = len(prompts)
         spare = max(self.fill_to, self._compiled_for(len(prompts[0]))) - count
@@ -197,10 +216,56 @@ class TokenGenerator:
 
     def _run_step(self, *inputs: Any) -> tuple[Tensor, Tensor]:
         """Call :func:`decode_window`; compiled, what it returns lasts until the next call."""
-        if self.compile:
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        drawn: tuple[Tensor, Tensor] = self._step(self.decoder, *inputs)
+        if not self.compile:
+            return decode_window(self.decoder, *inputs)
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        try:
+            self._step = self._step or compile_step(self._janus.parameters(), self.graphs)
+            drawn: tuple[Tensor, Tensor] = self._step(self.decoder, *inputs)
+        except Exception as error:
+            raise StepError(str(error)) from error
         return drawn
+
+    def as_written(self, max_new_tokens: int) -> Self:
+        """Return a token loop with the same settings and the step as written.
+
+        Args:
+            max_new_tokens: Tokens to draw per sequence.
+        """
+        other = copy(self)
+        other.max_new_tokens = max_new_tokens
+        other.compile, other.fill_to, other._cache = False, 1, None
+        return other
+
+    @torch.no_grad()
+    def race(
+        self, prompts: Sequence[Branches], keys: Sequence[StreamKey], tokens: Tensor
+    ) -> Tensor:
+        """Return the values of all tokens at each draw, of which the largest is drawn.
+
+        One pass of the step as written, in which every draw follows the given tokens.
+
+        Args:
+            prompts: The branches of each sequence's prompt.
+            keys: The random stream of each sequence.
+            tokens: The first tokens of each sequence, int64 ``(sequences, count)``.
+
+        Returns:
+            Float32 ``(sequences, count, vocab)``.
+        """
+        decoder, cache = self.decoder, self._cache_for(prompts)
+        prompt_index, image_index = torch.tensor(keys, device=tokens.device).unbind(dim=1)
+        seed = torch.full_like(prompt_index, decoder.scoring.seed)
+        streams = stream_keys(seed, prompt_index, image_index)
+        branches, steps = len(prompts[0]), torch.arange(tokens.shape[1], device=tokens.device)
+        lengths = row_lengths(prompts, steps)
+        first = prefill(decoder, prompts, cache, self.share_prefill)
+        inputs = tokens[:, :-1].repeat_interleave(branches, dim=0)
+        slots = torch.arange(cache.slots, device=tokens.device)
+        rest = run_window(decoder, cache, inputs, lengths + steps[:-1], slots)
+        states = torch.cat([first, rest], dim=2)
+        values, _ = race(decoder, states, streams, steps.expand_as(tokens))
+        return values.view(*tokens.shape, -1)
 
     def _compiled_for(self, branches: int) -> int:
         """Return how many sequences of so many branches the step is compiled for, if it is."""

@@ -111,9 +111,13 @@ class Sampling:
         Returns:
             Token ids, int64 ``(batch,)``.
         """
+        return self.race(scores, noise).argmax(dim=-1)
+
+    def race(self, scores: Tensor, noise: Tensor) -> Tensor:
+        """Return the values of all tokens, float32 ``(batch, vocab)``; the largest is drawn."""
         scores = scores.float()
         if self.temperature == 0:
-            return scores.argmax(dim=-1)
+            return scores
         logits = temper(scores, self.temperature, self.entropy_temperature)
         if self.top_k is not None:
             threshold = logits.topk(min(self.top_k, logits.shape[-1]), dim=-1).values[..., -1:]
@@ -122,7 +126,7 @@ class Sampling:
             logits = logits.masked_fill(~_nucleus(logits, self.top_p), float("-inf"))
         if self.min_p is not None:
             logits = logits.masked_fill(logits < log(self.min_p), float("-inf"))  # the largest is 0
-        return (logits + noise).argmax(dim=-1)
+        return logits + noise
 
 
 def temper(

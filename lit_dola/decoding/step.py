@@ -19,7 +19,6 @@ from lit_dola.janus.layers import LayerAdapter, LayerCache
 from lit_dola.janus.model import Backbone, Head
 
 _COMPILE_OPTIONS: dict[str, Any] = {
-    "triton.cudagraphs": True,  # what mode="reduce-overhead" stands for
     # On the CPU, torch 2.13's vectorized argmax over a sum that contains int64 arithmetic returns
     # garbage indices; the scalar one is right.
     "cpp.simdlen": 1,
@@ -67,15 +66,17 @@ Step = Callable[[Decoder, KVCache, Tensor, Tensor, Tensor, Tensor, Tensor], Any]
 """The type of :func:`decode_window`, compiled or not."""
 
 
-def compile_step(weights: Iterable[Tensor]) -> Step:
-    """Compile :func:`decode_window`, with CUDA graphs on a GPU.
+def compile_step(weights: Iterable[Tensor], graphs: bool = True) -> Step:
+    """Compile :func:`decode_window`.
 
     Args:
         weights: Every weight of the model; a CUDA graph would copy the others at every step.
+        graphs: Use CUDA graphs on a GPU.
     """
     for weight in weights:
         torch._dynamo.mark_static_address(weight, guard=False)
-    return torch.compile(decode_window, fullgraph=True, options=_COMPILE_OPTIONS)
+    options = {**_COMPILE_OPTIONS, "triton.cudagraphs": graphs}
+    return torch.compile(decode_window, fullgraph=True, options=options)
 
 
 def decode_window(
@@ -190,6 +191,17 @@ def draw(decoder: Decoder, states: Tensor, streams: Tensor, steps: Tensor) -> tu
     Returns:
         The tokens, int64 ``(sequences, window)``, and whether each one's logits are finite, bool.
     """
+    values, finite = race(decoder, states, streams, steps)
+    return values.argmax(dim=-1).view_as(steps), finite
+
+
+def race(decoder: Decoder, states: Tensor, streams: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the values of all tokens, of which the largest is drawn; arguments as :func:`draw`.
+
+    Returns:
+        The values, float32 ``(sequences * window, vocab)``, and whether the logits are finite, bool
+        ``(sequences, window)``.
+    """
     features = decoder.head.features(states)
     features = features.view(len(states), len(steps), -1, *features.shape[-2:])
     # (layers, branches, sequences * window, features)
@@ -198,5 +210,5 @@ def draw(decoder: Decoder, states: Tensor, streams: Tensor, steps: Tensor) -> tu
     if decoder.prior is not None:
         scores = scores + decoder.prior
     streams = streams[:, None].expand_as(steps).flatten()
-    token = decoder.scoring.draw(scores, gumbel_noise(streams, steps.flatten(), scores.shape[-1]))
-    return token.view_as(steps), scores.amax(dim=-1).isfinite().view_as(steps)
+    noise = gumbel_noise(streams, steps.flatten(), scores.shape[-1])
+    return decoder.scoring.race(scores, noise), scores.amax(dim=-1).isfinite().view_as(steps)

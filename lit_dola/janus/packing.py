@@ -6,6 +6,7 @@ No layer and no number of the model changes, only how a weight lies in memory.
 """
 
 from collections.abc import Callable
+from logging import getLogger
 from typing import Any
 
 import torch
@@ -13,7 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_dola.janus.model import Backbone, linear_layers
+from lit_dola.messages import first_line
 
+_log = getLogger(__name__)
+_ROUNDING = 0.02
+"""Difference of two products that rounding in bfloat16 explains, per sum of their terms' sizes."""
 SMALLEST = 2**18
 """Numbers in a weight from which on it pays, even for a single image."""
 
@@ -72,13 +77,31 @@ def _multiply(inputs: Tensor, weight: PackedWeight, bias: Tensor | None = None) 
 def pack_weights(janus: Backbone) -> None:
     """Pack the large linear layers that a decoding step reads, in place, if it is on a CPU.
 
-    Layers of other types (float64, quantized, sharded) stay as they are.
+    Layers of other types (float64, quantized, sharded) stay as they are, and so do all if the first
+    one does not multiply as before.
     """
+    tried = False
     with torch.inference_mode(False):
         for layer in linear_layers(janus):
             weight = layer.weight
             if type(weight) is nn.Parameter and weight.numel() >= SMALLEST and _can_pack(weight):
+                if not tried and (fault := _fault_of_packing(weight)):
+                    _log.warning("weights in oneDNN's layout: %s; continuing without", fault)
+                    return
+                tried = True
                 layer.weight = nn.Parameter(PackedWeight(weight), requires_grad=False)
+
+
+def _fault_of_packing(weight: Tensor) -> str | None:
+    """Return the reason why a weight cannot be packed on this machine; None if it can."""
+    inputs = torch.linspace(-1, 1, 2 * weight.shape[1]).view(2, -1).to(weight.dtype)
+    plain = F.linear(inputs, weight).float()
+    try:
+        packed = F.linear(inputs, PackedWeight(weight)).float()
+    except RuntimeError as error:
+        return first_line(error)
+    size = F.linear(inputs.abs(), weight.abs()).float()
+    return None if ((packed - plain).abs() <= _ROUNDING * size).all() else "wrong products"
 
 
 def unpack_weights(janus: Backbone) -> None:

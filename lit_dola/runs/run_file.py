@@ -39,6 +39,8 @@ class RunFile:
     """Requested results that exist at the end."""
     num_missing: int | None = None
     """Requested results that neither exist nor were skipped, likewise."""
+    step: str | None = None
+    """How decoding steps run, e.g. ``compiled, CUDA graphs``; None until the model is loaded."""
     host: str = field(default_factory=socket.gethostname)
     """Host of its first rank."""
     process: int = field(default_factory=os.getpid)
@@ -54,7 +56,7 @@ class RunFile:
         """Read it; None if there is none, as in the folder of an older run, or it was damaged."""
         try:
             content = json.loads((folder / NAME).read_bytes())
-            own = {name.name: content[name.name] for name in fields(cls)}
+            own = {it.name: content[it.name] for it in fields(cls) if it.name in content}
             counts = [own[name] for name in ("asked_for", "done_before", "ranks")]
         except (OSError, ValueError, TypeError, KeyError):
             return None

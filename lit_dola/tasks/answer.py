@@ -126,6 +126,12 @@ class LitAnswer(UnderstandingModule, DecodingModule):
             **self.generator_options(),
         )
 
+    def trial_prompt(self) -> Branches:
+        """Return the first question without its pictures."""
+        given = self.plan.requests[0].input_ids
+        ids = [token for token in given if token != self.encoder.image_token_id]
+        return (ids,) if self.scoring.cfg_weight == 1 else (ids, ids)
+
     def predict_step(self, batch: list[QuestionRequest], batch_idx: int) -> Answers:
         """Answer a batch of questions, as many at once as fit into memory."""
         parts = self.run_in_parts(batch, self._answer)

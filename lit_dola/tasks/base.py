@@ -93,6 +93,8 @@ class JanusModule(Declared, LightningModule):
         """Called after each decoding step with the number of tokens drawn per sequence."""
         self.before_loading: list[Callable[[], None]] = []
         """Called once all settings are checked, before the model is loaded."""
+        self.on_decision: list[Callable[[], None]] = []
+        """Called when the module has chosen how to run its steps, at first or anew."""
 
     @property
     def plan(self) -> RunPlan:
@@ -221,6 +223,10 @@ class JanusModule(Declared, LightningModule):
 
     def take_batching(self, plan: RunPlan, precision: str, earlier: Mapping[str, Any]) -> None:
         """In low precision, resolve ``auto`` as the record of an earlier result says."""
+
+    def step_name(self) -> str | None:
+        """Return how decoding steps run, for ``run.json``; None if the task has none."""
+        return None
 
     def batching(self) -> dict[str, Any]:
         """Return what else shapes a result in low precision; known once the model is loaded."""

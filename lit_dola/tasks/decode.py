@@ -8,13 +8,14 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from jsonargparse.typing import PositiveInt
-from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+from lightning.pytorch.utilities.memory import garbage_collection_cuda
 
 from lit_dola.data.base import shards_the_model
 from lit_dola.data.plan import RunPlan
 from lit_dola.decoding.cache import images_that_fit
 from lit_dola.decoding.guidance import ApcPolicy, Scoring
 from lit_dola.decoding.loop import TokenGenerator
+from lit_dola.decoding.prefill import Branches
 from lit_dola.decoding.sampling import EntropyTemperature
 from lit_dola.errors import UserError
 from lit_dola.janus.packing import pack_weights, unpack_weights
@@ -26,6 +27,13 @@ from lit_dola.settings.numbers import (
     Seed,
 )
 from lit_dola.tasks.base import EXACT, JanusModule
+from lit_dola.tasks.compiled import (
+    choose_step,
+    fault_of,
+    give_up,
+    is_out_of_memory,
+    use_plain_attention,
+)
 
 _log = getLogger(__name__)
 _HALVED = "; in %s they may differ slightly from those of whole batches: see their records"
@@ -55,7 +63,8 @@ class DecodingModule(JanusModule):
             (arXiv 2510.09012; its authors use [2.5, 3, 0.6]).
         seed: A result depends only on the seed, its entry's index in the file and its own index;
             not on its batch, the number of devices or the order.
-        compile: Compile the decoding step, with CUDA graphs on a GPU; auto: on a GPU.
+        compile: Compile the decoding step, with CUDA graphs on a GPU; auto: on a GPU, if it works
+            there: it is tried before the first batch.
         settings: Settings of all tasks.
     """
 
@@ -83,6 +92,10 @@ class DecodingModule(JanusModule):
     ) -> None:
         super().__init__(**settings)
         self.compile_step = compile
+        self.graphs = False
+        """A compiled step uses CUDA graphs on a GPU."""
+        self.fault: str | None = None
+        """Why the step is not compiled, although it should be."""
         self.at_once: int | None = None
         """Requests per part, once a batch has run out of memory."""
         self.scoring = self._make_scoring()
@@ -98,6 +111,10 @@ class DecodingModule(JanusModule):
         """Return the task's token loop, with an empty cache."""
         raise NotImplementedError
 
+    def trial_prompt(self) -> Branches:
+        """Return a prompt on which a compiled step is tried."""
+        raise NotImplementedError
+
     def generator_options(self) -> dict[str, Any]:
         """Return the arguments of a token loop that do not depend on the task."""
         return {
@@ -105,6 +122,7 @@ class DecodingModule(JanusModule):
             "max_new_tokens": self.max_new_tokens,
             "max_prompt_length": self.plan.longest_prompt,
             "compile": self.compiles,
+            "graphs": self.graphs,
             "share_prefill": not shards_the_model(self.trainer),
             "fill_to": self.fill_to,
         }
@@ -144,11 +162,24 @@ class DecodingModule(JanusModule):
         """Prepare the token loop."""
         # By now the precision plugin has cast the whole module.
         self.janus.restore_float32()
+        self.graphs = self.device.type == "cuda"
+        self.renew_generator()
+        if self.compiles:
+            choose_step(self)
+
+    def renew_generator(self) -> None:
+        """Make the token loop again, without what it has cached and compiled."""
+        if hasattr(self, "generator"):
+            del self.generator
+            torch.compiler.reset()  # frees the memory of CUDA graphs
+            garbage_collection_cuda()
         if self.compiles:
             unpack_weights(self.janus)
         else:
             pack_weights(self.janus)
         self.generator = self.make_generator()
+        for call in self.on_decision:
+            call()
 
     def on_predict_end(self) -> None:
         """Free the token loop and its cache: an evaluation keeps the models of all its variants."""
@@ -162,11 +193,23 @@ class DecodingModule(JanusModule):
     @property
     def compiles(self) -> bool:
         """Return whether the decoding step is compiled."""
+        if self.fault is not None:
+            return False
         if self.compile_step != "auto":
             return self.compile_step
         if self.plan.compile is not None:
             return self.plan.compile
+        return self.compiles_by_default()
+
+    def compiles_by_default(self) -> bool:
+        """Return whether ``auto`` means a compiled step."""
         return self.device.type == "cuda" and not shards_the_model(self.trainer)
+
+    def step_name(self) -> str:
+        """Return how decoding steps run."""
+        if not self.compiles:
+            return "as written"
+        return "compiled, CUDA graphs" if self.graphs else "compiled"
 
     def take_batching(self, plan: RunPlan, precision: str, earlier: Mapping[str, Any]) -> None:
         """In low precision, resolve ``auto`` as the run that is continued did."""
@@ -211,18 +254,27 @@ class DecodingModule(JanusModule):
         self, part: list[Item], run: Callable[[list[Item]], Result]
     ) -> Result | None:
         """Return None if the part does not fit into memory."""
+        items = max(len(part), self.fill_to)
         try:
             return run(part)
         except RuntimeError as error:
-            if not is_oom_error(error):
-                raise
-            items = max(len(part), self.fill_to)
-            if items == 1 or shards_the_model(self.trainer):  # ranks must stay in step
-                raise self.out_of_memory(f"{items} {self.items.rstrip('s')}(s)") from error
+            plain = use_plain_attention(error)
+            fault = None if plain else fault_of(error)
+            halve = not plain and fault is None
+            if halve:
+                self._check_halving(error, items)
         # After the handler, because the error keeps the tensors of its frames alive.
+        if fault is not None:
+            give_up(self, fault)
+        if not halve:
+            return self._run_if_it_fits(part, run)
         self.at_once = items // 2
-        del self.generator
-        torch.compiler.reset()  # frees the memory of CUDA graphs
-        garbage_collection_cuda()
-        self.generator = self.make_generator()
+        self.renew_generator()
         return None
+
+    def _check_halving(self, error: RuntimeError, items: int) -> None:
+        """Raise an error that a smaller batch does not help against."""
+        if not is_out_of_memory(error):
+            raise error
+        if items == 1 or shards_the_model(self.trainer):  # ranks must stay in step
+            raise self.out_of_memory(f"{items} {self.items.rstrip('s')}(s)") from error

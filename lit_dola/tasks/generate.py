@@ -132,6 +132,12 @@ class LitDoLa(DecodingModule):
             **self.generator_options(),
         )
 
+    def trial_prompt(self) -> Branches:
+        """Return the branches of the first prompt."""
+        first = self.plan.requests[0]
+        assert isinstance(first, ImageRequest)
+        return self._branches(first)
+
     def predict_step(self, batch: list[ImageRequest], batch_idx: int) -> GeneratedImages:
         """Generate a batch of images, as many at once as fit into memory."""
         parts = self.run_in_parts(batch, self._generate)

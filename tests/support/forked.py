@@ -44,7 +44,7 @@ def finish(process, folder):
     return SimpleNamespace(returncode=process.exitcode, stdout=stdout, stderr=stderr)
 
 
-def run_ranks(folder, count, args, nodes=1, breaking=None):
+def run_ranks(folder, count, args, nodes=1, breaking=None, details=()):
     """Run as many ranks as SLURM would, each in a folder of its own; returns what they printed."""
     per_node = count // nodes
     job = {
@@ -58,7 +58,7 @@ def run_ranks(folder, count, args, nodes=1, breaking=None):
         variables = {**job, **{f"SLURM_{name}": str(value) for name, value in place.items()}}
         own = folder / f"rank{rank}"
         own.mkdir(exist_ok=True)
-        ranks.append((start(own, args, breaking, **variables), own))
+        ranks.append((start(own, args, breaking, *details, **variables), own))
     return [finish(*rank) for rank in ranks]
 
 

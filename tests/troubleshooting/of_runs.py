@@ -8,13 +8,19 @@ from types import ModuleType, SimpleNamespace
 
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from torch.nn import functional as F
 
 from lit_dola import ImageWriter
 from lit_dola.decoding.loop import TokenGenerator
+from lit_dola.janus import packing, vq
+from lit_dola.janus.loading import load_janus
+from lit_dola.janus.model import TransformersJanus
 from lit_dola.janus.quantization import _check_int4
 from lit_dola.runs import image_file
 from lit_dola.runs.claim import Claim
 from lit_dola.runs.image_file import encode_image
+from lit_dola.tasks import compiled, generate
+from lit_dola.tasks.decode import DecodingModule
 from tests.support.commands import messages
 from tests.troubleshooting.scene import CASES, case
 
@@ -125,6 +131,91 @@ def newer_transformers(scene):
 @case("which is in transformers' layout")
 def other_layout(scene):
     return use_deepseek(scene, "janus", "janus.models")
+
+
+def compile_with(scene, compiler, *args):
+    """Let ``auto`` compile on a CPU, too."""
+    scene.monkeypatch.setattr(DecodingModule, "compiles_by_default", lambda self: True)
+    scene.monkeypatch.setattr(torch, "compile", compiler)
+    return scene.predict(*args)
+
+
+def no_compiler(step, **_options):
+    raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
+
+
+@case("continuing with the step as written")
+def step_that_cannot_be_compiled(scene):
+    return compile_with(scene, no_compiler), 0
+
+
+@case("model.compile: true: no C++ compiler")
+def compiler_that_is_missing(scene):
+    return compile_with(scene, no_compiler, "--model.compile=true"), 1
+
+
+@case("it draws what the step as written does")
+def step_that_is_compiled(scene):
+    return compile_with(scene, lambda step, **_options: step), 0
+
+
+@case("trying one without")
+def graph_that_cannot_be_captured(scene):
+    calls = []
+
+    def fault(module):
+        calls.append(module)
+        module.graphs = len(calls) == 1
+        return "no" if module.graphs else None
+
+    scene.monkeypatch.setattr(compiled, "_fault", fault)
+    code, said = compile_with(scene, lambda step, **_options: step)
+    return (code, "".join(it for it in said.splitlines(True) if " tried in " not in it)), 0
+
+
+@case("without fused kernels")
+def attention_kernel_that_fails(scene):
+    attention = F.scaled_dot_product_attention
+
+    def kernel(*args, **more):
+        if torch.backends.cuda.flash_sdp_enabled() and args[0].device.type != "meta":
+            raise RuntimeError("No available kernel. Aborting execution.")
+        return attention(*args, **more)
+
+    scene.monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
+    enabled = ("flash_sdp", "mem_efficient_sdp", "cudnn_sdp")
+    try:
+        return scene.predict(), 0
+    finally:
+        for name in enabled:
+            getattr(torch.backends.cuda, f"enable_{name}")(True)
+
+
+@case("weights in oneDNN's layout")
+def packed_weights_that_multiply_wrongly(scene):
+    scene.monkeypatch.setattr(packing, "SMALLEST", 0)
+    multiply = packing._multiply
+    scene.monkeypatch.setattr(packing, "_multiply", lambda *args: multiply(*args) + 1)
+    return scene.predict(), 0
+
+
+@case("VQ decoder in channels-last")
+def vq_decoder_that_fails(scene):
+    decode = TransformersJanus.decode_image_tokens
+
+    def failing(janus, tokens):
+        if tokens.device.type != "meta" and vq._is_last(janus.vq_model):
+            raise RuntimeError("cuDNN: no algorithm")
+        return decode(janus, tokens)
+
+    def load(*args, **more):
+        janus = load_janus(*args, **more)
+        janus.vq_model.to(memory_format=torch.channels_last)
+        return janus
+
+    scene.monkeypatch.setattr(TransformersJanus, "decode_image_tokens", failing)
+    scene.monkeypatch.setattr(generate, "load_janus", load)
+    return scene.predict(), 0
 
 
 @case("expected a logger that works, or none")
