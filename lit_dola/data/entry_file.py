@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import re
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -35,7 +36,10 @@ _MAX_DEPTH = 100
 
 
 def read_entries(
-    path: Path, make: Callable[[int, Any], Entry], skipped: list[Failure] | None = None
+    path: Path,
+    make: Callable[[int, Any], Entry],
+    skipped: list[Failure] | None = None,
+    pictures: bool = False,
 ) -> list[Entry]:
     """Read a file of entries.
 
@@ -45,22 +49,24 @@ def read_entries(
             entry per line (``.txt``), a table with a head (``.csv``, ``.tsv``), or Parquet.
         make: Converts the index and the content of an entry, or raises a UserError.
         skipped: Receives the bad entries; if None, the first one is an error.
+        pictures: Whether pictures in a Parquet file are read, as ``data:`` URLs.
 
     Raises:
         UserError: If the file cannot be read, has no entry, or has a bad one that is not skipped;
             the message names the file and the entry or line.
     """
     try:
-        return make_entries(entries_of(path), make, skipped)
+        return make_entries(entries_of(path, pictures), make, skipped)
     except UserError as error:
         raise error.within(path) from error.__cause__
 
 
-def entries_of(path: Path) -> tuple[Places, Callable[..., Any]]:
+def entries_of(path: Path, pictures: bool = False) -> tuple[Places, Callable[..., Any]]:
     """Return the entries of a file, each with its place, and a function that parses one."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        return _rows_of_parquet(path), _row_as_json
+        rows = _rows_of_parquet(path)
+        return ((at, _with_urls(row)) for at, row in rows) if pictures else rows, _row_as_json
     text = read_text(path)
     if suffix == ".txt":
         return lines_of(text), _as_it_is
@@ -208,6 +214,17 @@ def _rows_of_parquet(path: Path) -> Places:
     except (OSError, ArrowException) as error:
         raise UserError(f"not readable as Parquet: {first_line(error)}") from error
     return ((f"row {index}", row) for index, row in enumerate(rows))
+
+
+def _with_urls(value: Any) -> Any:
+    """Return a row with ``data:`` URLs for pictures: bytes, or ``{"bytes": …, "path": …}``."""
+    if isinstance(value, dict):
+        if isinstance(value.get("bytes"), bytes):
+            return _with_urls(value["bytes"])
+        return {name: _with_urls(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [*map(_with_urls, value)]
+    return f"data:;base64,{b64encode(value).decode()}" if isinstance(value, bytes) else value
 
 
 def _row_as_json(row: Any, where: str) -> Any:

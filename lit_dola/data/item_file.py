@@ -46,7 +46,7 @@ def read_items(
         >>> items = read_items(Path("items.json"), labels=["a cat", "a dog"])
     """
     folder = path.parent if image_dir is None else image_dir
-    return read_entries(path, _item_of(folder, labels), skipped)
+    return read_entries(path, _item_of(folder, labels), skipped, pictures=True)
 
 
 def _item_of(folder: Path, common: Sequence[str] | None) -> Callable[[int, Any], Item]:

@@ -54,7 +54,7 @@ def read_questions(
     """
     if not path.is_dir():
         folder = path.parent if image_dir is None else image_dir
-        return read_entries(path, _question_of(path, folder), skipped)
+        return read_entries(path, _question_of(path, folder), skipped, pictures=True)
     make = _question_of(path, path if image_dir is None else image_dir)
     try:
         return make_entries((read_mme(path, image_dir), lambda entry, where: entry), make, skipped)

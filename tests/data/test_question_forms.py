@@ -303,6 +303,26 @@ def test_a_picture_in_the_file(tmp_path, form, kind):
     assert len(item.entry.text) < 60
 
 
+@pytest.mark.parametrize("nested", ["bytes", "bytes and path", "a list"])
+def test_pictures_in_parquet(tmp_path, nested):
+    """As the datasets library writes them."""
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    content = base64.b64decode(encoded("blue", (5, 7), "PNG"))
+    image = {"bytes": content, "bytes and path": {"bytes": content, "path": "a.png"},
+             "a list": [{"bytes": content, "path": None}] * 2}[nested]  # fmt: skip
+    row = {"image": image, "question": "Which?", "answer": "blue", "labels": ["blue", "red"]}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "q.parquet")
+    (question,) = read_questions(tmp_path / "q.parquet")
+    assert len(question.pictures) == (2 if nested == "a list" else 1)
+    assert read_picture(question.pictures[-1]).size == (5, 7)
+    assert question.entry.metadata["label"] == "blue"
+    assert content.hex()[:40] not in json.dumps(question.entry.metadata)
+    if nested != "a list":
+        (item,) = read_items(tmp_path / "q.parquet")
+        assert item.names == question.names
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

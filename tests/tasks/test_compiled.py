@@ -153,6 +153,22 @@ def test_a_step_that_works_is_used(precision, args, run, tmp_path, monkeypatch):
     assert compiler.compiled == 1  # the run uses what was tried
 
 
+@pytest.mark.parametrize("tried", [False, True])
+def test_nothing_is_compiled_for_the_trial_alone(tried, run, monkeypatch):
+    """Dynamo traces one graph for all lengths, with the trial and without."""
+    compile = torch.compile
+    make_broken("not at all", monkeypatch)
+    monkeypatch.setattr(
+        torch, "compile", lambda step, **_: compile(step, backend="eager", fullgraph=True)
+    )
+    if not tried:
+        monkeypatch.setattr(compiled, "_fault", lambda module: None)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    assert run("out", "--model.images_per_batch=2").returncode == 0
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 @pytest.mark.parametrize("how", ["at the tenth call", "other tokens"])
 def test_answers(how, run, tmp_path, monkeypatch):
     write_questions(tmp_path)
