@@ -21,9 +21,10 @@ _MOST_OUTSIDE = 1 / 8
 _SWITCHES = ("TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE")
 """Variables with which torch runs what should be compiled as written, without a word."""
 _KNOWN = {
-    "triton": "Triton is not installed",
-    "c++ compiler": "no C++ compiler",
-    "c compiler": "no C compiler",
+    "find a working triton": "Triton is not installed",
+    "no module named 'triton'": "Triton is not installed",
+    "no working c++ compiler": "no C++ compiler",
+    "failed to find c compiler": "no C compiler",
 }
 """Reasons in the words of users, by a part of the message."""
 

@@ -58,6 +58,9 @@ class Compilable(Protocol):
     def renew_generator(self) -> None:
         """Make the token loop again."""
 
+    def warn_of_halving(self) -> None:
+        """Warn that batches are smaller than they should be."""
+
 
 def choose_step(module: Compilable) -> None:
     """Try the compiled step; if it fails, one without CUDA graphs, then the step as written.
@@ -82,7 +85,7 @@ def choose_step(module: Compilable) -> None:
         _log.warning("%s: %s; trying one without", _NAMES[True], fault)
         module.graphs = False
         module.renew_generator()
-    _found[module.janus] = module.graphs, None
+    _remember(module)
     if module.trainer.is_global_zero:
         name, took = _NAMES[module.graphs], time.monotonic() - began
         _log.info("%s: tried in %d s, it draws what the step as written does", name, took)
@@ -98,7 +101,7 @@ def give_up(module: Compilable, fault: str) -> None:
         raise RankError(f"true: {fault}", "auto or false", setting="model.compile")
     _log.warning("compiled step: %s; continuing with the step as written, which is slower", fault)
     module.fault = fault
-    _found[module.janus] = module.graphs, fault
+    _remember(module)
     module.renew_generator()
 
 
@@ -151,13 +154,24 @@ def _fault(module: Compilable) -> str | None:
         # After the handler, because the error keeps the tensors of its frames alive.
         module.at_once = count // 2
         module.renew_generator()
+        module.warn_of_halving()
+
+
+def _remember(module: Compilable) -> None:
+    """Keep the choice for later calls, on all ranks or on none."""
+    if _all_ranks_are_here(module):
+        _found[module.janus] = module.graphs, module.fault
+
+
+def _all_ranks_are_here(module: Compilable) -> bool:
+    """Return whether no rank is without requests: Lightning starts no prediction there."""
+    return len(module.plan.requests) >= module.trainer.world_size
 
 
 def _on_any_rank(module: Compilable, fault: str | None) -> str | None:
     """Return this rank's fault, or that another rank has one."""
-    trainer = module.trainer
-    if len(module.plan.requests) < trainer.world_size:  # a rank without requests is not here
+    if not _all_ranks_are_here(module):
         return fault
     flag = torch.tensor(float(fault is not None), device=module.device)
-    anywhere = bool(trainer.strategy.reduce(flag, reduce_op="max"))
+    anywhere = bool(module.trainer.strategy.reduce(flag, reduce_op="max"))
     return fault or ("it cannot be used on another rank" if anywhere else None)

@@ -239,16 +239,20 @@ class DecodingModule(JanusModule):
                 halved = True
                 continue
             if halved:
-                _log.warning(
-                    "out of memory: continuing with at most %d %s at once%s",
-                    self.at_once,
-                    self.items,
-                    "" if self.is_exact else _HALVED % self.trainer.precision,
-                )
+                self.warn_of_halving()
                 halved = False
             results.append(result)
             rest = rest[count:]
         return results
+
+    def warn_of_halving(self) -> None:
+        """Warn that batches are smaller than they should be, for lack of memory."""
+        _log.warning(
+            "out of memory: continuing with at most %d %s at once%s",
+            self.at_once,
+            self.items,
+            "" if self.is_exact else _HALVED % self.trainer.precision,
+        )
 
     def _run_if_it_fits(
         self, part: list[Item], run: Callable[[list[Item]], Result]
