@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import time
 from contextlib import suppress
 
 import pytest
@@ -119,23 +118,22 @@ def test_looking_at_a_folder_does_not_refuse_a_run(tmp_path, monkeypatch):
         watcher.join()
 
 
-def claim_at(moment, folder, name, claimed):
-    while time.monotonic() < moment:
-        pass
+def claim_at_once(both, folder, name, claimed):
     claim = Claim(folder)
+    both.wait(60)
     with suppress(UserError):
         claim.take()
         claimed.put(name)
-        time.sleep(0.2)  # both must have tried before one gives up the folder
-        claim.release()
+    both.wait(60)  # both must have tried before one gives up the folder
+    claim.release()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("repetition", range(8))
 def test_of_two_runs_started_at_once_one_wins(repetition, tmp_path):
     claimed = context.Queue()
-    moment = time.monotonic() + 0.1
-    both = [start(claim_at, moment, tmp_path, name, claimed) for name in "ab"]
+    meet = context.Barrier(2)
+    both = [start(claim_at_once, meet, tmp_path, name, claimed) for name in "ab"]
     assert end(both) == [0, 0]
     assert claimed.get(timeout=5) in "ab"
     assert claimed.empty()
