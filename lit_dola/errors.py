@@ -114,3 +114,13 @@ def within(*places: Place) -> Iterator[None]:
         yield
     except UserError as error:
         raise error.within(*places) from error.__cause__
+
+
+@contextmanager
+def writing_to(folder: Place, setting: str) -> Iterator[None]:
+    """Turn an error of the file system into a line that names the setting of a folder."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or folder
+        raise UserError(f"cannot write to {where}: {error.strerror}", setting=setting) from error

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lit_dola.data.prompts import PromptDataModule
-from lit_dola.errors import UserError
+from lit_dola.errors import UserError, writing_to
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.pipeline.loaded import PRECISIONS
 from lit_dola.settings.checks import given_path
@@ -85,12 +85,8 @@ def address_of(host: str, port: int) -> str:
 def make_output_dir(output_dir: str) -> Path:
     """Return the folder of a setting, which is created if needed."""
     folder = given_path("output_dir", output_dir)
-    try:
+    with writing_to(folder, "output_dir"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder}: {error.strerror}", setting="output_dir"
-        ) from error
     return folder
 
 

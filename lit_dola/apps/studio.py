@@ -18,7 +18,7 @@ from PIL import Image
 
 from lit_dola.apps.caller_queue import CallerQueue, Stopped, Ticket
 from lit_dola.apps.limits import Limits
-from lit_dola.errors import UserError
+from lit_dola.errors import UserError, writing_to
 from lit_dola.pipeline import JanusPipeline
 from lit_dola.reports.compare import compare
 from lit_dola.reports.generation import Generation
@@ -251,7 +251,7 @@ class Studio:
         """
         if not history:
             raise UserError("empty", "at least one drawing", setting="history")
-        try:
+        with writing_to(self.output_dir, "output_dir"):
             folder = self._new_folder()
             groups: dict[Any, list[Drawing]] = {}
             for drawing in history:
@@ -261,11 +261,6 @@ class Studio:
                 self._save_group(folder / f"{place:02}_{safe_name(group[0].wish.prompt)}", group)
                 for place, group in enumerate(groups.values())
             ]
-        except OSError as error:
-            where = error.filename or self.output_dir
-            raise UserError(
-                f"cannot write to {where}: {error.strerror}", setting="output_dir"
-            ) from error
 
     def _new_folder(self) -> Path:
         """Return a folder for a history that does not exist yet."""

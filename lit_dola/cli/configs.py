@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_dola.errors import UserError
+from lit_dola.errors import UserError, writing_to
 from lit_dola.messages import printable, suggestion
 from lit_dola.settings.checks import given_path
 from lit_dola.shipped import shipped, shipped_root
@@ -119,11 +119,9 @@ def list_or_copy_configs(names: list[str], output: str) -> None:
         for name, path in known.items():
             print(f"{name:{width}}  {_about(path)}")
         return
-    try:
+    with writing_to(folder, "output"):
         folder.mkdir(parents=True, exist_ok=True)
         copies = [Path(shutil.copy(known[name], folder)) for name in names]
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}", setting="output") from error
     for copy in copies:
         print(printable(str(copy)))
 

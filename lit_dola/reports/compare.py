@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from PIL import Image, ImageChops
 
 from lit_dola.data.requests import RequestKey
-from lit_dola.errors import UserError
+from lit_dola.errors import UserError, writing_to
 from lit_dola.messages import printable
 from lit_dola.registry import record_types
 from lit_dola.reports.answers import AnswerRun, write_answer_pages
@@ -84,12 +84,9 @@ def compare(
             "another folder",
             setting="output",
         )
-    try:
+    with writing_to(page_folder, "output"):
         page_folder.mkdir(parents=True, exist_ok=True)
         _write(loaded, keys, notes, page_folder, seed, copy_images)
-    except OSError as error:
-        where = error.filename or page_folder
-        raise UserError(f"cannot write to {where}: {error.strerror}", setting="output") from error
     return notes
 
 

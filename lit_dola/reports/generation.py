@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from lit_dola.decoding.inspection import Inspection
-from lit_dola.errors import UserError
+from lit_dola.errors import UserError, writing_to
 from lit_dola.janus.vq import to_pillow
 from lit_dola.registry import record_types
 from lit_dola.reports.contact_sheet import tile
@@ -172,7 +172,7 @@ class Generation:
             UserError: If the folder holds results of a run, or cannot be written to.
         """
         path = given_path("folder", folder)
-        try:
+        with writing_to(path, "folder"):
             path.mkdir(parents=True, exist_ok=True)
             if any(RecordLog(path, kind).exists() for kind in record_types().values()):
                 raise UserError(f"{path} holds results of a run", "another one", setting="folder")
@@ -188,11 +188,6 @@ class Generation:
             RecordLog(path, ImageRecord).write(lines)
             if gallery:
                 write_gallery(path)
-        except OSError as error:
-            where = error.filename or path
-            raise UserError(
-                f"cannot write to {where}: {error.strerror}", setting="folder"
-            ) from error
         return path / "index.html" if gallery else path
 
     def _save_inspection(self, folder: Path, place: int, record: ImageRecord) -> ImageRecord:
