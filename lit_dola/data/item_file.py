@@ -55,13 +55,11 @@ def _item_of(folder: Path, common: Sequence[str] | None) -> Callable[[int, Any],
     def make(index: int, entry: Any) -> Item:
         if not isinstance(entry, dict):
             raise UserError(f"found {kind_of(entry)}", "an object with image and labels")
-        names = pictures_of(entry)
-        if len(names) > 1:
-            raise UserError(f"image is a list of {len(names)}", "one path")
+        if (count := len(pictures_of(entry))) > 1:
+            raise UserError(f"image is a list of {count}", "one path")
         labels = check_labels(entry.get("labels", common))
-        entry, pictures = checked.of(entry)
+        entry, pictures, names = checked.of(entry)
         check_writable("the entry", entry)
-        names = pictures_of(entry)
         return Item(Entry(index, names[0], entry), pictures, names, labels)
 
     return make

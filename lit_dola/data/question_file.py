@@ -70,11 +70,15 @@ def _question_of(path: Path, folder: Path) -> Callable[[int, Any], Question]:
         if not isinstance(entry, dict):
             raise UserError(f"found {kind_of(entry)}", "an object with image and question")
         text = question_of(entry)
-        entry, pictures = checked.of(entry)
+        entry, pictures, names = checked.of(entry)
         check_writable("the entry", entry)
-        return Question(Entry(index, text, entry), pictures, pictures_of(entry))
+        return Question(Entry(index, text, entry), pictures, names)
 
     return make
+
+
+Pictured = tuple[dict[str, Any], tuple[Picture, ...], tuple[str, ...]]
+"""An entry, its pictures, and their names in it."""
 
 
 class CheckedPictures:
@@ -90,17 +94,19 @@ class CheckedPictures:
         self._inline: dict[str, InlinePicture] = {}
         """By the ``index`` of their entries, to which others of MMBench refer."""
 
-    def of(self, entry: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Picture, ...]]:
+    def of(self, entry: Mapping[str, Any]) -> Pictured:
         """Return an entry with names in place of the pictures that it contains, and its pictures.
 
         Raises:
             UserError: If a picture is missing or not one.
         """
-        pictures = [self._picture(name, str(entry.get("index"))) for name in pictures_of(entry)]
-        names = [it.name if isinstance(it, InlinePicture) else name
-                 for it, name in zip(pictures, pictures_of(entry))]  # fmt: skip
-        image = names if isinstance(entry["image"], list) else names[0]
-        return {**entry, "image": image}, tuple(pictures)
+        given = pictures_of(entry)
+        pictures = tuple(self._picture(name, str(entry.get("index"))) for name in given)
+        names = tuple(
+            it.name if isinstance(it, InlinePicture) else name for it, name in zip(pictures, given)
+        )
+        image = [*names] if isinstance(entry["image"], list) else names[0]
+        return {**entry, "image": image}, pictures, names
 
     def _picture(self, name: str, index: str) -> Picture:
         if inline := InlinePicture.parse(name):

@@ -63,21 +63,23 @@ class Compilable(Protocol):
 
 
 def choose_step(module: Compilable) -> None:
-    """Try the compiled step; if it fails, one without CUDA graphs, then the step as written.
+    """Make the token loop with a compiled step that works, or with the step as written.
 
-    All ranks decide alike. The trial has one prompt and as many rows as the batches to come, so
-    that nothing is compiled for it alone.
+    If the compiled step fails, it is tried without CUDA graphs, then given up. All ranks decide
+    alike. The trial has one prompt and as many rows as the batches to come, so that nothing is
+    compiled for it alone.
 
     Raises:
         RankError: If it fails, and ``model.compile`` is true.
     """
     if module.janus in _found:
-        graphs, fault = _found[module.janus]
-        if (graphs, fault) != (module.graphs, module.fault):
-            module.graphs, module.fault = graphs, fault
-            module.renew_generator()
+        module.graphs, module.fault = _found[module.janus]
+        if module.fault is not None:
+            _refuse_if_required(module, module.fault)
+        module.renew_generator()
         return
     began = time.monotonic()
+    module.renew_generator()
     while fault := _on_any_rank(module, _fault(module)):
         if not module.graphs:
             give_up(module, fault)
@@ -97,12 +99,16 @@ def give_up(module: Compilable, fault: str) -> None:
     Raises:
         RankError: If ``model.compile`` is true.
     """
-    if module.compile_step is True:
-        raise RankError(f"true: {fault}", "auto or false", setting="model.compile")
+    _refuse_if_required(module, fault)
     _log.warning("compiled step: %s; continuing with the step as written, which is slower", fault)
     module.fault = fault
     _remember(module)
     module.renew_generator()
+
+
+def _refuse_if_required(module: Compilable, fault: str) -> None:
+    if module.compile_step is True:
+        raise RankError(f"true: {fault}", "auto or false", setting="model.compile")
 
 
 def use_plain_attention(error: Exception) -> bool:
@@ -123,9 +129,9 @@ def use_plain_attention(error: Exception) -> bool:
 
 def fault_of(error: Exception) -> str | None:
     """Return the reason of an error of the compiled step; None if it is another one."""
-    return (
-        reason_of(error) if isinstance(error, StepError) and not is_out_of_memory(error) else None
-    )
+    if not isinstance(error, StepError) or is_out_of_memory(error):
+        return None
+    return reason_of(error)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -163,9 +163,10 @@ class DecodingModule(JanusModule):
         # By now the precision plugin has cast the whole module.
         self.janus.restore_float32()
         self.graphs = self.device.type == "cuda"
-        self.renew_generator()
         if self.compiles:
             choose_step(self)
+        else:
+            self.renew_generator()
 
     def renew_generator(self) -> None:
         """Make the token loop again, without what it has cached and compiled."""

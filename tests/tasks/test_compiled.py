@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lit_dola import JanusPipeline
-from lit_dola.errors import RankError
+from lit_dola.errors import RankError, UserError
 from lit_dola.tasks import compiled
 from lit_dola.tasks.decode import DecodingModule
 from tests.support import forked
@@ -242,7 +242,8 @@ def test_cuda_graphs_that_fail_leave_a_compiled_step(compile, works, monkeypatch
     compiled.choose_step(module)
     assert module.graphs is with_graphs
     assert module.fault == (None if without else "no")
-    assert module.renewed == [(False, None), (False, "no")][: 2 - with_graphs - without]
+    expected = [(True, None), (False, None), (False, "no")]
+    assert module.renewed == expected[: 3 - with_graphs - without]
     said = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert (
         said
@@ -283,6 +284,9 @@ def test_a_program_tries_a_model_once(tiny_checkpoint, monkeypatch):
     pipeline = JanusPipeline.from_pretrained(str(tiny_checkpoint))
     for _ in "12":
         pipeline("a cat", parallel_size=1, progress=False)
+    assert compiler.compiled == 1
+    with pytest.raises(UserError, match=r"^compile: true: it draws other tokens .*; expected auto"):
+        pipeline("a cat", parallel_size=1, progress=False, compile=True)
     assert compiler.compiled == 1
 
 
