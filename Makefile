@@ -5,7 +5,7 @@ COMPAT ?= .venv-compat
 NEWEST ?= .venv-newest
 REHEARSAL ?= .venv-rehearsal
 REHEARSED ?= torch transformers<5.25
-REHEARSED_PARTS = [same_image,images_per_second,steps,dola_over_baseline,other_loops,windows]
+REHEARSED_PARTS = [same_image,images_per_second,steps,dola_over_baseline,promises,other_loops,windows]
 PYTEST = -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 FAST = -m "not slow and not distributed and not browser and not gpu"

@@ -19,9 +19,14 @@ from tqdm import tqdm
 
 from benchmarks.methods import NAMES, PACKED, Method, make_methods, middle_layer, prepare
 from benchmarks.models import Preset, random_janus, random_prompts
-from benchmarks.roofline import cache_bytes, copy_bandwidth, decoded_weights
-from benchmarks.stages import measure_scaling, measure_stages, plot, timed
+from benchmarks.stages import measure_scaling, measure_stages, plot
 from lit_dola.janus.model import TransformersJanus
+from lit_dola.verification.measure import (
+    cache_bytes,
+    copy_bandwidth,
+    decoded_weights,
+    timed,
+)
 
 RATIOS = (("d", "c"), ("e", "c"), ("f", "c"), ("g", "c"), ("b", "d"), ("a", "c"), ("a_batch", "c"))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -1,40 +1,43 @@
 """``python -m benchmarks.gpu``: one table of what matters on a GPU, from random weights.
 
-Parts run until the time is up, the most important ones first; the last row names those that were
-left out. With ``--preset tiny --device cpu --dtype float32 --compile false`` it runs anywhere.
+It has what ``python main.py verify`` measures, and what that has no time for: whole images, other
+loops, other windows. Parts run until the time is up, the most important ones first; the last row
+names those that were left out. With ``--preset tiny --device cpu --dtype float32 --compile false``
+it runs anywhere.
 """
 
-import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from statistics import median
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jsonargparse import auto_cli
-from torch import Tensor
 
 from benchmarks.decode import DTYPES
 from benchmarks.methods import make_methods, middle_layer
 from benchmarks.models import PAD, Preset, make_scoring, random_janus, random_prompts
-from benchmarks.roofline import cache_bytes, copy_bandwidth, decoded_weights
-from benchmarks.stages import jpeg_seconds, timed
-from lit_dola.decoding.jacobi import token_generator
 from lit_dola.decoding.loop import TokenGenerator, cfg_pair
-from lit_dola.janus.model import TransformersJanus
+from lit_dola.janus.model import ImageBackbone
 from lit_dola.janus.quantization import Quantization, quantize_weights
-from lit_dola.janus.vq import to_pillow, to_uint8
+from lit_dola.janus.vq import to_uint8
+from lit_dola.verification.findings import Row
+from lit_dola.verification.measure import free_memory, peak_bytes, timed
+from lit_dola.verification.promises import (
+    check_dola,
+    check_logits,
+    check_pixels,
+    check_same_image,
+    check_speculative,
+)
+from lit_dola.verification.speed import Device, check_quantized, measure_dola, pace_of, spread
+from lit_dola.verification.subject import TURNS, Subject
 
 IMAGES = (1, 8, 16, 64)
 """Images per batch, each with two rows."""
 WINDOWS = (2, 4, 16, 64, 256)
-TURNS = 3
-
-Row = tuple[str, str]
-"""What was measured, and the figure."""
 
 
 @dataclass(frozen=True)
@@ -42,157 +45,115 @@ class Bench:
     """What all parts share."""
 
     preset: Preset
-    device: torch.device
-    dtype: torch.dtype
-    compile: bool
+    subject: Subject
+    device: Device
     tokens: int
     """Tokens per image where it counts."""
-    short: int
-    """Tokens per image elsewhere."""
-    janus: TransformersJanus
-
-    def generator(
-        self,
-        tokens: int,
-        *,
-        dola: bool = True,
-        window: int | None = None,
-        fill_to: int = 1,
-        janus: TransformersJanus | None = None,
-    ) -> TokenGenerator:
-        """Return a token loop with DoLa's defaults, speculative with a window."""
-        janus = janus or self.janus
-        return token_generator(
-            janus, janus.image_head, make_scoring(), window=window,
-            layer=middle_layer(janus) if dola else None, max_new_tokens=tokens,
-            compile=self.compile, fill_to=fill_to,
-        )  # fmt: skip
 
     def seconds(self, generate: TokenGenerator, images: int) -> float:
-        """Return the median time of a batch of one prompt's images, after two to warm up."""
-        run = partial(draw, generate, random_prompts(1), [(0, image) for image in range(images)])
+        """Return the median time of a batch, after two to warm up."""
+        keys = self.subject.keys(images)
+        run = partial(generate, [self.subject.prompts[key[0]] for key in keys], keys)
         for _ in "12":
             run()
-        return median(timed(run, self.device) for _ in range(TURNS))
-
-    def step(self, images: int, **how: Any) -> float:
-        """Return the seconds per step of a short batch; the prefill counts as one."""
-        return self.seconds(self.generator(self.short, **how), images) / self.short
-
-    def peak(self) -> int:
-        """Return the bytes that were allocated at most; on a CPU, those of the process."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-@torch.inference_mode()
-def draw(generate: TokenGenerator, prompts: list[list[int]], keys: list[tuple[int, int]]) -> Tensor:
-    """Draw the tokens of images, ``(images, tokens)``; a key selects the prompt."""
-    return generate([cfg_pair(prompts[prompt], PAD) for prompt, _ in keys], keys)
+        return median(timed(run, self.subject.device) for _ in range(TURNS))
 
 
 def same_image(bench: Bench) -> Iterator[Row]:
-    """Draw images among some neighbours, then among others, of other lengths and fewer."""
-    lengths = (12, 60, 24, 200)
-    prompts = [random_prompts(1, length)[0] for length in lengths]
-    generate = bench.generator(bench.short, fill_to=8)
-    many = draw(generate, prompts, [*product((0, 1), range(4))])[:4]
-    few = draw(generate, prompts, [(0, 0), (2, 5), (0, 1), (3, 0)])[[0, 2]]
-    rest = draw(generate, prompts, [(3, 1), (0, 2), (0, 3)])[1:]
-    equal = int((many == torch.cat([few, rest])).all(dim=1).sum())
-    yield "images with the same tokens among other neighbours", f"{equal} of 4"
+    """Draw images among some neighbours, then among others."""
+    subject = bench.subject
+    generate = subject.loop(subject.short, images=subject.fitting, compile=True)
+    yield from check_same_image(subject, generate)
+
+
+def promises(bench: Bench) -> Iterator[Row]:
+    """Compare the loop with transformers' forward pass, and with itself."""
+    for check in (check_logits, check_dola, check_speculative):
+        yield from check(bench.subject)
 
 
 def images_per_second(bench: Bench) -> Iterator[Row]:
     """Whole images, without the VQ decoder."""
     for images in (1, 8, 64):
-        seconds = bench.seconds(bench.generator(bench.tokens), images)
-        yield f"images per second, {images} at once", f"{images / seconds:.3g}"
-        yield f"peak memory, {images} at once", f"{bench.peak() / 2**30:.1f} GiB"
+        generate = bench.subject.loop(bench.tokens, images=images, compile=True)
+        seconds = bench.seconds(generate, images)
+        yield Row(f"images per second, {images} at once", f"{images / seconds:.3g}")
+        peak = peak_bytes(bench.subject.device)
+        yield Row(f"peak memory, {images} at once", f"{peak / 2**30:.1f} GiB")
 
 
 def steps(bench: Bench) -> Iterator[Row]:
-    """A step at several numbers of rows, and its reads at the bandwidth of a copy."""
-    bandwidth = copy_bandwidth(bench.device)
-    yield "bandwidth of a copy", f"{bandwidth / 1e9:.0f} GB/s"
+    """A step at several numbers of rows, and its least time by what bounds it."""
+    yield from bench.device.rows()
     for images in IMAGES:
-        seconds = bench.step(images)
-        reads = decoded_weights(bench.janus).nbytes + cache_bytes(bench.janus, images, bench.short)
-        yield f"step, {2 * images} rows", f"{1e3 * seconds:.2f} ms"
-        yield f"step over its reads, {2 * images} rows", f"{seconds * bandwidth / reads:.2f}"
+        yield bench.device.step(images, pace_of(bench.subject, images, compile=True))
 
 
 def dola_over_baseline(bench: Bench) -> Iterator[Row]:
     """Both in turns."""
-    with_dola, without = (bench.generator(bench.short, dola=dola) for dola in (True, False))
-    ratios = [bench.seconds(with_dola, 8) / bench.seconds(without, 8) for _ in range(TURNS)]
-    yield "DoLa over baseline, 16 rows", spread(ratios)
+    yield from measure_dola(bench.subject)
 
 
 def other_loops(bench: Bench) -> Iterator[Row]:
     """The old script's loop and transformers', over ours."""
-    names = {"b": "old script's loop", "a": "transformers' generate, a prompt at a time"}
+    subject, names = bench.subject, {
+        "b": "old script's loop", "a": "transformers' generate, a prompt at a time"
+    }  # fmt: skip
     for prompts, images in (1, 8), (16, 4):
-        methods = make_methods(bench.janus, random_prompts(prompts), images, bench.compile)
-        runs = {name: partial(methods[name], bench.short) for name in ("d", *names)}
+        janus: Any = subject.janus
+        methods = make_methods(janus, random_prompts(prompts), images, subject.compile)
+        runs = {name: partial(methods[name], subject.short) for name in ("d", *names)}
         runs["d"]()  # compiles
-        times = [{name: timed(run, bench.device) for name, run in runs.items()} for _ in "12"][1:]
+        times = [{name: timed(run, subject.device) for name, run in runs.items()} for _ in "12"][1:]
         for name, loop in names.items():
             ratios = [turn[name] / turn["d"] for turn in times]
-            yield f"{loop} over ours, {prompts * images} images", spread(ratios)
+            yield Row(f"{loop} over ours, {prompts * images} images", spread(ratios))
 
 
 def windows(bench: Bench) -> Iterator[Row]:
     """A pass of a window over a step: it pays if more tokens are accepted per pass."""
-    step = bench.step(1)
+    subject = bench.subject
+    step = pace_of(subject, 1, compile=True).seconds
     for window in WINDOWS:
-        generate = bench.generator(bench.short, window=window)
+        generate = subject.loop(subject.short, window=window, compile=True)
         seconds = bench.seconds(generate, 1)
         assert generate.forwards is not None
         per_pass = seconds / (1 + int(generate.forwards.max()))
-        yield f"pass over step, 2 rows x window {window}", f"{per_pass / step:.2f}"
+        yield Row(f"pass over step, 2 rows x window {window}", f"{per_pass / step:.2f}")
 
 
 def quantized(bench: Bench) -> Iterator[Row]:
     """A step with weights of fewer bits over one without."""
-    plain = {images: bench.step(images) for images in (1, 8)}
-    for how in get_args(Quantization):
-        janus = random_janus(bench.preset, bench.short, bench.dtype, bench.device)
-        quantize_weights(janus, how, bench.device)
-        for images, seconds in plain.items():
-            ratio = bench.step(images, janus=janus) / seconds
-            yield f"step in {how} over {bench.dtype}, {2 * images} rows", f"{ratio:.2f}"
+    subject = bench.subject
+
+    def load(how: Quantization) -> ImageBackbone:
+        janus = random_janus(bench.preset, bench.tokens, subject.weight.dtype, subject.device)
+        quantize_weights(janus, how, subject.device)
+        return janus
+
+    yield from check_quantized(subject, load)
 
 
 @torch.inference_mode()
 def pixels(bench: Bench) -> Iterator[Row]:
-    """The VQ decoder, one image at a time and in slices of four, and writing a JPEG."""
-    decode = bench.janus.decode_image_tokens
-    tokens = torch.randint(16384, (4, 576), device=bench.device)
+    """The VQ decoder, one image at a time and in slices of four, and a JPEG."""
+    yield from check_pixels(bench.subject)
+    decode, device = bench.subject.janus.decode_image_tokens, bench.subject.device
+    tokens = torch.randint(16384, (4, 576), device=device)
     one, four = (
-        median(timed(partial(decode, tokens[:count]), bench.device) for _ in range(TURNS + 1))
+        median(timed(partial(decode, tokens[:count]), device) for _ in range(TURNS + 1))
         for count in (1, 4)
     )
-    yield "VQ decoder, one image", f"{1e3 * one:.1f} ms"
-    yield "VQ decoder in slices of four over one at a time", f"{four / (4 * one):.2f}"
+    yield Row("VQ decoder in slices of four over one at a time", f"{four / (4 * one):.2f}")
     alone = torch.cat([to_uint8(decode(tokens[image : image + 1])) for image in range(4)])
     equal = sum(map(torch.equal, alone, to_uint8(decode(tokens))))
-    yield "images whose pixels are the same in a slice", f"{equal} of 4"
-    yield "encoding a JPEG", f"{1e3 * jpeg_seconds(to_pillow(alone[0])):.1f} ms"
+    yield Row("images whose pixels are the same in a slice", f"{equal} of 4")
 
 
-PARTS = (
-    same_image, images_per_second, steps, dola_over_baseline, other_loops, windows, pixels,
-    quantized,
+PARTS: tuple[Callable[[Bench], Iterator[Row]], ...] = (
+    same_image, images_per_second, steps, dola_over_baseline, promises, other_loops, windows,
+    pixels, quantized,
 )  # fmt: skip
-
-
-def spread(values: list[float]) -> str:
-    """Return the median and, of several values, the lowest and the highest."""
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def main(
@@ -217,27 +178,24 @@ def main(
         minutes: After so many, no further part starts.
         parts: Names of the parts to run; null: all.
     """
-    start = time.monotonic()
     where = torch.device(device)
     janus = random_janus(preset, tokens, DTYPES[dtype], where)
-    bench = Bench(preset, where, DTYPES[dtype], compile, tokens, short, janus)
+    prompts = [cfg_pair(ids, PAD) for ids in random_prompts(1)]
+    subject = Subject(
+        janus, make_scoring(), middle_layer(janus), prompts, exact=dtype == "float32", fitting=8,
+        short=short, compile=compile, graphs=True, deadline=time.monotonic() + 60 * minutes,
+    )  # fmt: skip
+    bench = Bench(preset, subject, Device(subject), tokens)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU"
     print(f"| {name}, {preset}, {dtype}, torch {torch.__version__} | |\n| --- | --- |", flush=True)
-    left_out = []
     for part in PARTS:
-        if parts is not None and part.__name__ not in parts:
-            continue
-        if time.monotonic() - start > 60 * minutes:
-            left_out.append(part.__name__)
-            continue
-        for what, figure in part(bench):
-            print(f"| {what} | {figure} |", flush=True)
-        torch.compiler.reset()  # frees the memory of CUDA graphs
-        if where.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(where)
-    if left_out:
-        print(f"| left out after {minutes:g} minutes | {', '.join(left_out)} |")
+        if (parts is None or part.__name__ in parts) and subject.in_time(part.__name__):
+            for row in part(bench):
+                failed = "" if row.ok is not False else f" FAILED, expected {row.expected}"
+                print(f"| {row.name} | {row.found}{failed} |", flush=True)
+            free_memory(where)
+    if subject.left_out:
+        print(f"| left out after {minutes:g} minutes | {', '.join(subject.left_out)} |")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import GenerationConfig, JanusConfig
 
 from lit_dola.decoding.guidance import Scoring
+from lit_dola.janus.checkpoint import PUBLISHED_SIZES
 from lit_dola.janus.model import TransformersJanus
 from lit_dola.tasks.generate import LitDoLa
 from recipes.small_janus import make_tokenizer, save_janus
@@ -21,8 +22,8 @@ Preset = Literal["tiny", "small", "1b", "7b"]
 SIZES = {
     "tiny": (128, 256, 8, 4),
     "small": (768, 2048, 12, 12),  # about 100M parameters in the language model and gen_head
-    "1b": (2048, 5632, 24, 16),  # as published: Janus-1.3B, Janus-Pro-1B
-    "7b": (4096, 11008, 30, 32),  # as published: Janus-Pro-7B
+    "1b": PUBLISHED_SIZES["Janus-Pro-1B"],
+    "7b": PUBLISHED_SIZES["Janus-Pro-7B"],
 }
 """Hidden size, intermediate size, layers, heads."""
 BOS, BOI, PAD = 0, 1, 2

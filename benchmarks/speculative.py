@@ -18,7 +18,6 @@ from tqdm import tqdm
 from transformers import JanusForConditionalGeneration
 
 from benchmarks.models import make_scoring
-from benchmarks.stages import timed
 from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.jacobi import token_generator
 from lit_dola.decoding.loop import TokenGenerator, cfg_pair
@@ -26,6 +25,7 @@ from lit_dola.decoding.prefill import Branches
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import load_janus
 from lit_dola.janus.tokenizer import PromptEncoder
+from lit_dola.verification.measure import timed
 
 CHECKPOINT = "checkpoints/shapes-janus"
 MODES: dict[str, tuple[Scoring, int | None]] = {

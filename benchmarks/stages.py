@@ -1,8 +1,6 @@
 """How cost grows with the images per batch, and how long each stage of an image takes."""
 
 import io
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -15,22 +13,9 @@ from benchmarks.methods import lit_dola
 from benchmarks.models import random_prompts
 from lit_dola.janus.model import TransformersJanus
 from lit_dola.janus.vq import to_pillow, to_uint8
+from lit_dola.verification.measure import timed
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-
-
-def timed(run: Callable[[], Any], device: torch.device) -> float:
-    """Return the seconds that a call takes, including the device's work."""
-    _synchronize(device)
-    start = time.perf_counter()
-    run()
-    _synchronize(device)
-    return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def measure_scaling(janus: TransformersJanus, layer: int, compile: bool) -> dict[str, Any]:

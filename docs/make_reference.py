@@ -22,6 +22,7 @@ from lit_dola.janus import checkpoint, loading, model
 from lit_dola.reports import generation
 from lit_dola.settings.declared import Setting, settings_of
 from lit_dola.tasks import preview
+from lit_dola.verification.verify import verify
 
 FUNCTIONS: dict[str, list[Any]] = {
     "`lit_dola.JanusPipeline`": [
@@ -93,6 +94,8 @@ def main() -> str:
         _settings(play, "", PASSED),
         "### `serve` alone",
         _settings(serve, "", PASSED),
+        "### `verify` alone",
+        _settings(verify, "", PASSED),
         "### `compare`",
         "`compare RUN RUN ... --output PAGE`",
         _settings(compare, "", {"runs"}),

@@ -105,17 +105,23 @@ def log_contrast(
 ) -> tuple[Tensor, Tensor]:
     """Return the unmasked contrast, and the final log-probabilities that define the head set.
 
-    Both are float32 ``(..., vocab)``, whatever the dtype of the logits.
+    Both are ``(..., vocab)``, float32 unless the logits are float64.
 
     Raises:
         ValueError: If ``strength`` is not in [0, 1].
     """
     if not 0.0 <= strength <= 1.0:
         raise ValueError(f"strength is {strength}; expected 0 <= strength <= 1")
-    final_log_probs = final_logits.float().log_softmax(dim=-1)
+    final_log_probs = at_least_float32(final_logits).log_softmax(dim=-1)
     if strength == 0:  # 0 times the log of a probability of 0 would be NaN
         return final_log_probs, final_log_probs
-    return final_log_probs - strength * mid_logits.float().log_softmax(dim=-1), final_log_probs
+    mid_log_probs = at_least_float32(mid_logits).log_softmax(dim=-1)
+    return final_log_probs - strength * mid_log_probs, final_log_probs
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Return logits in float32, or in float64 if they are in it."""
+    return logits if logits.dtype.itemsize > 4 else logits.float()
 
 
 def apc_mask(final_log_probs: Tensor, alpha: float) -> Tensor:

@@ -60,7 +60,7 @@ class EvaluationTask(ModelTask):
 
 @dataclass(frozen=True, kw_only=True)
 class AppTask(ModelTask):
-    """A subcommand that keeps a model loaded for callers."""
+    """A subcommand that takes predict's configurations and writes no run, e.g. a server."""
 
     module: str = "lit_dola.tasks.generate:LitDoLa"
     partial: dict[str, tuple[str, tuple[str, ...]]]
@@ -132,6 +132,13 @@ TASKS: dict[str, Task] = {
             "--config configs/demo.yaml --port 8000",
             "--config configs/dola.yaml --host 0.0.0.0 --trainer.devices 4",
         ),
+    ),
+    "verify": AppTask(
+        help="Verify on this machine, with this checkpoint, what the project promises.",
+        function="lit_dola.verification.verify:verify",
+        module="lit_dola.verification.verify:LitVerify",
+        partial={"trainer": _DEVICES},
+        examples=("--config configs/dola.yaml", "--config configs/demo.yaml"),
     ),
     "compare": Task(
         help="Write a page that shows runs side by side; images also blind.",

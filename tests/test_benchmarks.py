@@ -6,10 +6,12 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from benchmarks import decode, gpu, roofline
+from benchmarks import decode, gpu
 from benchmarks.methods import make_methods
 from benchmarks.models import BOI, BOS, SIZES, random_janus, random_prompts
-from benchmarks.roofline import decoded_weights
+from lit_dola.janus.model import TransformersJanus
+from lit_dola.verification import measure, subject
+from lit_dola.verification.measure import decoded_weights
 from tests.support import original
 
 
@@ -42,7 +44,7 @@ def test_presets_have_the_sizes_that_they_are_called_by():
 @pytest.mark.slow
 def test_result(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(decode, "_peak_memory_ratio", lambda *_: 1.0)  # it takes two processes
-    monkeypatch.setattr(roofline, "_COPIED_NUMBERS", 2**16)
+    monkeypatch.setitem(measure._COPIED_BYTES, "cpu", 2**18)
     decode.main("tiny", prompts=2, images=1, tokens=3, repeats=2, output=tmp_path)
     result = json.loads((tmp_path / "decode.json").read_text())
     assert set(result["methods"]) == {"a", "a_batch", "b", "c", "d", "e", "f", "g"}
@@ -57,10 +59,11 @@ def test_result(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def print_table(monkeypatch, capsys):
     """Print the table for a GPU with the sizes of a toy, and without the large VQ decoder."""
-    monkeypatch.setattr(roofline, "_COPIED_NUMBERS", 2**16)
-    monkeypatch.setattr(gpu, "TURNS", 1)
+    monkeypatch.setitem(measure._COPIED_BYTES, "cpu", 2**18)
+    for module in (gpu, subject):
+        monkeypatch.setattr(module, "TURNS", 1)
     monkeypatch.setattr(
-        gpu.TransformersJanus, "decode_image_tokens",
+        TransformersJanus, "decode_image_tokens",
         lambda janus, tokens: torch.zeros(len(tokens), 3, 8, 8),
     )  # fmt: skip
 
@@ -80,13 +83,14 @@ def test_every_part_of_the_table_for_a_gpu(print_table):
     lines = print_table(parts=parts).splitlines()
     assert lines[0].startswith("| CPU, tiny, bfloat16, torch ")
     rows = dict(line.strip("| ").split(" | ") for line in lines[2:])
-    assert rows["images with the same tokens among other neighbours"] == "4 of 4"
+    assert rows["same image: among others"] == "3 of 3 as in a batch of 8"
     assert rows["images whose pixels are the same in a slice"] == "4 of 4"
+    assert rows["speculative: tokens"].startswith("those of one at a time")
+    assert not [name for name, found in rows.items() if "FAILED" in found]
     for name in (
-        "images per second, 64 at once", "peak memory, 64 at once", "step, 128 rows",
-        "step over its reads, 128 rows", "DoLa over baseline, 16 rows",
-        "old script's loop over ours, 64 images", "pass over step, 2 rows x window 256",
-        "VQ decoder, one image", "encoding a JPEG",
+        "images per second, 64 at once", "peak memory, 64 at once", "speed: step, 64 images",
+        "speed: DoLa over baseline, 8 images", "old script's loop over ours, 64 images",
+        "pass over step, 2 rows x window 256", "pixels: VQ decoder",
     ):  # fmt: skip
         assert float(rows[name].split()[0]) >= 0
     assert float(rows["old script's loop over ours, 64 images"]) > 0

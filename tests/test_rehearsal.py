@@ -1,4 +1,4 @@
-"""A rehearsal for a GPU, without one: the loops on fake ``cuda`` tensors.
+"""A rehearsal for a GPU, without one: the loops and ``verify`` on fake ``cuda`` tensors.
 
 Fake tensors have a device, a dtype and a shape but no numbers. An operation on tensors of different
 devices fails, and so does every read of a number, which would make the host wait for a GPU. They
@@ -8,10 +8,16 @@ need a CUDA build of torch: ``make rehearse-gpu`` installs one.
 from dataclasses import replace
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    FakeTensor,
+    FakeTensorMode,
+)
 
 from lit_dola.data.requests import RequestKey
 from lit_dola.decoding import loop
@@ -20,9 +26,28 @@ from lit_dola.decoding.inspection import inspect_tokens
 from lit_dola.decoding.jacobi import SpeculativeGenerator
 from lit_dola.decoding.loop import TokenGenerator, cfg_pair
 from lit_dola.decoding.sampling import EntropyTemperature
+from lit_dola.janus import weights
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.model import TransformersJanus
+from lit_dola.janus.tokenizer import PromptEncoder
 from lit_dola.janus.vq import to_uint8
+from lit_dola.verification import promises, subject
+from lit_dola.verification.promises import (
+    check_checkpoint,
+    check_dola,
+    check_logits,
+    check_pixels,
+    check_same_image,
+    check_speculative,
+)
+from lit_dola.verification.speed import (
+    Device,
+    check_quantized,
+    measure_dola,
+    measure_fitting,
+    measure_loops,
+)
+from lit_dola.verification.subject import Subject
 from tests.support.commands import ROOT
 from tests.support.scoring import make_scoring
 
@@ -77,7 +102,7 @@ def draw(make, janus, scoring, guided=True, **settings):
     prompts = [cfg_pair(PROMPTS[key.entry_index], janus.pad_token_id) for key in KEYS]
     if not guided:
         prompts = [branches[:1] for branches in prompts]
-        generate.decoder = replace(generate.decoder, scoring=replace(scoring, cfg_weight=1.0))
+        generate.decoder = replace(generate.decoder, contrast=replace(scoring, cfg_weight=1.0))
     return generate(prompts, KEYS)
 
 
@@ -126,3 +151,50 @@ def test_pixels(janus):
     tokens = torch.zeros(1, janus.num_image_tokens, dtype=torch.long, device=GPU)
     pixels = to_uint8(janus.decode_image_tokens(tokens))
     assert (pixels.shape, pixels.dtype, pixels.device) == ((1, 3, 48, 48), torch.uint8, GPU)
+
+
+@pytest.fixture
+def readable(monkeypatch):
+    """Let the host read the device, where every number is 0, and there is no driver."""
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda tensor: True)
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda tensor: 0.0)
+    monkeypatch.setattr(torch.Tensor, "__int__", lambda tensor: 0)
+    monkeypatch.setattr(FakeTensor, "tolist", lambda it: np.zeros(tuple(it.shape)).tolist())
+    monkeypatch.setattr(SpeculativeGenerator, "_read", lambda generate, known: 10**6)
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 2**30)
+    monkeypatch.setattr(promises, "to_pillow", lambda pixels: Image.new("RGB", (48, 48)))
+
+
+def test_every_row_of_a_verification(janus, readable, monkeypatch):
+    on_disk = [
+        (name, torch.empty(it.shape, dtype=it.dtype)) for name, it in janus.model.named_parameters()
+    ]
+    monkeypatch.setattr(weights, "_read_file", lambda *_: on_disk)
+    for limit in ("_TURN", "_LONG"):
+        monkeypatch.setattr(subject, limit, 0.0)
+    checkpoint = Checkpoint.open(str(ROOT / "checkpoints/shapes-janus"))
+    prompts = [cfg_pair(ids, janus.pad_token_id) for ids in PROMPTS]
+    model = Subject(janus, make_scoring(), 8, prompts, exact=False, fitting=4, short=6, window=4)
+    device = Device(model)
+    rows = [
+        row
+        for found in (
+            check_checkpoint(model, checkpoint, PromptEncoder(checkpoint.folder)),
+            check_logits(model),
+            check_dola(model),
+            check_pixels(model),
+            check_same_image(model, model.loop(20, images=4)),
+            measure_fitting(model, device, model.loop(20, images=4)),
+            check_speculative(model),
+            measure_loops(model, device),
+            measure_dola(model),
+            check_quantized(model, lambda how: janus),
+        )
+        for row in found
+    ]
+    names = {row.name.partition(":")[0] for row in rows}
+    assert names == {"checkpoint", "logits", "dola", "pixels", "same image", "speed",
+                     "speculative", "fastest", "quantized"}  # fmt: skip
+    assert len(rows) > 25

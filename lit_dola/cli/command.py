@@ -40,12 +40,19 @@ from lit_dola.cli.dry_run import describe
 from lit_dola.cli.messages import fail, on_first_rank
 from lit_dola.cli.parser import parser_options
 from lit_dola.cli.plain import parser_of_all, plain_parser
-from lit_dola.cli.tasks import PASSED, ParsedTask, Parser, all_parsers, own_arguments
+from lit_dola.cli.tasks import (
+    PASSED,
+    TRAINER_DEFAULTS,
+    ParsedTask,
+    Parser,
+    all_parsers,
+    own_arguments,
+)
 from lit_dola.data.base import RequestDataModule
 from lit_dola.errors import UserError
 from lit_dola.janus.recommended import recommended_settings
 from lit_dola.messages import causes, first_line, printable
-from lit_dola.registry import TASKS, resolve
+from lit_dola.registry import TASKS, AppTask, resolve
 from lit_dola.settings.declared import refuse_null
 from lit_dola.tasks.base import JanusModule
 from lit_dola.tasks.generate import LitDoLa
@@ -97,7 +104,7 @@ class DoLaCLI(LightningCLI):
         for group, owner in self.task.groups.items():
             refuse_null(owner, self.config[group].as_dict(), f"{group}.")
         locate_inputs(self.config, self.arguments.config_folders)
-        if self.task.module is LitDoLa and self._take_recommended():
+        if issubclass(self.task.module, LitDoLa) and self._take_recommended():
             locate_inputs(self.config, self.arguments.config_folders)
         self.config["seed_everything"] = int(self.config.model.get("seed") or 0)
         if self.arguments.printing:
@@ -158,6 +165,8 @@ class DoLaCLI(LightningCLI):
             # Last, so that it ends after the writer, which waits for all ranks.
             own = self.config_init.progress
             self.trainer_defaults["callbacks"] = [*self.trainer_defaults["callbacks"], own]
+        if isinstance(self.task.task, AppTask):  # which takes few of its settings
+            kwargs = {**TRAINER_DEFAULTS, "enable_progress_bar": False, **kwargs}
         try:
             trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
@@ -198,7 +207,8 @@ def run_model_task(arguments: Arguments) -> None:
     except MisconfigurationException as error:
         raise SystemExit(fail(f"trainer: {trainer_message(error)}", code=1)) from None
     except Interrupted as interrupted:
-        raise SystemExit(_stop(interrupted)) from None
+        continues = not isinstance(TASKS[str(arguments.task)], AppTask)
+        raise SystemExit(_stop(interrupted, continues)) from None
     except UserError:
         raise
     except Exception as error:
@@ -243,10 +253,11 @@ def _check_world_size(world_size: int, environment: Mapping[str, str]) -> None:
             )
 
 
-def _stop(interrupted: Interrupted) -> int:
-    """Report that the run was stopped, and return the exit code."""
+def _stop(interrupted: Interrupted, continues: bool) -> int:
+    """Report that the task was stopped, and return the exit code."""
     if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        print(f"{interrupted}; the same command continues from there", file=sys.stderr)
+        more = "; the same command continues from there" if continues else ""
+        print(f"{interrupted}{more}", file=sys.stderr)
         if interrupted.requeue:
             try:
                 requeue_slurm_job()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_dola.decoding.sampling import Sampling
-from lit_dola.dola import MASK_VALUE, apc_mask, log_contrast
+from lit_dola.dola import MASK_VALUE, apc_mask, at_least_float32, log_contrast
 
 ApcPolicy = Literal["cond", "intersection", "union", "per_branch"]
 """Policy for which tokens may be drawn when the head sets of the two branches differ.
@@ -93,10 +93,10 @@ def allowed_tokens(
         ValueError: If ``alpha`` is not in [0, 1], or ``apc`` is not a policy that masks after
             fusing.
     """
-    in_cond = apc_mask(cond_final.float(), alpha)
+    in_cond = apc_mask(at_least_float32(cond_final), alpha)
     if apc == "cond":
         return in_cond
-    in_uncond = apc_mask(uncond_final.float(), alpha)
+    in_uncond = apc_mask(at_least_float32(uncond_final), alpha)
     if apc == "union":
         return in_cond | in_uncond
     if apc == "intersection":

@@ -243,29 +243,47 @@ class TokenGenerator:
     ) -> Tensor:
         """Return the values of all tokens at each draw, of which the largest is drawn.
 
-        One pass of the step as written, in which every draw follows the given tokens.
-
         Args:
             prompts: The branches of each sequence's prompt.
             keys: The random stream of each sequence.
-            tokens: The first tokens of each sequence, int64 ``(sequences, count)``.
+            tokens: The tokens that each draw follows, int64 ``(sequences, count)``.
 
         Returns:
             Float32 ``(sequences, count, vocab)``.
         """
-        decoder, cache = self.decoder, self._cache_for(prompts)
         prompt_index, image_index = torch.tensor(keys, device=tokens.device).unbind(dim=1)
-        seed = torch.full_like(prompt_index, decoder.scoring.seed)
+        seed = torch.full_like(prompt_index, self.decoder.scoring.seed)
         streams = stream_keys(seed, prompt_index, image_index)
-        branches, steps = len(prompts[0]), torch.arange(tokens.shape[1], device=tokens.device)
-        lengths = row_lengths(prompts, steps)
-        first = prefill(decoder, prompts, cache, self.share_prefill)
-        inputs = tokens[:, :-1].repeat_interleave(branches, dim=0)
-        slots = torch.arange(cache.slots, device=tokens.device)
-        rest = run_window(decoder, cache, inputs, lengths + steps[:-1], slots)
-        states = torch.cat([first, rest], dim=2)
-        values, _ = race(decoder, states, streams, steps.expand_as(tokens))
+        steps = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        values, _ = race(self.decoder, self.states(prompts, tokens), streams, steps)
         return values.view(*tokens.shape, -1)
+
+    @torch.no_grad()
+    def states(
+        self, prompts: Sequence[Branches], tokens: Tensor, window: int | None = None
+    ) -> Tensor:
+        """Return the states that each draw is made from, if it follows the given tokens.
+
+        Args:
+            prompts: The branches of each sequence's prompt.
+            tokens: The first tokens of each sequence, int64 ``(sequences, count)``.
+            window: Tokens per pass of the step as written; None: all in one pass.
+
+        Returns:
+            ``(layers, rows, count, hidden)``: the final hidden state, after the final norm, and the
+            middle layer's if the scores need it.
+        """
+        decoder, cache = self.decoder, self._cache_for(prompts)
+        places = torch.arange(tokens.shape[1] - 1, device=tokens.device)
+        slots = torch.arange(cache.slots, device=tokens.device)
+        own = row_lengths(prompts, places) + places
+        inputs = tokens[:, :-1].repeat_interleave(len(prompts[0]), dim=0)
+        states = [prefill(decoder, prompts, cache, self.share_prefill)]
+        width = window or max(1, len(places))
+        for start in range(0, len(places), width):
+            part = slice(start, start + width)
+            states.append(run_window(decoder, cache, inputs[:, part], own[:, part], slots))
+        return torch.cat(states, dim=2)
 
     def _compiled_for(self, branches: int) -> int:
         """Return how many sequences of so many branches the step is compiled for, if it is."""

@@ -1,6 +1,7 @@
 """A trial of the compiled step: it runs here, and draws what the step as written does."""
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 
 import torch
@@ -29,7 +30,7 @@ _KNOWN = {
 """Reasons in the words of users, by a part of the message."""
 
 
-class _Enough(Exception):
+class Enough(Exception):
     """Ends a token loop early."""
 
 
@@ -56,8 +57,27 @@ def find_fault(generate: TokenGenerator, prompt: Branches, count: int, exact: bo
     keys = [(0, sequence) for sequence in range(count)]
     tokens = first_tokens(generate, [prompt] * count, keys)[:_SEQUENCES]
     other, prompts, keys = generate.as_written(TOKENS), [prompt] * len(tokens), keys[: len(tokens)]
+    return find_disagreement(other, prompts, keys, tokens, exact)
+
+
+def find_disagreement(
+    other: TokenGenerator,
+    prompts: list[Branches],
+    keys: list[StreamKey],
+    tokens: Tensor,
+    exact: bool,
+) -> str | None:
+    """Return how tokens that were drawn differ from those of another loop; None if they do not.
+
+    Args:
+        other: A token loop with the step as written.
+        prompts: The branches of each sequence's prompt.
+        keys: The random stream of each sequence.
+        tokens: The tokens, int64 ``(sequences, count)``.
+        exact: As :func:`find_fault`, which says what is expected.
+    """
     if exact:
-        same = torch.equal(tokens, first_tokens(other, prompts, keys))
+        same = bool((tokens == first_tokens(other, prompts, keys, tokens.shape[1])).all())
         return None if same else "it draws other tokens than the step as written"
     outside = _outside(other, prompts, keys, tokens)
     if outside <= _MOST_OUTSIDE:
@@ -66,18 +86,35 @@ def find_fault(generate: TokenGenerator, prompt: Branches, count: int, exact: bo
 
 
 def first_tokens(
-    generate: TokenGenerator, prompts: list[Branches], keys: list[StreamKey]
+    generate: TokenGenerator,
+    prompts: list[Branches],
+    keys: list[StreamKey],
+    count: int = TOKENS,
+    on_step: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Draw a few tokens of each sequence, int64 ``(sequences, tokens)``."""
+    """Draw the first tokens of each sequence, and end.
+
+    Args:
+        generate: The token loop.
+        prompts: The branches of each sequence's prompt.
+        keys: The random stream of each sequence.
+        count: Tokens to draw.
+        on_step: Called after each step with the number of tokens drawn per sequence so far.
+
+    Returns:
+        Int64 ``(sequences, count)``, or as many as the loop draws.
+    """
     found: list[Tensor] = []
-    count = min(TOKENS, generate.max_new_tokens)
+    count = min(count, generate.max_new_tokens)
 
-    def look(_step: int, tokens: Tensor) -> None:
-        if (tokens[:, :count] >= 0).all():
+    def look(step: int, tokens: Tensor) -> None:
+        if on_step is not None:
+            on_step(step)
+        if step >= count and (tokens[:, :count] >= 0).all():
             found.append(tokens[:, :count].clone())
-            raise _Enough
+            raise Enough
 
-    with suppress(_Enough):
+    with suppress(Enough):
         found.append(generate(prompts, keys, look)[:, :count])
     return found[0]
 

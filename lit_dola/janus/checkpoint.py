@@ -40,6 +40,12 @@ VARIANTS = {
 """Short names that ``model.model_path`` accepts; each stands for DeepSeek's own checkpoint."""
 
 
+PUBLISHED_SIZES = {
+    "Janus-1.3B": (2048, 5632, 24, 16),
+    "Janus-Pro-1B": (2048, 5632, 24, 16),
+    "Janus-Pro-7B": (4096, 11008, 30, 32),
+}
+"""Hidden size, intermediate size, layers and heads of their language models."""
 GENERATION_CONFIG = "generation_config.json"
 _COMMIT = re.compile("[0-9a-f]{40}")
 _BLOCKS, _BLOCK = 256, 4096
@@ -115,6 +121,16 @@ class Checkpoint(ModelFolder):
     def num_layers(self) -> int:
         """Transformer layers of the language model; ``hidden_states`` has one entry more."""
         return int(self.config.text_config.num_hidden_layers)
+
+    @property
+    def published(self) -> list[str]:
+        """Names of the published models whose language model has these sizes."""
+        text = self.config.text_config
+        sizes = (
+            text.hidden_size, text.intermediate_size, text.num_hidden_layers,
+            text.num_attention_heads,
+        )  # fmt: skip
+        return [name for name, published in PUBLISHED_SIZES.items() if sizes == published]
 
     @property
     def num_image_tokens(self) -> int:

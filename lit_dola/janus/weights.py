@@ -51,6 +51,8 @@ _RENAMES = [
         (r"^(model\.vision_model\..*)\.attn\.qkv\.", r"\1.self_attn.qkv."),
     ]
 ]
+_SAMPLE = 2048
+"""Numbers at each end of a weight that are compared with its file."""
 _NO_COUNTERPART = re.compile(
     r"^vision_model\.vision_tower\.attn_pool\."  # pooling that Janus leaves out
     r"|^gen_vision_model\.quantize\.codebook_used$"  # a usage statistic of training
@@ -130,6 +132,42 @@ def load_weights(
     found = [f"{kind}: {_shorten(names)}" for kind, names in problems.items() if names]
     if found:
         raise UserError(f"weights do not fit its config.json; {'; '.join(found)}", at=folder)
+
+
+def samples_that_differ(
+    model: nn.Module, checkpoint: Checkpoint, unused: tuple[str, ...], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Compare the first and the last numbers of a loaded model's weights with those of its files.
+
+    Args:
+        model: As :func:`load_weights` has filled it.
+        checkpoint: As :func:`load_weights`.
+        unused: As :func:`load_weights`.
+        dtype: As :func:`load_weights`.
+
+    Returns:
+        By a weight's name in the model, the count of numbers that differ, a scalar on its device.
+        Weights that are stored in another form, e.g. quantized ones, are left out.
+    """
+    original = checkpoint.layout == "multi_modality"
+    loaded = {name: weight.detach() for name, weight in model.named_parameters()}
+    found: dict[str, Tensor] = {}
+    for file, names in weight_files(checkpoint.folder).items():
+        path = checkpoint.folder / file
+        for source, whole in _read_file(path, names, original, unused, torch.device("cpu")):
+            targets = rename_original(source) if original else (source,)
+            for name, tensor in zip(targets, _split(whole, targets)):
+                weight = loaded.get(name)
+                # torchao's tensors are made of others.
+                if weight is not None and not hasattr(weight, "__tensor_flatten__"):
+                    sample = _ends(tensor).to(dtype).to(weight.device, weight.dtype)
+                    found[name] = (sample != _ends(weight)).sum()
+    return found
+
+
+def _ends(tensor: Tensor) -> Tensor:
+    numbers = tensor.flatten()
+    return torch.cat([numbers[:_SAMPLE], numbers[-_SAMPLE:]])
 
 
 def _split(tensor: Tensor, names: tuple[str, ...]) -> tuple[Tensor, ...]:

@@ -127,8 +127,10 @@ class JanusModule(Declared, LightningModule):
 
     def middle_layer(self, model: ModelFolder) -> int | None:
         """Return the index of the middle layer in ``hidden_states``, or None with DoLa off."""
-        if not self.dola:
-            return None
+        return self.dola_layer(model) if self.dola else None
+
+    def dola_layer(self, model: ModelFolder) -> int:
+        """Return the index of the middle layer in ``hidden_states``, as if DoLa were on."""
         num_layers: int = model.num_layers
         if num_layers < 2:
             raise UserError(

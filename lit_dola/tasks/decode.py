@@ -98,14 +98,15 @@ class DecodingModule(JanusModule):
         """Why the step is not compiled, although it should be."""
         self.at_once: int | None = None
         """Requests per part, once a batch has run out of memory."""
-        self.scoring = self._make_scoring()
+        self.dola_scoring = self._make_scoring()
+        """The settings, as if DoLa were on."""
+        self.scoring = self.dola_scoring if self.dola else self.dola_scoring.baseline
 
     def _make_scoring(self) -> Scoring:
         values = {field.name: self.hparams[field.name] for field in fields(Scoring)}
         if values["entropy_temperature"]:
             values["entropy_temperature"] = EntropyTemperature(*values["entropy_temperature"])
-        scoring = Scoring(**values)
-        return scoring if self.dola else scoring.baseline
+        return Scoring(**values)
 
     def make_generator(self) -> TokenGenerator:
         """Return the task's token loop, with an empty cache."""
@@ -155,8 +156,11 @@ class DecodingModule(JanusModule):
             on_all_ranks = self.trainer.strategy.reduce(
                 torch.tensor(fitting, device=weight.device), reduce_op="min"
             )
-            share = math.ceil(len(plan.requests) / self.trainer.world_size)
-            plan.batch_size = min(int(on_all_ranks), share)
+            plan.batch_size = min(int(on_all_ranks), self.most_at_once(plan))
+
+    def most_at_once(self, plan: RunPlan) -> int:
+        """Return how many requests of a rank there are at most, which a batch need not exceed."""
+        return math.ceil(len(plan.requests) / self.trainer.world_size)
 
     def on_predict_start(self) -> None:
         """Prepare the token loop."""

@@ -21,8 +21,22 @@ from lit_dola.runs.claim import Claim
 from lit_dola.runs.image_file import encode_image
 from lit_dola.tasks import compiled, generate
 from lit_dola.tasks.decode import DecodingModule
+from lit_dola.verification import verify
 from tests.support.commands import messages
 from tests.troubleshooting.scene import CASES, case
+
+
+@case("promises fail")
+def a_promise_that_fails(scene):
+    scene.monkeypatch.setattr(TransformersJanus, "decode_image_tokens", _nan)
+    for name in ("measure_fitting", "measure_loops", "measure_dola"):
+        scene.monkeypatch.setattr(verify, name, lambda *_: iter(()))
+    return scene.predict(subcommand="verify"), 1
+
+
+def _nan(janus, tokens):
+    return torch.full((len(tokens), 3, 16, 16), torch.nan)
+
 
 FLAGS = {
     "is not a middle layer": ["--model.layer=8"],

@@ -1,0 +1,1 @@
+"""``verify``: does every promise hold on this machine, with this checkpoint."""
