@@ -58,7 +58,7 @@ Check = Callable[[], Iterator[Row]]
 
 
 class LitVerify(LitDoLa):
-    """Verifies in the place of generating: the first predict step runs all checks.
+    """Verifies a Janus, and how it draws images, in the one predict step that it runs.
 
     Args:
         settings: Settings of :class:`lit_dola.tasks.generate.LitDoLa`.

@@ -30,8 +30,9 @@ def succeed(done):
 _NARRATION = re.compile(
     r".* on .*, .*: [\d,]+ (image|answer|ranking)s? to generate.*; writing to .*"
     r"|.*([\d,]+ (image|answer|ranking)s? (in [\d:]+, .*|generated.*)|nothing to do: .*); open .*"
+    r"|checking [\w ]+"
 )
-"""The first and the last line of a run."""
+"""The first and the last line of a run, and those of a verification."""
 
 
 def messages(stderr):
