@@ -140,4 +140,5 @@ def reason_of(error: Exception) -> str:
     *_, first = causes(error)
     said = " ".join(map(str, causes(error))).lower()
     known = (reason for part, reason in _KNOWN.items() if part in said)
-    return next(known, f"{type(first).__name__}: {first_line(first)}")
+    inner = getattr(first, "inner_exception", first)  # of torch's BackendCompilerFailed
+    return next(known, f"{type(inner).__name__}: {first_line(inner)}")

@@ -9,8 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lit_dola import JanusPipeline
+from lit_dola.decoding import step
+from lit_dola.decoding.loop import StepError, TokenGenerator
 from lit_dola.errors import RankError, UserError
 from lit_dola.tasks import compiled
 from lit_dola.tasks.decode import DecodingModule
@@ -312,3 +315,16 @@ def test_a_machine_that_cannot_compile(variables, reason, tiny_checkpoint, tmp_p
     assert done.stderr.splitlines()[-1] == (
         f"error: model.compile: true: {reason}; expected auto or false"
     )
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch can compile for CUDA")
+def test_a_build_for_cpus_that_is_asked_to_compile_for_cuda(monkeypatch):
+    """The reason is the compiler's own, not that something was raised."""
+    monkeypatch.setattr(step, "decode_window", lambda decoder, inputs: inputs @ inputs)
+    generator = SimpleNamespace(
+        compile=True, graphs=True, decoder=None, _step=None, _janus=torch.nn.Module()
+    )
+    with FakeTensorMode(), pytest.raises(StepError) as raised:
+        TokenGenerator._run_step(generator, torch.empty(2, 2, device="cuda"))
+    said = "RuntimeError: PyTorch is not linked with support for cuda devices"
+    assert compiled.fault_of(raised.value) == said
