@@ -21,9 +21,10 @@ _log = getLogger(__name__)
 _NAMES = {True: "compiled step with CUDA graphs", False: "compiled step"}
 _ATTENTION = ("scaled_dot_product", "flash", "no available kernel", "attention")
 """Parts of the messages of a fused attention kernel."""
-_found: WeakKeyDictionary[Backbone, tuple[bool, str | None]] = WeakKeyDictionary()
-"""Whether the step of a model uses CUDA graphs, and why it is not compiled at all, if it was tried:
-a program calls a model many times."""
+_found: WeakKeyDictionary[Backbone, dict[torch.device, tuple[bool, str | None]]]
+_found = WeakKeyDictionary()
+"""Whether the step of a model uses CUDA graphs on a device, and why it is not compiled at all, if it
+was tried: a program calls a model many times."""
 
 
 class Compilable(Protocol):
@@ -72,8 +73,8 @@ def choose_step(module: Compilable) -> None:
     Raises:
         RankError: If it fails, and ``model.compile`` is true.
     """
-    if module.janus in _found:
-        module.graphs, module.fault = _found[module.janus]
+    if known := _found.get(module.janus, {}).get(module.device):
+        module.graphs, module.fault = known
         if module.fault is not None:
             _refuse_if_required(module, module.fault)
         module.renew_generator()
@@ -166,7 +167,7 @@ def _fault(module: Compilable) -> str | None:
 def _remember(module: Compilable) -> None:
     """Keep the choice for later calls, on all ranks or on none."""
     if _all_ranks_are_here(module):
-        _found[module.janus] = module.graphs, module.fault
+        _found.setdefault(module.janus, {})[module.device] = module.graphs, module.fault
 
 
 def _all_ranks_are_here(module: Compilable) -> bool:

@@ -260,6 +260,9 @@ def test_cuda_graphs_that_fail_leave_a_compiled_step(compile, works, monkeypatch
     monkeypatch.setattr(compiled, "_fault", None)  # not called again
     compiled.choose_step(again)
     assert (again.graphs, again.fault) == (module.graphs, module.fault)
+    again.device = torch.device("meta")
+    with pytest.raises(TypeError):  # where it is called
+        compiled.choose_step(again)
 
 
 def fail_on_second_rank(how):
