@@ -28,7 +28,16 @@ from lit_dola.verification.measure import (
     timed,
 )
 
-RATIOS = (("d", "c"), ("e", "c"), ("f", "c"), ("g", "c"), ("b", "d"), ("a", "c"), ("a_batch", "c"))
+RATIOS = (
+    ("d", "c"),
+    ("e", "c"),
+    ("f", "c"),
+    ("g", "c"),
+    ("d", "h"),
+    ("b", "d"),
+    ("a", "c"),
+    ("a_batch", "c"),
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -134,7 +143,7 @@ def _roofline(
     """Return how long a step's reads take at the bandwidth of a large copy on this machine."""
     bandwidth = copy_bandwidth(device)
     tokens, weights = janus.num_image_tokens, decoded_weights(janus).nbytes
-    cache = cache_bytes(janus, images, tokens)
+    cache = cache_bytes(janus, 2 * images, tokens)
     steps = {name: median(times[name]) / tokens for name in ("c", "d") if name in times}
     return {
         "copy_gigabytes_per_second": bandwidth / 1e9,

@@ -25,9 +25,10 @@ NAMES = {
     "e": "lit-dola, strength 0.2, mid_norm",
     "f": "lit-dola, strength 0: the head set alone",
     "g": "lit-dola, DoLa off, weights not packed",
+    "h": "lit-dola, DoLa on, no guidance: one row per image",
 }
 
-PACKED = ("c", "d", "e", "f")
+PACKED = ("c", "d", "e", "f", "h")
 """Methods that run on packed weights on a CPU."""
 
 
@@ -51,6 +52,7 @@ def make_methods(
         ),
         "f": lit_dola(janus, prompts, images, layer, compile, make_scoring(strength=0.0)),
         "g": lit_dola(janus, prompts, images, None, compile),
+        "h": lit_dola(janus, prompts, images, layer, compile, make_scoring(cfg_weight=1.0)),
     }
 
 
@@ -72,14 +74,16 @@ def lit_dola(
 ) -> Method:
     """Return lit-dola's token loop as a method; it is set up once per number of tokens."""
     keys = [(i, j) for i in range(len(prompts)) for j in range(images)]
-    branches = [cfg_pair(prompts[prompt], PAD) for prompt, _ in keys]
+    scoring = scoring or make_scoring()
+    rows = 2 if scoring.uses_guidance else 1
+    branches = [cfg_pair(prompts[prompt], PAD)[:rows] for prompt, _ in keys]
 
     @cache
     def generator(tokens: int) -> TokenGenerator:
         return TokenGenerator(
             janus,
             janus.image_head,
-            scoring or make_scoring(),
+            scoring,
             layer=layer,
             max_new_tokens=tokens,
             compile=compile,

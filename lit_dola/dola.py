@@ -24,7 +24,11 @@ MASK_VALUE = -1e9
 
 
 def contrast_with_apc_from_logits(
-    final_logits: Tensor, mid_logits: Tensor, alpha: float, strength: float = 1.0
+    final_logits: Tensor,
+    mid_logits: Tensor,
+    alpha: float,
+    strength: float = 1.0,
+    outside: float = MASK_VALUE,
 ) -> Tensor:
     """Contrast two sets of logits and mask the tokens that the final layer finds implausible.
 
@@ -33,10 +37,11 @@ def contrast_with_apc_from_logits(
         mid_logits: Logits of the middle layer, same shape; not used if ``strength`` is 0.
         alpha: Threshold of the head set, ``0 <= alpha <= 1``; 0: every token is in it.
         strength: How much of the middle layer is subtracted, ``0 <= strength <= 1``.
+        outside: Score of tokens outside the head set.
 
     Returns:
-        ``log_softmax(final) - strength * log_softmax(mid)`` on the head set, :data:`MASK_VALUE`
-        outside it; float32, ``(..., vocab)``, to be used as logits.
+        ``log_softmax(final) - strength * log_softmax(mid)`` on the head set, ``outside`` outside
+        it; float32, ``(..., vocab)``, to be used as logits.
 
     Raises:
         ValueError: If ``alpha`` or ``strength`` is not in [0, 1].
@@ -46,7 +51,7 @@ def contrast_with_apc_from_logits(
         >>> token = torch.multinomial(scores.softmax(dim=-1), num_samples=1)
     """
     contrast, final_log_probs = log_contrast(final_logits, mid_logits, strength)
-    return contrast.masked_fill(~apc_mask(final_log_probs, alpha), MASK_VALUE)
+    return contrast.masked_fill(~apc_mask(final_log_probs, alpha), outside)
 
 
 def dola_static_from_hidden(

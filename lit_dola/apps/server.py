@@ -38,7 +38,7 @@ from lit_dola.apps.starting import (
     warn_if_open,
 )
 from lit_dola.apps.worker import ImagesAPI, Shared, SharedBatches, load_pipeline, parent_is_alive
-from lit_dola.decoding.cache import IMAGES_ON_CPU, MOST_IMAGES
+from lit_dola.decoding.cache import MOST_ROWS, ROWS_ON_CPU
 from lit_dola.errors import UserError
 from lit_dola.settings.checks import require
 from lit_dola.settings.numbers import NonNegativeFinite, Port
@@ -195,4 +195,4 @@ def _images_at_once(model: LitDoLa, accelerator: str) -> int:
     """Return the number of images of different requests to generate together."""
     if model.images_per_batch != "auto":
         return int(model.images_per_batch)
-    return IMAGES_ON_CPU if accelerator == "cpu" else MOST_IMAGES
+    return (ROWS_ON_CPU if accelerator == "cpu" else MOST_ROWS) // 2  # requests have guidance

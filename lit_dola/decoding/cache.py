@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-IMAGES_ON_CPU = 16
-"""Images per batch on a CPU."""
-MOST_IMAGES = 64
-"""Maximum number of images per batch on a GPU."""
+ROWS_ON_CPU = 32
+"""Rows per batch on a CPU."""
+MOST_ROWS = 128
+"""Maximum number of rows per batch on a GPU."""
 
 
 class KVCache:
@@ -47,26 +47,27 @@ class KVCache:
             buffer[target] = buffer[source]
 
 
-def images_that_fit(config: LlamaConfig, slots: int, weight: Tensor) -> int:
-    """Return how many images fit into the free memory of a GPU, at most 64.
+def images_that_fit(config: LlamaConfig, slots: int, weight: Tensor, rows: int = 2) -> int:
+    """Return how many images fit into the free memory of a GPU, at most 128 rows.
 
-    Beyond 64 images a step mostly reads the cache, which grows with them, so larger batches gain
+    Beyond 128 rows a step mostly reads the cache, which grows with them, so larger batches gain
     little. On other devices the answer is a fixed number.
 
     Args:
         config: Config of the language model.
-        slots: Tokens that fit into each of an image's two rows.
+        slots: Tokens that fit into each row.
         weight: A weight of the model, on its device and in the dtype of the cache.
+        rows: Rows per image: two with guidance, else one.
     """
     if weight.device.type != "cuda":
-        return IMAGES_ON_CPU
+        return ROWS_ON_CPU // rows
     free, _ = torch.cuda.mem_get_info(weight.device)
     free += torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
     heads = config.num_hidden_layers * config.num_key_value_heads
-    image = 2 * 2 * slots * heads * _head_dim(config) * weight.element_size()
+    image = rows * 2 * slots * heads * _head_dim(config) * weight.element_size()
     # Leave a tenth and 2 GiB for logits, CUDA graphs and the VQ decoder.
     fitting = int((0.9 * free - 2 * 2**30) // image)
-    return max(1, min(fitting, MOST_IMAGES))
+    return max(1, min(fitting, MOST_ROWS // rows))
 
 
 def _head_dim(config: LlamaConfig) -> int:

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from lit_dola.decoding.sampling import Sampling
-from lit_dola.dola import MASK_VALUE, apc_mask, at_least_float32, log_contrast
+from lit_dola.dola import (
+    MASK_VALUE,
+    apc_mask,
+    at_least_float32,
+    contrast_with_apc_from_logits,
+    log_contrast,
+)
 
 ApcPolicy = Literal["cond", "intersection", "union", "per_branch"]
 """Policy for which tokens may be drawn when the head sets of the two branches differ.
@@ -53,6 +59,11 @@ class Scoring(Contrast, Sampling):
     apc: ApcPolicy
     cfg_weight: float
     seed: int
+
+    @property
+    def uses_guidance(self) -> bool:
+        """Return whether scores depend on the unconditional branch."""
+        return self.cfg_weight != 1 or (self.alpha > 0 and self.apc != "cond")
 
     @property
     def contrast(self) -> dict[str, Any]:
@@ -244,8 +255,8 @@ def score_logits(logits: Tensor, scoring: Scoring) -> Tensor:
     """Score tokens from logits of both branches: the form that inspection uses.
 
     Args:
-        logits: ``(layers, 2, ..., vocab)``: the final layer, and the middle one unless the strength
-            is 0; the conditional branch, then the unconditional one.
+        logits: ``(layers, branches, ..., vocab)``: the final layer, and the middle one unless the
+            strength is 0; the conditional branch, with guidance also the unconditional one.
         scoring: The settings.
 
     Returns:
@@ -253,6 +264,10 @@ def score_logits(logits: Tensor, scoring: Scoring) -> Tensor:
     """
     if scoring.strength == 0:
         return _score_without_mid(logits[0], scoring)
+    if logits.shape[1] == 1:
+        return contrast_with_apc_from_logits(
+            logits[0, 0], logits[1, 0], scoring.alpha, scoring.strength, float("-inf")
+        )
     (cond_final, uncond_final), (cond_mid, uncond_mid) = logits
     return guided_dola(cond_final, uncond_final, cond_mid, uncond_mid, **scoring.contrast)
 

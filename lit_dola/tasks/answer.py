@@ -48,7 +48,7 @@ class LitAnswer(UnderstandingModule, DecodingModule):
     Args:
         max_new_tokens: Maximum number of tokens per answer.
         questions_per_batch: Questions per batch. auto: as many as the GPU's memory allows, at most
-            64; 16 on a CPU.
+            128 rows, of which a question uses one, with guidance two; 32 rows on a CPU.
         cfg_weight: Guidance scale. Above 1, a second branch sees pad tokens in place of the
             pictures, and what the pictures add to the evidence for a token counts ``cfg_weight``
             times; 1 is no guidance.
@@ -104,6 +104,11 @@ class LitAnswer(UnderstandingModule, DecodingModule):
         return settings
 
     @property
+    def branches(self) -> int:
+        """Rows per question; without guidance the head set is that of the only branch."""
+        return 1 if self.scoring.cfg_weight == 1 else 2
+
+    @property
     def max_new_tokens(self) -> int:
         """Maximum number of tokens per answer."""
         return self.answer_length
@@ -130,7 +135,7 @@ class LitAnswer(UnderstandingModule, DecodingModule):
         """Return the first question without its pictures."""
         given = self.plan.requests[0].input_ids
         ids = [token for token in given if token != self.encoder.image_token_id]
-        return (ids,) if self.scoring.cfg_weight == 1 else (ids, ids)
+        return (ids, ids)[: self.branches]
 
     def predict_step(self, batch: list[QuestionRequest], batch_idx: int) -> Answers:
         """Answer a batch of questions, as many at once as fit into memory."""
@@ -180,7 +185,7 @@ class LitAnswer(UnderstandingModule, DecodingModule):
         image_token_id = self.encoder.image_token_id
         rows = iter([row for it in request.pictures for row in pictures.rows(it)])
         seen = [next(rows) if token == image_token_id else token for token in request.input_ids]
-        if self.scoring.cfg_weight == 1:
+        if self.branches == 1:
             return (seen,)
         pad = self.janus.pad_token_id
         return seen, [pad if token == image_token_id else token for token in request.input_ids]

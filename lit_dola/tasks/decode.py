@@ -116,6 +116,11 @@ class DecodingModule(JanusModule):
         """Return a prompt on which a compiled step is tried."""
         raise NotImplementedError
 
+    @property
+    def branches(self) -> int:
+        """Rows per sequence: the conditional branch, and with guidance the unconditional one."""
+        return 2 if self.scoring.uses_guidance else 1
+
     def generator_options(self) -> dict[str, Any]:
         """Return the arguments of a token loop that do not depend on the task."""
         return {
@@ -152,7 +157,7 @@ class DecodingModule(JanusModule):
         if plan.batch_size is None:
             slots = plan.longest_prompt + self.max_new_tokens
             weight = language_model.embed_tokens.weight
-            fitting = images_that_fit(language_model.config, slots, weight)
+            fitting = images_that_fit(language_model.config, slots, weight, self.branches)
             on_all_ranks = self.trainer.strategy.reduce(
                 torch.tensor(fitting, device=weight.device), reduce_op="min"
             )

@@ -55,7 +55,8 @@ class LitDoLa(DecodingModule):
             text is padded away, as in Janus itself.
         parallel_size: Images per prompt.
         images_per_batch: Images per batch, of any prompts; each uses two rows of the language
-            model. auto: as many as the GPU's memory allows, at most 64; 16 on a CPU.
+            model, without guidance one. auto: as many as the GPU's memory allows, at most 128 rows;
+            32 rows on a CPU.
         backend: Package whose code runs the model: transformers, or deepseek (its janus package).
         inspect: Images to inspect step by step, in the form ``[[prompt, image], ...]``: the size of
             the head set, how far the final and middle layers diverge, the entropy before and after
@@ -181,6 +182,10 @@ class LitDoLa(DecodingModule):
         return GeneratedImages(images, failures)
 
     def _branches(self, request: ImageRequest) -> Branches:
+        """Return the branches that are decoded."""
+        return self._both_branches(request)[: self.branches]
+
+    def _both_branches(self, request: ImageRequest) -> Branches:
         negative = request.negative.input_ids if request.negative else None
         return cfg_pair(request.input_ids, self.janus.pad_token_id, negative)
 
@@ -207,7 +212,7 @@ class LitDoLa(DecodingModule):
             self.janus,
             replace(self.scoring, seed=self._seed_of(request)),
             layer,
-            self._branches(request),
+            self._both_branches(request),
             image.tokens,
             request.key,
         )

@@ -61,11 +61,11 @@ def decoded_weights(janus: Backbone) -> Weights:
     return Weights(sum(w.numel() for w in weights), sum(w.nbytes for w in weights))
 
 
-def cache_bytes(janus: Backbone, images: int, tokens: int) -> int:
+def cache_bytes(janus: Backbone, rows: int, tokens: int) -> int:
     """Return the bytes of the cache that a step reads half-way through so many tokens."""
     weight = janus.language_model.embed_tokens.weight
     half_way = KVCache(
-        janus.language_model.config, rows=2 * images, slots=24 + tokens // 2,
+        janus.language_model.config, rows=rows, slots=24 + tokens // 2,
         dtype=weight.dtype, device=torch.device("meta"),
     )  # fmt: skip
     return sum(buffer.nbytes for buffer in [*half_way.keys, *half_way.values])

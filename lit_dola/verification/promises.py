@@ -125,8 +125,8 @@ def _greedy_tokens(subject: Subject, prompt: Branches, count: int) -> Row:
     """Compare greedy tokens of the baseline; a tie of the two best is no fault."""
     greedy = replace(subject.scoring.baseline, temperature=0.0)
     drawn = subject.draw(subject.loop(count, dola=False, scoring=greedy), [(0, 0)], count)
-    cond, uncond = _transformers_logits(subject, prompt, drawn)
-    scores = classifier_free_guidance(cond, uncond, greedy.cfg_weight)
+    logits = _transformers_logits(subject, prompt, drawn)
+    scores = classifier_free_guidance(logits[0], logits[-1], greedy.cfg_weight)
     behind = scores.amax(dim=-1) - scores.gather(-1, drawn[0][:, None])[:, 0]
     equal = int((behind == 0).sum())
     most, allowed = float(behind.amax()), _allowed(subject, greedy)
@@ -199,11 +199,12 @@ def check_dola(subject: Subject) -> Iterator[Row]:
 def _logits_of(subject: Subject, states: Tensor) -> Tensor:
     """Return logits of states ``(layers, rows, count, hidden)`` in float64.
 
-    Float64 ``(layers, 2, sequences, count, vocab)``.
+    Float64 ``(layers, branches, sequences, count, vocab)``.
     """
     logits = subject.janus.image_head.logits(states).double()
     layers, rows, count, vocab = logits.shape
-    return logits.view(layers, rows // 2, 2, count, vocab).transpose(1, 2)
+    branches = len(subject.prompts[0])
+    return logits.view(layers, rows // branches, branches, count, vocab).transpose(1, 2)
 
 
 def _differences(

@@ -48,10 +48,11 @@ class Device:
         yield Row("speed: matrix products", f"{self.throughput / 1e12:.3g} TFLOP/s")
 
     def step(self, images: int, pace: Pace) -> Row:
-        """Return the row of a step with two rows per image."""
+        """Return the row of a step."""
         subject, seconds = self.subject, pace.seconds
-        reads = subject.weights.nbytes + cache_bytes(subject.janus, images, pace.tokens)
-        products = 2 * subject.weights.numel * 2 * images
+        rows = images * len(subject.prompts[0])
+        reads = subject.weights.nbytes + cache_bytes(subject.janus, rows, pace.tokens)
+        products = 2 * subject.weights.numel * rows
         least = {
             "its reads at that bandwidth": reads / self.bandwidth,
             "its products at that rate": products / self.throughput,
@@ -77,7 +78,7 @@ def measure_fitting(subject: Subject, device: Device, generate: TokenGenerator) 
     yield Row("speed: peak memory", f"{peak_bytes(subject.device) / 2**30:.2f} GiB{of}")
     yield Row(
         "speed: largest batch",
-        f"{amount(images, 'images')}, {amount(2 * images, 'rows')}",
+        f"{amount(images, 'images')}, {amount(images * len(subject.prompts[0]), 'rows')}",
     )
 
 

@@ -311,3 +311,51 @@ def test_prompts_whose_first_logits_are_not_finite(load, encoder):
         with pytest.raises(NotFiniteError) as caught:
             run(janus, encoder, config)
         assert caught.value.steps == dict.fromkeys(range(len(BATCH)), 0)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layer": 6},
+        {"layer": None},
+        {"layer": 6, "alpha": 0.0, "apc": "union", "strength": 0.5},
+        {"layer": 6, "strength": 0.3, "alpha": 0.02, "mid_norm": True, "top_p": 0.9},
+        {"layer": 6, "strength": 0.0, "entropy_temperature": (2.5, 3.0, 0.6)},
+        {"layer": 6, "temperature": 0.0},
+    ],
+    ids=str,
+)
+def test_without_guidance_one_row_draws_the_tokens_of_two(
+    settings, window, load, encoder, reference_model
+):
+    both = ImageGenerator(load(torch.float32), **settings, cfg_weight=1.0)
+    decoder = both.decoder
+    assert not decoder.scoring.uses_guidance
+    one = token_generator(
+        both._janus, decoder.head, decoder.scoring, layer=settings["layer"], max_new_tokens=16,
+        window=window,
+    )  # fmt: skip
+    ids = [encoder.encode(PROMPTS[prompt]) for prompt, _ in BATCH]
+    tokens = one([(prompt,) for prompt in ids], BATCH).tolist()
+    assert one._cache.rows == len(BATCH)
+    assert tokens == both(ids, BATCH).tolist()
+    assert tokens == expected(
+        reference_model, encoder, guesses=tokens, **{**settings, "cfg_weight": 1.0}
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "uses_guidance"),
+    [
+        ({"cfg_weight": 1.0}, False),
+        ({"cfg_weight": 1.0, "apc": "union"}, True),  # its head set counts, too
+        ({"cfg_weight": 1.0, "apc": "intersection"}, True),
+        ({"cfg_weight": 1.0, "apc": "per_branch"}, True),
+        ({"cfg_weight": 1.0, "apc": "union", "alpha": 0.0}, False),
+        ({"cfg_weight": 0.0}, True),
+        ({"cfg_weight": 1.5}, True),
+    ],
+)
+def test_scores_that_depend_on_the_unconditional_branch(settings, uses_guidance):
+    assert make_scoring(**settings).uses_guidance is uses_guidance

@@ -13,6 +13,8 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda
 
 from lit_dola import LitDoLa, PromptDataModule
 from lit_dola.data.requests import RequestKey
+from lit_dola.decoding.cache import KVCache
+from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.loop import TokenGenerator
 from lit_dola.errors import UserError
 from lit_dola.janus import packing
@@ -273,3 +275,46 @@ def test_images_whose_logits_are_not_finite_are_set_aside(predict):
     expected = gather(whole)
     del expected[key]
     assert gather(batches) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "branches"),
+    [
+        ({}, 2),
+        ({"cfg_weight": 1.0}, 1),
+        ({"cfg_weight": 1.0, "dola": False, "apc": "union"}, 1),
+        ({"cfg_weight": 1.0, "apc": "union"}, 2),
+        ({"cfg_weight": 1.0, "negative_prompt": "blurry", "speculative": 4}, 1),
+    ],
+)
+def test_rows_of_a_batch(settings, branches, predict):
+    rows = []
+
+    def note(cache, config, count, *args):
+        rows.append(count)
+        init(cache, config, count, *args)
+
+    init = KVCache.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(KVCache, "__init__", note)
+        model, (batch,) = predict(images_per_batch="auto", **settings)
+    assert rows == [4 * branches]
+    assert model.branches == branches
+    two = {**settings, "cfg_weight": 1.0}
+    if branches == 1:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Scoring, "uses_guidance", True)
+            _, (other,) = predict(images_per_batch="auto", **two)
+        assert gather([batch]) == gather([other])
+
+
+@pytest.mark.parametrize(("cfg_weight", "images"), [(5.0, 16), (1.0, 32)])
+def test_batches_without_guidance_are_twice_as_large(cfg_weight, images, tiny_checkpoint):
+    model = LitDoLa(str(tiny_checkpoint), cfg_weight=cfg_weight, parallel_size=50, seed=1)
+    data = PromptDataModule(prompts=["a cat"])
+    trainer = Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False, limit_predict_batches=1,
+    )  # fmt: skip
+    (batch,) = trainer.predict(model, data)
+    assert len(batch.images) == images
