@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.models import PAD, make_scoring, set_transformers_length
-from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.loop import TokenGenerator, cfg_pair
+from lit_dola.decoding.scoring import Scoring
 from lit_dola.dola import contrast_with_apc_from_logits, pick_static_layer_index
 from lit_dola.janus.model import TransformersJanus
 from lit_dola.janus.packing import pack_weights, unpack_weights

@@ -12,7 +12,7 @@ from jsonargparse import auto_cli
 from torch import nn
 from transformers import GenerationConfig, JanusConfig
 
-from lit_dola.decoding.guidance import Scoring
+from lit_dola.decoding.scoring import Scoring
 from lit_dola.janus.checkpoint import PUBLISHED_SIZES
 from lit_dola.janus.model import TransformersJanus
 from lit_dola.tasks.generate import LitDoLa

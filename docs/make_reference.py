@@ -51,6 +51,8 @@ FUNCTIONS: dict[str, list[Any]] = {
         guidance.guided_dola,
         guidance.guided_dola_from_features,
         guidance.dola_from_features,
+        guidance.guide_by_layer,
+        guidance.guide_from_features,
     ],
     "`lit_dola.decoding.sampling`: the draw": [
         sampling.stream_keys,

@@ -63,7 +63,7 @@ def test_help_begins_with_what_matters_and_ends_with_examples(name, tmp_path):
     assert text.startswith("usage: ")
     assert text.split("\n\n")[1].replace("\n", " ") == TASKS[name].help
     groups = ["model", "data", "writer", "trainer"]
-    if name in ("play", "serve"):  # they read no prompts, and write no run
+    if name in ("play", "serve", "verify"):  # they read no prompts, and write no run
         groups = ["model", "trainer"]
         assert not {"--data", "--writer.output_dir", "--trainer.max_time"} & {*text.split()}
     places = [text.index(f"ARG:   --{group}") for group in groups]

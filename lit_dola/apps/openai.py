@@ -38,7 +38,7 @@ _FORMATS: dict[str, Format] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 CALLERS_SETTINGS = tuple(
     name
     for name in settings_of(LitDoLa)
-    if name not in {*LitDoLa.loading, *LitDoLa.rounding, *LitDoLa.of_call}
+    if name not in {*LitDoLa.loading, *LitDoLa.rounding, *LitDoLa.of_call, *LitDoLa.files}
 )
 """Settings of the model that each request may choose, besides the number of images and the seed."""
 

@@ -16,7 +16,7 @@ from lit_dola.settings.checks import given_path
 from lit_dola.shipped import shipped, shipped_root
 
 _INPUTS = {
-    "model": ("model_path", "prior"),
+    "model": ("model_path", "prior", "lens"),
     "data": ("prompt_json", "question_json", "item_json", "image_dir", "run"),
 }
 """Settings that name files to read, by group."""

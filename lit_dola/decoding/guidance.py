@@ -6,18 +6,15 @@ conditional head set scores about ``(w - 1) * |M|``, far above every token in bo
 contrasts are fused first, and a policy then decides which tokens may be drawn.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lit_dola.decoding.sampling import Sampling
 from lit_dola.dola import (
     MASK_VALUE,
     apc_mask,
     at_least_float32,
-    contrast_with_apc_from_logits,
     log_contrast,
 )
 
@@ -30,50 +27,6 @@ ApcPolicy = Literal["cond", "intersection", "union", "per_branch"]
 - ``per_branch``: mask each branch with a finite M before fusing, as the old script did; kept only
   to reproduce its runs.
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contrast:
-    """Settings of the contrast alone; :class:`lit_dola.LitDoLa` explains each field."""
-
-    alpha: float
-    strength: float
-    mid_norm: bool
-
-    @property
-    def baseline(self) -> Self:
-        """The same without DoLa: no head set, nothing subtracted."""
-        return replace(self, alpha=0.0, strength=0.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scoring(Contrast, Sampling):
-    """Settings that turn logits into a token; :class:`lit_dola.LitDoLa` explains each field.
-
-    The module of a task creates it from its settings of the same names.
-
-    Example:
-        >>> LitDoLa(alpha=0.02, strength=0.2, cfg_weight=2.0).scoring
-    """
-
-    apc: ApcPolicy
-    cfg_weight: float
-    seed: int
-
-    @property
-    def uses_guidance(self) -> bool:
-        """Return whether scores depend on the unconditional branch."""
-        return self.cfg_weight != 1 or (self.alpha > 0 and self.apc != "cond")
-
-    @property
-    def contrast(self) -> dict[str, Any]:
-        """The arguments that :func:`guided_dola` takes in both of its forms."""
-        return {
-            "alpha": self.alpha,
-            "cfg_weight": self.cfg_weight,
-            "apc": self.apc,
-            "strength": self.strength,
-        }
 
 
 def classifier_free_guidance(cond: Tensor, uncond: Tensor, cfg_weight: float) -> Tensor:
@@ -228,84 +181,76 @@ def dola_from_features(
     return _mask_scores(logits, apc_mask(logits[0].float(), alpha), linear.bias, strength)
 
 
-def score_features(features: Tensor, linear: nn.Linear, scoring: Scoring) -> Tensor:
-    """Score the next token of every sequence, before the vocabulary: the form that decoding uses.
+def guide_by_layer(
+    final: Tensor,
+    cond_mid: Tensor,
+    *,
+    alpha: float,
+    cfg_weight: float,
+    beta: float,
+    apc: ApcPolicy = "cond",
+) -> Tensor:
+    """Guide the final layer away from a middle one, on top of classifier-free guidance.
+
+    Scores are ``G + beta * (log q_final - log q_middle)`` of the conditional branch on its head
+    set, where G is the guided log-probabilities, without guidance those of the only branch.
+
+    Source: autoguidance (Karras et al., "Guiding a Diffusion Model with a Bad Version of Itself",
+    arXiv 2406.02507, 2024), with an earlier layer of the model itself as the weaker model.
 
     Args:
-        features: Input of ``linear``, ``(layers, branches, sequences, features)``: the final layer,
-            and the middle one unless the strength is 0; the conditional branch, with guidance also
-            the unconditional one.
+        final: Final-layer logits, ``(branches, ..., vocab)``: the conditional branch, with guidance
+            also the unconditional one.
+        cond_mid: Middle-layer logits of the conditional branch, ``(..., vocab)``.
+        alpha: Threshold of the head sets, ``0 <= alpha <= 1``.
+        cfg_weight: Guidance scale.
+        beta: How much the difference of the layers counts, 0 or more.
+        apc: Which tokens may be drawn, all but ``per_branch``.
+
+    Returns:
+        Float32 scores ``(..., vocab)``, ``-inf`` for tokens that may not be drawn.
+
+    Raises:
+        ValueError: If ``alpha`` is not in [0, 1], or ``apc`` is another policy.
+    """
+    log_probs = at_least_float32(final).log_softmax(dim=-1)
+    cond, gained = log_probs[0], log_contrast(final[0], cond_mid)[0]
+    guided = classifier_free_guidance(cond, log_probs[-1], cfg_weight)
+    allowed = allowed_tokens(final[0], final[-1], alpha, apc)
+    return (guided + beta * gained).masked_fill(~allowed, float("-inf"))
+
+
+def guide_from_features(
+    final: Tensor,
+    cond_mid: Tensor,
+    linear: nn.Linear,
+    *,
+    alpha: float,
+    cfg_weight: float,
+    beta: float,
+    apc: ApcPolicy = "cond",
+) -> Tensor:
+    """Compute :func:`guide_by_layer` before the vocabulary, where all of it is linear.
+
+    Args:
+        final: Input of ``linear`` for the final layer, ``(branches, rows, features)``.
+        cond_mid: The same for the middle layer of the conditional branch, ``(rows, features)``.
         linear: The head's last linear layer.
-        scoring: The settings.
+        alpha: Threshold of the head sets, ``0 <= alpha <= 1``.
+        cfg_weight: Guidance scale.
+        beta: How much the difference of the layers counts, 0 or more.
+        apc: Which tokens may be drawn, all but ``per_branch``.
 
     Returns:
-        Scores ``(sequences, vocab)``, float32 unless the strength is 0.
+        Float32 scores ``(rows, vocab)``, equal to those of :func:`guide_by_layer` up to a constant
+        per row.
     """
-    if scoring.strength == 0:
-        return _score_without_mid(linear(features[0]), scoring)
-    final, mid = features
-    if len(final) == 1:
-        return dola_from_features(
-            final[0], mid[0], linear, alpha=scoring.alpha, strength=scoring.strength
-        )
-    return guided_dola_from_features(final, mid, linear, **scoring.contrast)
-
-
-def score_logits(logits: Tensor, scoring: Scoring) -> Tensor:
-    """Score tokens from logits of both branches: the form that inspection uses.
-
-    Args:
-        logits: ``(layers, branches, ..., vocab)``: the final layer, and the middle one unless the
-            strength is 0; the conditional branch, with guidance also the unconditional one.
-        scoring: The settings.
-
-    Returns:
-        Scores ``(..., vocab)``.
-    """
-    if scoring.strength == 0:
-        return _score_without_mid(logits[0], scoring)
-    if logits.shape[1] == 1:
-        return contrast_with_apc_from_logits(
-            logits[0, 0], logits[1, 0], scoring.alpha, scoring.strength, float("-inf")
-        )
-    (cond_final, uncond_final), (cond_mid, uncond_mid) = logits
-    return guided_dola(cond_final, uncond_final, cond_mid, uncond_mid, **scoring.contrast)
-
-
-def _score_without_mid(logits: Tensor, scoring: Scoring) -> Tensor:
-    """Score tokens at strength 0: the baseline's own scores, cut to the head set.
-
-    Args:
-        logits: Final-layer logits, ``(branches, ..., vocab)``.
-        scoring: The settings.
-
-    Returns:
-        Scores ``(..., vocab)`` in the dtype of the logits.
-    """
-    guided = len(logits) == 2
-    if guided and scoring.apc == "per_branch" and scoring.alpha > 0:
-        cond, uncond = logits
-        return guided_dola(cond, uncond, cond, uncond, **scoring.contrast)
-    scores = logits[0]
-    if guided:
-        scores = classifier_free_guidance(scores, logits[1], scoring.cfg_weight)
-    if scoring.alpha == 0:
-        return scores
-    if guided:
-        allowed = allowed_tokens(logits[0], logits[1], scoring.alpha, scoring.apc)
-    else:
-        allowed = apc_mask(logits[0].float(), scoring.alpha)
-    return scores.masked_fill(~allowed, float("-inf"))
-
-
-def drawable_tokens(logits: Tensor, scoring: Scoring) -> Tensor:
-    """Return which tokens DoLa may draw, from final-layer logits ``(2, ..., vocab)``, as bool.
-
-    With ``per_branch``, which excludes no token for good, these are the tokens of the conditional
-    head set.
-    """
-    apc = "cond" if scoring.apc == "per_branch" else scoring.apc
-    return allowed_tokens(logits[0], logits[1], scoring.alpha, apc)
+    cond, uncond = final[0].float(), final[-1].float()
+    guided = classifier_free_guidance(cond, uncond, cfg_weight)
+    guided = guided + beta * (cond - cond_mid.float())
+    finals = final[:1] if apc == "cond" else final
+    logits = linear(torch.cat([finals, guided[None].to(final.dtype)]))
+    return _mask_scores(logits, allowed_tokens(logits[0], logits[-2], alpha, apc), None, 0.0)
 
 
 def _mask_scores(logits: Tensor, allowed: Tensor, bias: Tensor | None, strength: float) -> Tensor:

@@ -8,13 +8,14 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_dola.decoding.guidance import Scoring, drawable_tokens, score_logits
 from lit_dola.decoding.loop import StreamKey
 from lit_dola.decoding.prefill import Branches
 from lit_dola.decoding.sampling import entropy_of, gumbel_noise, stream_keys, temper
+from lit_dola.decoding.scoring import Scoring, drawable_tokens, score_logits
+from lit_dola.decoding.step import read_mid
 from lit_dola.janus.model import ImageBackbone
 
 _STEPS_AT_ONCE = 64
@@ -47,6 +48,7 @@ def inspect_tokens(
     branches: Branches,
     tokens: Tensor,
     key: StreamKey,
+    lens: nn.Linear | None = None,
 ) -> Inspection:
     """Read an image's tokens again and measure every step.
 
@@ -58,10 +60,11 @@ def inspect_tokens(
             :func:`lit_dola.decoding.loop.cfg_pair`.
         tokens: The image's tokens, ``(num_image_tokens,)``.
         key: The random stream that they were drawn from.
+        lens: Readout that was trained for the middle layer.
     """
     device = janus.language_model.embed_tokens.weight.device
     tokens = tokens.to(device, torch.long)
-    states = _hidden_states(janus, scoring, layer, branches, tokens)
+    states = _hidden_states(janus, scoring, layer, branches, tokens, lens)
     stream = stream_keys(scoring.seed, *(torch.tensor([part], device=device) for part in key))
     steps = torch.arange(len(tokens), device=device)
     parts = []
@@ -75,7 +78,12 @@ def inspect_tokens(
 
 
 def _hidden_states(
-    janus: ImageBackbone, scoring: Scoring, layer: int, branches: Branches, tokens: Tensor
+    janus: ImageBackbone,
+    scoring: Scoring,
+    layer: int,
+    branches: Branches,
+    tokens: Tensor,
+    lens: nn.Linear | None,
 ) -> Tensor:
     """Return the final and middle states of both branches that each token is drawn from.
 
@@ -84,7 +92,7 @@ def _hidden_states(
     """
     language_model = janus.language_model
     if len({*map(len, branches)}) > 1:
-        each = [_hidden_states(janus, scoring, layer, (ids,), tokens) for ids in branches]
+        each = [_hidden_states(janus, scoring, layer, (ids,), tokens, lens) for ids in branches]
         return torch.cat(each, dim=1)
     text = language_model.embed_tokens(torch.tensor(branches, device=tokens.device))
     drawn = janus.image_head.embed(tokens[:-1]).expand(len(branches), -1, -1)
@@ -93,9 +101,7 @@ def _hidden_states(
         use_cache=False,
         output_hidden_states=True,
     )
-    mid = output.hidden_states[layer]
-    if scoring.mid_norm:
-        mid = language_model.norm(mid)
+    mid = read_mid(language_model, output.hidden_states[layer], scoring.mid_norm, lens)
     return torch.stack([output.last_hidden_state, mid])[:, :, -len(tokens) :]
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from lit_dola.decoding.cache import KVCache
-from lit_dola.decoding.guidance import Contrast
 from lit_dola.decoding.loop import ATTENDED_BUCKET
 from lit_dola.decoding.prefill import Branches, prefill, round_up
+from lit_dola.decoding.scoring import Contrast
 from lit_dola.decoding.step import Decoder, run_window
 from lit_dola.dola import apc_mask, log_contrast
 from lit_dola.janus.model import Backbone, Head

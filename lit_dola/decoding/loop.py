@@ -5,17 +5,17 @@ at slot 0 of the cache and is as long as its own prompt and tokens, so what happ
 not depend on its neighbours.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_dola.decoding.cache import KVCache
-from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.prefill import Branches, longest_prompt, prefill, round_up, row_lengths
 from lit_dola.decoding.sampling import stream_keys
+from lit_dola.decoding.scoring import Scoring
 from lit_dola.decoding.step import (
     Decoder,
     Step,
@@ -96,6 +96,7 @@ class TokenGenerator:
         fill_to: Sequences that a smaller batch is filled up to, with copies of its last one: a GPU
             chooses kernels, and with them the order of sums, by the number of rows.
         prior: Added to the scores of every token, float32 ``(vocab,)``.
+        lens: Readout that was trained for the middle layer.
 
     Example:
         >>> generate = TokenGenerator(
@@ -125,8 +126,9 @@ class TokenGenerator:
         share_prefill: bool = True,
         fill_to: int = 1,
         prior: Tensor | None = None,
+        lens: nn.Linear | None = None,
     ) -> None:
-        self.decoder = Decoder.of(janus, head, scoring, layer, prior)
+        self.decoder = Decoder.of(janus, head, scoring, layer, prior, lens)
         self.max_new_tokens = max_new_tokens
         self.stop_ids = tuple(stop_ids)
         self.max_prompt_length = max_prompt_length
@@ -220,11 +222,16 @@ class TokenGenerator:
             return decode_window(self.decoder, *inputs)
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:
-            self._step = self._step or compile_step(self._janus.parameters(), self.graphs)
+            self._step = self._step or compile_step(self._weights(), self.graphs)
             drawn: tuple[Tensor, Tensor] = self._step(self.decoder, *inputs)
         except Exception as error:
             raise StepError(str(error)) from error
         return drawn
+
+    def _weights(self) -> Iterator[Tensor]:
+        yield from self._janus.parameters()
+        if self.decoder.lens is not None:
+            yield from self.decoder.lens.parameters()
 
     def as_written(self, max_new_tokens: int) -> Self:
         """Return a token loop with the same settings and the step as written.

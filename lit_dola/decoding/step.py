@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from lit_dola.decoding.cache import KVCache, StepView
-from lit_dola.decoding.guidance import Contrast, Scoring, score_features
 from lit_dola.decoding.sampling import gumbel_noise
+from lit_dola.decoding.scoring import Contrast, Scoring, score_features
 from lit_dola.janus.layers import LayerAdapter, LayerCache
 from lit_dola.janus.model import Backbone, Head
 
@@ -38,6 +38,8 @@ class Decoder:
     run_layer: LayerAdapter
     prior: Tensor | None = None
     """Added to the scores of every token, float32 ``(vocab,)``."""
+    lens: nn.Linear | None = None
+    """Readout that was trained for the middle layer, see :mod:`lit_dola.janus.lens`."""
 
     @classmethod
     def of(
@@ -47,19 +49,43 @@ class Decoder:
         contrast: Contrast,
         layer: int | None,
         prior: Tensor | None = None,
+        lens: nn.Linear | None = None,
     ) -> "Decoder":
         """Return the decoder of a model; without a middle layer DoLa is off."""
         if layer is None:
             contrast = contrast.baseline
-        needed = layer if contrast.strength > 0 else None
+        needed = layer if contrast.uses_mid else None
         run_layer = LayerAdapter.of(janus.language_model)
-        return cls(janus.language_model, head, contrast, needed, run_layer, prior)
+        return cls(janus.language_model, head, contrast, needed, run_layer, prior, lens)
+
+    def read_mid(self, hidden_states: Tensor) -> Tensor:
+        """Return the middle layer's states as the head is to read them."""
+        return read_mid(self.language_model, hidden_states, self.contrast.mid_norm, self.lens)
 
     @property
     def scoring(self) -> Scoring:
         """Settings that turn logits into a token."""
         assert isinstance(self.contrast, Scoring)
         return self.contrast
+
+
+def read_mid(
+    language_model: LlamaModel, hidden_states: Tensor, mid_norm: bool, lens: nn.Linear | None
+) -> Tensor:
+    """Return the middle layer's states as the head is to read them.
+
+    Args:
+        language_model: The language model, whose final norm a lens or ``mid_norm`` applies.
+        hidden_states: The states, ``(..., hidden)``.
+        mid_norm: Apply the final norm.
+        lens: Readout that was trained for the layer; None: none.
+    """
+    if lens is not None:
+        hidden_states = hidden_states + lens(hidden_states)
+    elif not mid_norm:
+        return hidden_states
+    normed: Tensor = language_model.norm(hidden_states)
+    return normed
 
 
 Step = Callable[[Decoder, KVCache, Tensor, Tensor, Tensor, Tensor, Tensor], Any]
@@ -174,8 +200,7 @@ def forward_layers(
         )
         if index == decoder.layer:
             mid_state.append(hidden_states[:, kept])
-    if decoder.contrast.mid_norm:
-        mid_state = [language_model.norm(state) for state in mid_state]
+    mid_state = [decoder.read_mid(state) for state in mid_state]
     return torch.stack([language_model.norm(hidden_states[:, kept]), *mid_state])
 
 

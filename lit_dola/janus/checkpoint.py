@@ -47,6 +47,8 @@ PUBLISHED_SIZES = {
 }
 """Hidden size, intermediate size, layers and heads of their language models."""
 GENERATION_CONFIG = "generation_config.json"
+LENSES = "lens*.safetensors"
+"""Names of lenses that may lie beside the weights."""
 _COMMIT = re.compile("[0-9a-f]{40}")
 _BLOCKS, _BLOCK = 256, 4096
 """Sample of a weight file for the fingerprint: maximum number of blocks, and bytes per block."""
@@ -73,7 +75,8 @@ class ModelFolder:
         digest = sha256()
         try:
             for path in sorted(path for path in snapshot.iterdir() if path.is_file()):
-                if path.name == GENERATION_CONFIG:  # what it recommends is recorded by itself
+                # What it recommends is recorded by itself, and so is a lens.
+                if path.name == GENERATION_CONFIG or path.match(LENSES):
                     continue
                 if path.suffix in (".json", ".jinja"):
                     digest.update(f"{path.name}\0".encode() + path.read_bytes())
@@ -121,6 +124,15 @@ class Checkpoint(ModelFolder):
     def num_layers(self) -> int:
         """Transformer layers of the language model; ``hidden_states`` has one entry more."""
         return int(self.config.text_config.num_hidden_layers)
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """Identifies the weights alone, wherever they lie: a digest that reads little."""
+        digest = sha256()
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix in (".safetensors", ".bin") and not path.match(LENSES):
+                _digest_sample(digest, path)
+        return f"sha256:{digest.hexdigest()[:16]}"
 
     @property
     def published(self) -> list[str]:

@@ -31,6 +31,8 @@ FilesOf = Callable[[Any], Sequence[str] | None]
 generated again."""
 
 _log = getLogger(__name__)
+_CONTENTS = {"model_path": "checkpoint", "lens": "lens_digest"}
+"""Settings that are paths, and what identifies the content to which they lead."""
 
 
 class RunStart(NamedTuple):
@@ -254,8 +256,8 @@ def _other_pictures(record: RunRecord, pictures: Sequence[Picture], began: float
 
 
 def _is_same(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    if name == "model_path":  # a path is a name: what it led to is recorded as the checkpoint
-        if "checkpoint" in before and before["checkpoint"] == now.get("checkpoint"):
+    if content := _CONTENTS.get(name):  # a path is a name: what it led to is recorded as well
+        if content in before and before[content] == now.get(content):
             return True
         return os.path.normpath(str(before[name])) == os.path.normpath(str(now[name]))
     return bool(before[name] == now[name])

@@ -59,6 +59,7 @@ class LitAnswer(UnderstandingModule, DecodingModule):
         settings: Settings of :class:`UnderstandingModule` and :class:`DecodingModule`.
     """
 
+    head_name = "text"
     batch_setting = "questions_per_batch"
     items = "questions"
     shared = (

@@ -3,22 +3,28 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import cached_property
 from logging import getLogger
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.utilities.memory import garbage_collection_cuda
+from torch import nn
 
 from lit_dola.data.base import shards_the_model
 from lit_dola.data.plan import RunPlan
 from lit_dola.decoding.cache import images_that_fit
-from lit_dola.decoding.guidance import ApcPolicy, Scoring
+from lit_dola.decoding.guidance import ApcPolicy
 from lit_dola.decoding.loop import TokenGenerator
 from lit_dola.decoding.prefill import Branches
 from lit_dola.decoding.sampling import EntropyTemperature
+from lit_dola.decoding.scoring import ContrastForm, Scoring
 from lit_dola.errors import UserError
+from lit_dola.janus.checkpoint import Checkpoint, ModelFolder
+from lit_dola.janus.lens import LensFile, LensHead
 from lit_dola.janus.packing import pack_weights, unpack_weights
+from lit_dola.settings.checks import given_path
 from lit_dola.settings.numbers import (
     GuidanceScale,
     NonNegativeFinite,
@@ -61,6 +67,15 @@ class DecodingModule(JanusModule):
         entropy_temperature: ``[span, scale, floor]``: multiplies the temperature by
             ``span * exp(-entropy / scale) + floor``, with the entropy of the scores in nats
             (arXiv 2510.09012; its authors use [2.5, 3, 0.6]).
+        contrast: Form of the contrast. dola: the middle layer is subtracted in both branches, then
+            guidance follows. guide: what the final layer adds to the middle one counts ``beta``
+            times on top of guidance, or in its place with ``cfg_weight`` 1, which takes one row per
+            image; for a trained readout (``lens``).
+        beta: With ``contrast`` guide, how much the difference of the layers counts: 0 leaves the
+            head set alone, 1 doubles it. ``strength`` does not apply.
+        lens: File of trained readouts, as ``main.py lens`` writes it: the middle layer is read
+            through the one that was trained for it, whatever ``mid_norm``; null: through the head
+            alone.
         seed: A result depends only on the seed, its entry's index in the file and its own index;
             not on its batch, the number of devices or the order.
         compile: Compile the decoding step, with CUDA graphs on a GPU; auto: on a GPU, if it works
@@ -69,6 +84,8 @@ class DecodingModule(JanusModule):
     """
 
     shared = (*JanusModule.shared, "seed")
+    head_name: ClassVar[LensHead] = "image"
+    """The head that tokens are drawn with."""
     recommendable = (
         "layer_ratio", "layer", *(it.name for it in fields(Scoring) if it.name != "seed")
     )  # fmt: skip
@@ -86,11 +103,15 @@ class DecodingModule(JanusModule):
         min_p: PositiveFraction | None = None,
         entropy_temperature: tuple[NonNegativeFinite, PositiveFinite, NonNegativeFinite]
         | None = None,
+        contrast: ContrastForm = "dola",
+        beta: NonNegativeFinite = 1.0,
+        lens: str | None = None,
         seed: Seed = 0,
         compile: bool | Literal["auto"] = "auto",
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
+        self.lens_path = None if lens is None else given_path("model.lens", lens)
         self.compile_step = compile
         self.graphs = False
         """A compiled step uses CUDA graphs on a GPU."""
@@ -116,6 +137,43 @@ class DecodingModule(JanusModule):
         """Return a prompt on which a compiled step is tried."""
         raise NotImplementedError
 
+    @cached_property
+    def lens(self) -> LensFile | None:
+        """The trained readouts, if the settings name some; their header is read once."""
+        if self.lens_path is None or not self.dola:
+            return None
+        try:
+            return LensFile.open(self.lens_path)
+        except UserError as error:
+            raise error.at_setting("model.lens") from error
+
+    def check(self, model: ModelFolder) -> None:
+        """Check the settings against the model."""
+        super().check(model)
+        if self.dola and self.dola_scoring.guides and self.dola_scoring.apc == "per_branch":
+            raise UserError(
+                "per_branch does not apply to the contrast guide", "cond", setting="model.apc"
+            )
+        if self.lens is not None:
+            assert isinstance(model, Checkpoint)
+            try:
+                self.lens.check(model, self.head_name, self.dola_layer(model))
+            except UserError as error:
+                raise error.at_setting("model.lens") from error
+
+    def readout(self) -> nn.Linear | None:
+        """Return the trained readout of the middle layer, in the dtype and on the device."""
+        if self.lens is None:
+            return None
+        weight = self.janus.language_model.embed_tokens.weight
+        layer = self.dola_layer(self.plan.checkpoint)
+        return self.lens.readout(layer, weight.dtype, weight.device)
+
+    def record_settings(self, plan: RunPlan, precision: str) -> dict[str, Any]:
+        """Return every setting that shapes a result; of a lens, also what it holds."""
+        settings = super().record_settings(plan, precision)
+        return settings if self.lens is None else {**settings, "lens_digest": self.lens.digest}
+
     @property
     def branches(self) -> int:
         """Rows per sequence: the conditional branch, and with guidance the unconditional one."""
@@ -131,6 +189,7 @@ class DecodingModule(JanusModule):
             "graphs": self.graphs,
             "share_prefill": not shards_the_model(self.trainer),
             "fill_to": self.fill_to,
+            "lens": self.readout(),
         }
 
     def inference_mode(self) -> torch.inference_mode:

@@ -69,6 +69,8 @@ class LitDoLa(DecodingModule):
         *DecodingModule.shared, "backend", "negative_prompt", "parallel_size", "images_per_batch"
     )  # fmt: skip
     texts = ("negative_prompt",)
+    files = ("lens",)
+    """Settings that name files, which no client of a server may choose."""
     unrecorded = ("parallel_size", "inspect")
     of_call = ("parallel_size", "seed", "inspect")
     """Settings of each call of a pipeline, even where calls share all others."""
@@ -215,6 +217,7 @@ class LitDoLa(DecodingModule):
             self._both_branches(request),
             image.tokens,
             request.key,
+            self.readout(),
         )
         return image._replace(inspection=inspection)
 

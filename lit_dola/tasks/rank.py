@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lit_dola.data.plan import RunPlan
 from lit_dola.data.requests import Failure, RankRequest
-from lit_dola.decoding.guidance import Contrast
 from lit_dola.decoding.likelihood import TextScorer
+from lit_dola.decoding.scoring import Contrast
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import ModelFolder
 from lit_dola.janus.packing import pack_weights

@@ -11,9 +11,10 @@ import torch
 from PIL import Image, ImageChops, ImageStat
 from torch import Tensor
 
-from lit_dola.decoding.guidance import Scoring, classifier_free_guidance, score_logits
+from lit_dola.decoding.guidance import classifier_free_guidance
 from lit_dola.decoding.loop import TokenGenerator
 from lit_dola.decoding.prefill import Branches
+from lit_dola.decoding.scoring import Scoring, score_logits
 from lit_dola.decoding.trial import TOLERANCE, find_disagreement
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.model import TransformersJanus
@@ -183,7 +184,7 @@ def check_dola(subject: Subject) -> Iterator[Row]:
         apart <= allowed and outside == 0,
         _REPORT if subject.exact else _PRECISION,
     )
-    zero = replace(subject.scoring, strength=0.0, alpha=0.0)
+    zero = replace(subject.scoring, strength=0.0, alpha=0.0, beta=0.0)
     with_dola = subject.draw(subject.loop(count, scoring=zero), keys, count)
     without = subject.draw(subject.loop(count, dola=False), keys, count)
     equal = int((with_dola == without).all(dim=1).sum())

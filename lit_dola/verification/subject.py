@@ -10,12 +10,12 @@ from itertools import cycle, islice
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.jacobi import SpeculativeGenerator, token_generator
 from lit_dola.decoding.loop import StreamKey, TokenGenerator
 from lit_dola.decoding.prefill import Branches
+from lit_dola.decoding.scoring import Scoring
 from lit_dola.decoding.trial import Enough, first_tokens
 from lit_dola.janus.model import ImageBackbone
 from lit_dola.verification.measure import Weights, decoded_weights, synchronize
@@ -57,6 +57,8 @@ class Subject:
     """Tokens per image that are drawn where a whole image would take too long."""
     compile: bool = False
     graphs: bool = True
+    lens: nn.Linear | None = None
+    """Readout that was trained for the middle layer."""
     window: int = 16
     """Tokens per pass of speculative decoding."""
     deadline: float = math.inf
@@ -117,6 +119,7 @@ class Subject:
             layer=self.layer if dola else None, max_new_tokens=tokens,
             max_prompt_length=max(len(ids) for prompt in self.prompts for ids in prompt),
             compile=compile and self.compile, graphs=self.graphs,
+            lens=self.lens if dola else None,
             fill_to=1 if self.exact or self.device.type != "cuda" else images,
         )  # fmt: skip
 

@@ -129,6 +129,7 @@ class LitVerify(LitDoLa):
             short=min(_SHORT[self.device.type], self.janus.num_image_tokens),
             compile=self.compiles,
             graphs=self.device.type == "cuda",
+            lens=self.readout(),
             window=self.speculative or _WINDOW,
             deadline=time.monotonic() + 60 * self.minutes,
         )

@@ -14,9 +14,8 @@ from lit_dola.decoding.guidance import (
     dola_from_features,
     guided_dola,
     guided_dola_from_features,
-    score_features,
-    score_logits,
 )
+from lit_dola.decoding.scoring import score_features, score_logits
 from lit_dola.dola import MASK_VALUE, apc_mask, contrast_with_apc_from_logits, log_contrast
 from tests.support import reference
 from tests.support.scoring import make_scoring

@@ -51,8 +51,13 @@ def head_set(final, alpha):
     return q >= alpha * q.max() * (1 - 1e-12)
 
 
-def fuse(logits, *, alpha, cfg_weight, apc, strength=1.0):
+def fuse(logits, *, alpha, cfg_weight, apc, strength=1.0, beta=None):
     """Scores from (cond final, uncond final) or from those and (cond mid, uncond mid)."""
+    if beta is not None:  # the contrast "guide"
+        cond, uncond, cond_mid = map(log_softmax, logits[:3])
+        guided = uncond + cfg_weight * (cond - uncond) + beta * (cond - cond_mid)
+        in_cond, in_uncond = head_set(logits[0], alpha), head_set(logits[1], alpha)
+        return np.where(in_cond | in_uncond if apc == "union" else in_cond, guided, -np.inf)
     if len(logits) == 2:
         cond, uncond = logits
         return uncond + cfg_weight * (cond - uncond)
@@ -195,8 +200,10 @@ def generate(
     prompt_index=0,
     image_index=0,
     negative_ids=None,
+    beta=None,
+    lens=None,
 ):
-    """Tokens of one image, from a Janus in float64."""
+    """Tokens of one image, from a Janus in float64; a lens is ``A`` and ``b``."""
     uncond_ids = negative_ids or (
         [input_ids[0]] + [pad_token_id] * (len(input_ids) - 2) + [input_ids[-1]]
     )
@@ -207,9 +214,12 @@ def generate(
         states = [hidden_states[-1]]
         if layer is not None:
             mid = hidden_states[layer]
-            states.append(janus.norm(mid) if mid_norm else mid)
+            if lens is not None:
+                mid = mid + mid @ lens[0].T + lens[1]
+            states.append(janus.norm(mid) if mid_norm or lens is not None else mid)
         logits = [row.numpy() for state in states for row in janus.gen_head(state)]
-        scores = fuse(logits, alpha=alpha, cfg_weight=cfg_weight, apc=apc, strength=strength)
+        how = {"alpha": alpha, "cfg_weight": cfg_weight, "apc": apc, "strength": strength}
+        scores = fuse(logits, **how, **({} if layer is None else {"beta": beta}))
         noise = gumbel(seed, prompt_index, image_index, step, len(scores))
         token = draw(
             scores,

@@ -14,8 +14,8 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda
 from lit_dola import LitDoLa, PromptDataModule
 from lit_dola.data.requests import RequestKey
 from lit_dola.decoding.cache import KVCache
-from lit_dola.decoding.guidance import Scoring
 from lit_dola.decoding.loop import TokenGenerator
+from lit_dola.decoding.scoring import Scoring
 from lit_dola.errors import UserError
 from lit_dola.janus import packing
 from lit_dola.tasks import decode, generate

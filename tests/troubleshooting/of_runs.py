@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lit_dola import ImageWriter
 from lit_dola.decoding.loop import TokenGenerator
 from lit_dola.janus import packing, vq
+from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import load_janus
 from lit_dola.janus.model import TransformersJanus
 from lit_dola.janus.quantization import _check_int4
@@ -22,6 +23,7 @@ from lit_dola.runs.image_file import encode_image
 from lit_dola.tasks import compiled, generate
 from lit_dola.tasks.decode import DecodingModule
 from lit_dola.verification import verify
+from tests.decoding.test_lens import broken_file
 from tests.support.commands import messages
 from tests.troubleshooting.scene import CASES, case
 
@@ -32,6 +34,27 @@ def a_promise_that_fails(scene):
     for name in ("measure_fitting", "measure_loops", "measure_dola"):
         scene.monkeypatch.setattr(verify, name, lambda *_: iter(()))
     return scene.predict(subcommand="verify"), 1
+
+
+def _lens(kind, message):
+    @case(message)
+    def lens(scene):
+        path = scene.folder / "lens.safetensors"
+        broken_file(kind, path, Checkpoint.open(str(scene.checkpoint)))
+        return scene.predict("--model.lens=lens.safetensors", "--model.layer=3"), 1
+
+
+for kind, message in {
+    "nothing": "lens: …: not found", "text": "not a lens", "head": "a lens of the text head",
+    "size": "hidden size 64", "checkpoint": "a checkpoint with other weights",
+    "layer": "no lens of layer",
+}.items():  # fmt: skip
+    _lens(kind, message)
+
+
+@case("per_branch does not apply")
+def policy_of_another_form(scene):
+    return scene.predict("--model.contrast=guide", "--model.apc=per_branch"), 1
 
 
 def _nan(janus, tokens):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_dola.decoding import guidance, jacobi, step
+from lit_dola.decoding import guidance, jacobi, scoring, step
 from lit_dola.janus import loading
 from lit_dola.janus.model import TransformersJanus
 from lit_dola.verification import measure, promises, subject, verify
@@ -128,28 +128,31 @@ def leak_between_neighbours(patch):
 
 
 def guide_the_wrong_way(patch):
-    patch(guidance, "classifier_free_guidance", lambda cond, uncond, w: cond + w * (uncond - cond))
+    for module in (guidance, scoring):
+        patch(
+            module, "classifier_free_guidance", lambda cond, uncond, w: cond - w * (cond - uncond)
+        )
 
 
 def subtract_half_of_the_layer(patch):
     score = step.score_features
 
-    def halved(features, linear, scoring):
-        return score(features, linear, replace(scoring, strength=scoring.strength / 2))
+    def halved(features, linear, it):
+        return score(features, linear, replace(it, strength=it.strength / 2))
 
     patch(step, "score_features", halved)
 
 
 def widen_the_head_set(patch):
     score = step.score_features
-    patch(step, "score_features", lambda features, linear, scoring: score(
-        features, linear, replace(scoring, alpha=scoring.alpha / 10)
+    patch(step, "score_features", lambda features, linear, it: score(
+        features, linear, replace(it, alpha=it.alpha / 10)
     ))  # fmt: skip
 
 
 def change_the_baseline(patch):
     changed = property(lambda contrast: replace(contrast, alpha=1.0, strength=0.0))
-    patch(guidance.Contrast, "baseline", changed)
+    patch(scoring.Scoring, "baseline", changed)
 
 
 def accept_every_guess(patch):
