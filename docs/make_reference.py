@@ -19,9 +19,11 @@ from lit_dola.cli.tasks import PASSED
 from lit_dola.decoding import guidance, inspection, loop, sampling
 from lit_dola.evaluation.evaluate import evaluate
 from lit_dola.janus import checkpoint, loading, model
+from lit_dola.janus.lens import LensFile
 from lit_dola.reports import generation
 from lit_dola.settings.declared import Setting, settings_of
 from lit_dola.tasks import preview
+from lit_dola.training.lens import lens
 from lit_dola.verification.verify import verify
 
 FUNCTIONS: dict[str, list[Any]] = {
@@ -69,6 +71,8 @@ FUNCTIONS: dict[str, list[Any]] = {
     "`lit_dola.janus`: a checkpoint as a model": [
         checkpoint.Checkpoint.open,
         loading.load_janus,
+        LensFile.open,
+        LensFile.readout,
         model.Head,
     ],
 }
@@ -98,6 +102,9 @@ def main() -> str:
         _settings(serve, "", PASSED),
         "### `verify` alone",
         _settings(verify, "", PASSED),
+        *_groups("lens", " of `lens`"),
+        "### `lens` alone",
+        _settings(lens, "", PASSED),
         "### `compare`",
         "`compare RUN RUN ... --output PAGE`",
         _settings(compare, "", {"runs"}),

@@ -65,6 +65,8 @@ class AppTask(ModelTask):
     module: str = "lit_dola.tasks.generate:LitDoLa"
     partial: dict[str, tuple[str, tuple[str, ...]]]
     """Groups of which it takes only some settings: their class, and the settings."""
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """Defaults of settings that differ from those of their class."""
 
 
 _DEVICES = (
@@ -139,6 +141,42 @@ TASKS: dict[str, Task] = {
         module="lit_dola.verification.verify:LitVerify",
         partial={"trainer": _DEVICES},
         examples=("--config configs/dola.yaml", "--config configs/demo.yaml"),
+    ),
+    "lens": AppTask(
+        help="Train readouts of middle layers on images of runs.",
+        function="lit_dola.training.lens:lens",
+        module="lit_dola.training.readouts:LitLens",
+        partial={
+            "data": (
+                "lit_dola.training.sequences:LensDataModule",
+                ("runs", "batch_size", "held_out"),
+            ),
+            "trainer": (
+                "lightning.pytorch:Trainer",
+                (
+                    "accelerator",
+                    "devices",
+                    "num_nodes",
+                    "strategy",
+                    "precision",
+                    "max_steps",
+                    "accumulate_grad_batches",
+                    "val_check_interval",
+                    "check_val_every_n_epoch",
+                    "logger",
+                ),
+            ),
+        },
+        defaults={
+            "trainer.max_steps": 300,
+            "trainer.val_check_interval": 50,
+            "trainer.check_val_every_n_epoch": None,
+            "trainer.logger": False,
+        },
+        examples=(
+            "--config configs/lens.yaml",
+            "--config configs/lens.yaml --data.runs [outputs/a,outputs/b]",
+        ),
     ),
     "compare": Task(
         help="Write a page that shows runs side by side; images also blind.",

@@ -159,10 +159,10 @@ def test_the_reference_is_the_one_of_this_code():
     assert make_reference() + "\n" == REFERENCE
 
 
-@pytest.mark.parametrize("task", ["predict", "answer", "rank"])
+@pytest.mark.parametrize("task", ["predict", "answer", "rank", "lens"])
 def test_the_reference_has_every_setting_and_its_default(printed_config, task):
-    parts = re.split("### `model` of `(?:answer|rank)`", PAGES["docs/reference.md"])
-    part = parts[["predict", "answer", "rank"].index(task)]
+    parts = re.split("### `model` of `(?:answer|rank|lens)`", PAGES["docs/reference.md"])
+    part = parts[["predict", "answer", "rank", "lens"].index(task)]
     rows = re.findall(r"^\| `((?:\w+)\.\w+)` \| `(.+?)` \| (.+) \|$", part, re.M)
     config = printed_config(task)
     settings = {

@@ -22,6 +22,7 @@ SCHEMAS = {
     "evaluate": SCHEMA,
     "answer": json.loads((ROOT / "configs/schema-answer.json").read_text()),
     "rank": json.loads((ROOT / "configs/schema-rank.json").read_text()),
+    "lens": json.loads((ROOT / "configs/schema-lens.json").read_text()),
     "evaluate-answer": json.loads((ROOT / "configs/schema-evaluate-answer.json").read_text()),
 }
 
@@ -81,7 +82,7 @@ def task_of(text):
     """The task that a configuration is for."""
     if "task: answer" in text:
         return "evaluate-answer"
-    for key, task in {"question_json:": "answer", "item_json:": "rank"}.items():
+    for key, task in {"question_json:": "answer", "item_json:": "rank", "runs:": "lens"}.items():
         if key in text:
             return task
     return "evaluate" if "variants:" in text else "predict"

@@ -166,7 +166,8 @@ class DoLaCLI(LightningCLI):
             own = self.config_init.progress
             self.trainer_defaults["callbacks"] = [*self.trainer_defaults["callbacks"], own]
         if isinstance(self.task.task, AppTask):  # which takes few of its settings
-            kwargs = {**TRAINER_DEFAULTS, "enable_progress_bar": False, **kwargs}
+            own = {**TRAINER_DEFAULTS, "enable_progress_bar": False}
+            kwargs = {name: own[name] for name in own if name not in settings} | kwargs
         try:
             trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:

@@ -122,10 +122,11 @@ class ParsedTask:
             skip=self.skipped("trainer", Trainer),
         )
         for action in parser._actions:
-            if action.dest in _ONLY_FOR_TRAINING:
+            if action.dest in _ONLY_FOR_TRAINING and not isinstance(self.row, AppTask):
                 action.help = SUPPRESS
         known = {action.dest for action in parser._actions}
         defaults = {f"trainer.{name}": value for name, value in TRAINER_DEFAULTS.items()}
+        defaults |= self.row.defaults if isinstance(self.row, AppTask) else {}
         parser.set_defaults({name: value for name, value in defaults.items() if name in known})
         self._add_own(parser)
         return parser

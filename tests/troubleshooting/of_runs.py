@@ -62,7 +62,7 @@ def _nan(janus, tokens):
 
 
 FLAGS = {
-    "is not a middle layer": ["--model.layer=8"],
+    "model.layer: 8 is not a middle layer": ["--model.layer=8"],
     "inspect: DoLa is off": ["--model.dola=false", "--model.inspect=[[0, 0]]"],
     "is not an image of this run": ["--model.inspect=[[0, 9]]"],
     "a sharded model cannot be inspected": ["--model.inspect=[[0, 0]]", "--trainer.strategy=fsdp2"],

@@ -1,0 +1,1 @@
+"""``lens``: trains readouts of middle layers; no weight of the model changes."""
