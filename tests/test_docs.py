@@ -30,7 +30,7 @@ COMMANDS = sorted(
         command
         for page in PAGES.values()
         for command in re.findall(
-            r"^ {4}python main\.py ((?:predict|evaluate|compare|play|serve|verify) .*)$",
+            r"^ {4}python main\.py ((?:predict|evaluate|compare|play|serve|verify|lens) .*)$",
             page,
             flags=re.MULTILINE,
         )

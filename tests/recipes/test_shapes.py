@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from recipes.shapes.captions import write_captions
 from recipes.shapes.prompts import PROMPTS, held_out_prompts
 from recipes.shapes.render import RGB, render
 from recipes.shapes.scene import (
@@ -197,3 +198,14 @@ def test_the_scorer_of_the_evaluation():
     other = Scene("colors", (Group("triangle", color="blue"),))
     assert ShapesScorer()(image, scene.metadata()) == 1.0
     assert ShapesScorer()(image, other.metadata()) == 0.0
+
+
+def test_captions_for_lenses_are_of_no_prompt_of_the_study(tmp_path):
+    write_captions(tmp_path / "of" / "captions.json", 200)
+    captions = json.loads((tmp_path / "of" / "captions.json").read_text())
+    held_out = {json.loads(line)["prompt"] for line in PROMPTS.read_text().splitlines()}
+    assert len(captions) == 200
+    assert len({*captions}) > 150
+    assert not {*captions} & held_out
+    write_captions(tmp_path / "fewer.json", 20)
+    assert json.loads((tmp_path / "fewer.json").read_text()) == captions[:20]
