@@ -9,7 +9,7 @@ pytest.importorskip("litserve")
 from lit_dola import JanusPipeline
 from lit_dola.apps.endpoint import check_public_url
 from lit_dola.apps.limits import Limits
-from lit_dola.apps.openai import ApiError, Served, job_of, request_model
+from lit_dola.apps.openai import CALLERS_SETTINGS, ApiError, Served, job_of, request_model
 from lit_dola.apps.starting import shared_settings
 from lit_dola.apps.worker import ImagesAPI, Payload, Shared
 from lit_dola.errors import UserError
@@ -95,3 +95,8 @@ def test_any_value_of_any_field(served, tiny_checkpoint):
 def test_a_body_that_is_no_object(body, served):
     with pytest.raises(ApiError, match="expected a JSON object"):
         job_of(body, served)
+
+
+def test_no_caller_chooses_a_file_of_the_server():
+    assert "lens" not in CALLERS_SETTINGS
+    assert {"contrast", "beta", "alpha"} <= {*CALLERS_SETTINGS}
