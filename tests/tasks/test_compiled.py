@@ -324,9 +324,7 @@ def test_a_machine_that_cannot_compile(variables, reason, tiny_checkpoint, tmp_p
 def test_a_build_for_cpus_that_is_asked_to_compile_for_cuda(monkeypatch):
     """The reason is the compiler's own, not that something was raised."""
     monkeypatch.setattr(step, "decode_window", lambda decoder, inputs: inputs @ inputs)
-    generator = SimpleNamespace(
-        compile=True, graphs=True, decoder=None, _step=None, _janus=torch.nn.Module()
-    )
+    generator = SimpleNamespace(compile=True, graphs=True, decoder=None, _step=None, _weights=list)
     with FakeTensorMode(), pytest.raises(StepError) as raised:
         TokenGenerator._run_step(generator, torch.empty(2, 2, device="cuda"))
     said = "RuntimeError: PyTorch is not linked with support for cuda devices"
