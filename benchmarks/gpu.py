@@ -53,7 +53,7 @@ class Bench:
     def seconds(self, generate: TokenGenerator, images: int) -> float:
         """Return the median time of a batch, after two to warm up."""
         keys = self.subject.keys(images)
-        run = partial(generate, [self.subject.prompts[key[0]] for key in keys], keys)
+        run = partial(generate, self.subject.prompts_of(keys), keys)
         for _ in "12":
             run()
         return median(timed(run, self.subject.device) for _ in range(TURNS))

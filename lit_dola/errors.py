@@ -117,6 +117,15 @@ def within(*places: Place) -> Iterator[None]:
 
 
 @contextmanager
+def about_setting(setting: str) -> Iterator[None]:
+    """Turn errors raised inside into errors of a setting."""
+    try:
+        yield
+    except UserError as error:
+        raise error.at_setting(setting) from error
+
+
+@contextmanager
 def writing_to(folder: Place, setting: str) -> Iterator[None]:
     """Turn an error of the file system into a line that names the setting of a folder."""
     try:

@@ -19,7 +19,7 @@ from lit_dola.data.requests import (
     NegativePrompt,
     OnError,
 )
-from lit_dola.errors import UserError, within
+from lit_dola.errors import UserError, about_setting, within
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.tokenizer import PromptEncoder, Roles
 from lit_dola.settings.checks import given_path
@@ -116,10 +116,8 @@ class PromptDataModule(RequestDataModule):
         bad = BadEntries(self.on_error)
         prompts: list[EncodedPrompt] = []
         notes: list[str] = []
-        try:
+        with about_setting("model.negative_prompt"):
             common = self._encode_negative(self.settings["negative_prompt"])
-        except UserError as error:
-            raise error.at_setting("model.negative_prompt") from error
         with no_garbage_collection():
             for prompt in self.read_prompts(bad.skipped, notes):
                 try:

@@ -65,7 +65,7 @@ class Scoring(Contrast, Sampling):
     @property
     def baseline(self) -> Self:
         """The same without DoLa."""
-        return replace(self, alpha=0.0, strength=0.0, contrast="dola")
+        return replace(super().baseline, contrast="dola")
 
     @property
     def guides(self) -> bool:
@@ -75,6 +75,7 @@ class Scoring(Contrast, Sampling):
     @property
     def uses_mid(self) -> bool:
         """Return whether scores depend on the middle layer."""
+        # Not by super(): Dynamo, which traces this, gets another value from it (torch 2.13).
         return self.beta > 0 if self.guides else self.strength > 0
 
     @property
@@ -83,24 +84,10 @@ class Scoring(Contrast, Sampling):
         return self.cfg_weight != 1 or (self.alpha > 0 and self.apc != "cond")
 
     @property
-    def of_dola(self) -> dict[str, Any]:
-        """The arguments that :func:`guided_dola` takes in both of its forms."""
-        return {
-            "alpha": self.alpha,
-            "cfg_weight": self.cfg_weight,
-            "apc": self.apc,
-            "strength": self.strength,
-        }
-
-    @property
-    def of_guide(self) -> dict[str, Any]:
-        """The arguments that :func:`guide_by_layer` takes in both of its forms."""
-        return {
-            "alpha": self.alpha,
-            "cfg_weight": self.cfg_weight,
-            "beta": self.beta,
-            "apc": self.apc,
-        }
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of :func:`guide_by_layer` or :func:`guided_dola`, by the form."""
+        own = {"beta": self.beta} if self.guides else {"strength": self.strength}
+        return {"alpha": self.alpha, "cfg_weight": self.cfg_weight, "apc": self.apc, **own}
 
 
 def score_features(features: Tensor, linear: nn.Linear, scoring: Scoring) -> Tensor:
@@ -108,32 +95,32 @@ def score_features(features: Tensor, linear: nn.Linear, scoring: Scoring) -> Ten
 
     Args:
         features: Input of ``linear``, ``(layers, branches, sequences, features)``: the final layer,
-            and the middle one unless the strength is 0; the conditional branch, with guidance also
-            the unconditional one.
+            and the middle one if the scores depend on it; the conditional branch, with guidance
+            also the unconditional one.
         linear: The head's last linear layer.
         scoring: The settings.
 
     Returns:
-        Scores ``(sequences, vocab)``, float32 unless the strength is 0.
+        Scores ``(sequences, vocab)``, float32 if they depend on the middle layer.
     """
     if not scoring.uses_mid:
         return _score_without_mid(linear(features[0]), scoring)
     final, mid = features
     if scoring.guides:
-        return guide_from_features(final, mid[0], linear, **scoring.of_guide)
+        return guide_from_features(final, mid[0], linear, **scoring.arguments)
     if len(final) == 1:
         return dola_from_features(
             final[0], mid[0], linear, alpha=scoring.alpha, strength=scoring.strength
         )
-    return guided_dola_from_features(final, mid, linear, **scoring.of_dola)
+    return guided_dola_from_features(final, mid, linear, **scoring.arguments)
 
 
 def score_logits(logits: Tensor, scoring: Scoring) -> Tensor:
     """Score tokens from logits of both branches: the form that inspection uses.
 
     Args:
-        logits: ``(layers, branches, ..., vocab)``: the final layer, and the middle one unless the
-            strength is 0; the conditional branch, with guidance also the unconditional one.
+        logits: ``(layers, branches, ..., vocab)``: the final layer, and the middle one if the
+            scores depend on it; the conditional branch, with guidance also the unconditional one.
         scoring: The settings.
 
     Returns:
@@ -142,17 +129,17 @@ def score_logits(logits: Tensor, scoring: Scoring) -> Tensor:
     if not scoring.uses_mid:
         return _score_without_mid(logits[0], scoring)
     if scoring.guides:
-        return guide_by_layer(logits[0], logits[1, 0], **scoring.of_guide)
+        return guide_by_layer(logits[0], logits[1, 0], **scoring.arguments)
     if logits.shape[1] == 1:
         return contrast_with_apc_from_logits(
             logits[0, 0], logits[1, 0], scoring.alpha, scoring.strength, float("-inf")
         )
     (cond_final, uncond_final), (cond_mid, uncond_mid) = logits
-    return guided_dola(cond_final, uncond_final, cond_mid, uncond_mid, **scoring.of_dola)
+    return guided_dola(cond_final, uncond_final, cond_mid, uncond_mid, **scoring.arguments)
 
 
 def _score_without_mid(logits: Tensor, scoring: Scoring) -> Tensor:
-    """Score tokens at strength 0: the baseline's own scores, cut to the head set.
+    """Score tokens without the middle layer: the baseline's own scores, cut to the head set.
 
     Args:
         logits: Final-layer logits, ``(branches, ..., vocab)``.
@@ -164,7 +151,7 @@ def _score_without_mid(logits: Tensor, scoring: Scoring) -> Tensor:
     guided = len(logits) == 2
     if guided and scoring.apc == "per_branch" and scoring.alpha > 0:
         cond, uncond = logits
-        return guided_dola(cond, uncond, cond, uncond, **scoring.of_dola)
+        return guided_dola(cond, uncond, cond, uncond, **scoring.arguments)
     scores = logits[0]
     if guided:
         scores = classifier_free_guidance(scores, logits[1], scoring.cfg_weight)

@@ -58,10 +58,6 @@ class Decoder:
         run_layer = LayerAdapter.of(janus.language_model)
         return cls(janus.language_model, head, contrast, needed, run_layer, prior, lens)
 
-    def read_mid(self, hidden_states: Tensor) -> Tensor:
-        """Return the middle layer's states as the head is to read them."""
-        return read_mid(self.language_model, hidden_states, self.contrast.mid_norm, self.lens)
-
     @property
     def scoring(self) -> Scoring:
         """Settings that turn logits into a token."""
@@ -199,8 +195,10 @@ def forward_layers(
             position_embeddings=position_embeddings,
         )
         if index == decoder.layer:
-            mid_state.append(hidden_states[:, kept])
-    mid_state = [decoder.read_mid(state) for state in mid_state]
+            read = hidden_states[:, kept]
+            mid_state.append(
+                read_mid(language_model, read, decoder.contrast.mid_norm, decoder.lens)
+            )
     return torch.stack([language_model.norm(hidden_states[:, kept]), *mid_state])
 
 

@@ -1,7 +1,6 @@
 """A trial of the compiled step: it runs here, and draws what the step as written does."""
 
 import os
-from collections.abc import Callable
 from contextlib import suppress
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from lit_dola.decoding.loop import StreamKey, TokenGenerator
 from lit_dola.decoding.prefill import Branches
+from lit_dola.decoding.scoring import Scoring
 from lit_dola.messages import causes, first_line
 
 TOKENS = 6
@@ -90,7 +90,6 @@ def first_tokens(
     prompts: list[Branches],
     keys: list[StreamKey],
     count: int = TOKENS,
-    on_step: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Draw the first tokens of each sequence, and end.
 
@@ -99,7 +98,6 @@ def first_tokens(
         prompts: The branches of each sequence's prompt.
         keys: The random stream of each sequence.
         count: Tokens to draw.
-        on_step: Called after each step with the number of tokens drawn per sequence so far.
 
     Returns:
         Int64 ``(sequences, count)``, or as many as the loop draws.
@@ -108,8 +106,6 @@ def first_tokens(
     count = min(count, generate.max_new_tokens)
 
     def look(step: int, tokens: Tensor) -> None:
-        if on_step is not None:
-            on_step(step)
         if step >= count and (tokens[:, :count] >= 0).all():
             found.append(tokens[:, :count].clone())
             raise Enough
@@ -126,13 +122,23 @@ def _outside(
     scoring = generate.decoder.scoring
     values = generate.race(prompts, keys, tokens)
     behind = values.amax(dim=-1) - values.gather(-1, tokens[..., None])[..., 0]
-    weight = scoring.cfg_weight
-    allowed = TOLERANCE * (abs(weight) + abs(weight - 1)) / (scoring.temperature or 1.0)
+    allowed = explained(scoring, TOLERANCE) / (scoring.temperature or 1.0)
     counts = torch.ones_like(tokens, dtype=torch.bool)
     if generate.stop_ids:  # a sequence that has stopped repeats its last token
         stopped = torch.isin(tokens, tokens.new_tensor(generate.stop_ids)).cumsum(dim=1)
         counts = stopped <= stopped.new_tensor(1)
     return float((~(behind <= allowed) & counts).sum() / counts.sum())
+
+
+def explained(scoring: Scoring, unit: float) -> float:
+    """Return the difference of two scores that rounding explains.
+
+    Args:
+        scoring: The settings.
+        unit: The same of two log-probabilities, per unit of guidance.
+    """
+    weight = scoring.cfg_weight
+    return unit * (abs(weight) + abs(weight - 1))
 
 
 def reason_of(error: Exception) -> str:

@@ -92,6 +92,19 @@ class ModelFolder:
         """Transformer layers; ``hidden_states`` has one entry more."""
         raise NotImplementedError
 
+    def check_middle_layer(self, layer: int, setting: str) -> None:
+        """Check that a layer comes before the final one.
+
+        Raises:
+            UserError: About the setting, if it does not.
+        """
+        if layer >= self.num_layers:
+            raise UserError(
+                f"{layer} is not a middle layer of {self.name}",
+                f"1 to {self.num_layers - 1}, its final layer is {self.num_layers}",
+                setting=setting,
+            )
+
 
 @dataclass(frozen=True)
 class Checkpoint(ModelFolder):

@@ -112,17 +112,15 @@ def load_weights(
     missing, left_over, misshapen = set(expected), [], []
     for file, names in weight_files(folder).items():
         weights = {}
-        for source, whole in _read_file(folder / file, names, original, unused, device):
-            targets = rename_original(source) if original else (source,)
-            for name, tensor in zip(targets, _split(whole, targets)):
-                if name not in missing:
-                    left_over.append(source)
-                elif tuple(tensor.shape) != expected[name]:
-                    missing.remove(name)
-                    misshapen.append(f"{source} {tuple(tensor.shape)}, expected {expected[name]}")
-                else:
-                    missing.remove(name)
-                    weights[name] = tensor.to(device=device, dtype=dtype)
+        for source, name, tensor in _read_renamed(folder / file, names, original, unused, device):
+            if name not in missing:
+                left_over.append(source)
+            elif tuple(tensor.shape) != expected[name]:
+                missing.remove(name)
+                misshapen.append(f"{source} {tuple(tensor.shape)}, expected {expected[name]}")
+            else:
+                missing.remove(name)
+                weights[name] = tensor.to(device=device, dtype=dtype)
         model.load_state_dict(weights, strict=False, assign=True)
     problems = {
         "missing": sorted(missing),
@@ -154,15 +152,27 @@ def samples_that_differ(
     found: dict[str, Tensor] = {}
     for file, names in weight_files(checkpoint.folder).items():
         path = checkpoint.folder / file
-        for source, whole in _read_file(path, names, original, unused, torch.device("cpu")):
-            targets = rename_original(source) if original else (source,)
-            for name, tensor in zip(targets, _split(whole, targets)):
-                weight = loaded.get(name)
-                # torchao's tensors are made of others.
-                if weight is not None and not hasattr(weight, "__tensor_flatten__"):
-                    sample = _ends(tensor).to(dtype).to(weight.device, weight.dtype)
-                    found[name] = (sample != _ends(weight)).sum()
+        for _, name, tensor in _read_renamed(path, names, original, unused, torch.device("cpu")):
+            weight = loaded.get(name)
+            # torchao's tensors are made of others.
+            if weight is not None and not hasattr(weight, "__tensor_flatten__"):
+                sample = _ends(tensor).to(dtype).to(weight.device, weight.dtype)
+                found[name] = (sample != _ends(weight)).sum()
     return found
+
+
+def _read_renamed(
+    path: Path,
+    names: Collection[str] | None,
+    original: bool,
+    unused: tuple[str, ...],
+    device: torch.device,
+) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield weights as :func:`_read_file`: name in the file, name in transformers, and tensor."""
+    for source, whole in _read_file(path, names, original, unused, device):
+        targets = rename_original(source) if original else (source,)
+        for name, tensor in zip(targets, _split(whole, targets)):
+            yield source, name, tensor
 
 
 def _ends(tensor: Tensor) -> Tensor:

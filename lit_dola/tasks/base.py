@@ -141,13 +141,8 @@ class JanusModule(Declared, LightningModule):
             )
         if self.layer is None:
             return pick_static_layer_index(num_layers + 1, True, self.layer_ratio)
-        if self.layer < num_layers:
-            return int(self.layer)
-        raise UserError(
-            f"{self.layer} is not a middle layer of {self.model_path}",
-            f"1 to {num_layers - 1}, its final layer is {num_layers}",
-            setting="model.layer",
-        )
+        model.check_middle_layer(self.layer, "model.layer")
+        return int(self.layer)
 
     def setup(self, stage: str) -> None:
         """Check the settings before anything is loaded."""

@@ -20,7 +20,7 @@ from lit_dola.decoding.loop import TokenGenerator
 from lit_dola.decoding.prefill import Branches
 from lit_dola.decoding.sampling import EntropyTemperature
 from lit_dola.decoding.scoring import ContrastForm, Scoring
-from lit_dola.errors import UserError
+from lit_dola.errors import UserError, about_setting
 from lit_dola.janus.checkpoint import Checkpoint, ModelFolder
 from lit_dola.janus.lens import LensFile, LensHead
 from lit_dola.janus.packing import pack_weights, unpack_weights
@@ -142,10 +142,8 @@ class DecodingModule(JanusModule):
         """The trained readouts, if the settings name some; their header is read once."""
         if self.lens_path is None or not self.dola:
             return None
-        try:
+        with about_setting("model.lens"):
             return LensFile.open(self.lens_path)
-        except UserError as error:
-            raise error.at_setting("model.lens") from error
 
     def check(self, model: ModelFolder) -> None:
         """Check the settings against the model."""
@@ -156,10 +154,9 @@ class DecodingModule(JanusModule):
             )
         if self.lens is not None:
             assert isinstance(model, Checkpoint)
-            try:
-                self.lens.check(model, self.head_name, self.dola_layer(model))
-            except UserError as error:
-                raise error.at_setting("model.lens") from error
+            layer = self.dola_layer(model)
+            with about_setting("model.lens"):
+                self.lens.check(model, self.head_name, layer)
 
     def readout(self) -> nn.Linear | None:
         """Return the trained readout of the middle layer, in the dtype and on the device."""

@@ -25,6 +25,8 @@ _LINE_EVERY = 50
 class _Progress(Callback):
     """Lines of progress: the loss now and then, and what each validation has found."""
 
+    _last = 0
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -42,8 +44,6 @@ class _Progress(Callback):
             found = _figures(trainer, pl_module)
             by_layer = (f"layer {layer} {it['lens']:.3f}" for layer, it in found.items())
             _log.info("step %d, held out: %s nats", trainer.global_step, ", ".join(by_layer))
-
-    _last = 0
 
 
 def lens(

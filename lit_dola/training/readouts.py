@@ -12,7 +12,6 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_dola.decoding.step import read_mid
-from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import load_janus
 from lit_dola.janus.model import ImageBackbone
@@ -73,12 +72,8 @@ class LitLens(LightningModule):
         """Check the layers, and make lenses that read as the final norm does."""
         depth = checkpoint.num_layers
         layers = self.chosen or sorted({max(1, round(depth / part)) for part in (4, 3, 2)})
-        if wrong := [layer for layer in layers if layer >= depth]:
-            raise UserError(
-                f"{wrong[0]} is not a middle layer of {checkpoint.name}",
-                f"1 to {depth - 1}, its final layer is {depth}",
-                setting="model.layers",
-            )
+        for layer in layers:
+            checkpoint.check_middle_layer(layer, "model.layers")
         self.checkpoint, self.encoder = checkpoint, encoder
         self.layers = sorted({*layers})
         size = int(checkpoint.config.text_config.hidden_size)

@@ -84,3 +84,10 @@ def free_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
+
+
+def total_memory(device: torch.device) -> str:
+    """Return a GPU's memory for people; empty for another device."""
+    if device.type != "cuda":
+        return ""
+    return f", {torch.cuda.get_device_properties(device).total_memory / 2**30:.0f} GiB"

@@ -15,7 +15,7 @@ from lit_dola.decoding.guidance import classifier_free_guidance
 from lit_dola.decoding.loop import TokenGenerator
 from lit_dola.decoding.prefill import Branches
 from lit_dola.decoding.scoring import Scoring, score_logits
-from lit_dola.decoding.trial import TOLERANCE, find_disagreement
+from lit_dola.decoding.trial import TOLERANCE, explained, find_disagreement
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.model import TransformersJanus
 from lit_dola.janus.tokenizer import PromptEncoder
@@ -75,6 +75,7 @@ def check_checkpoint(
 
 
 _ROLES = (("<|User|>", "<|Assistant|>"), ("User", "Assistant"))
+"""Those of Janus-Pro and of Janus-1.3B, on their own: what the tokenizer says is looked at."""
 
 
 def _weights(subject: Subject, checkpoint: Checkpoint) -> Row:
@@ -82,7 +83,7 @@ def _weights(subject: Subject, checkpoint: Checkpoint) -> Row:
     janus, name = subject.janus, "checkpoint: weights"
     weights = [*janus.parameters()]
     size = f"{sum(weight.numel() for weight in weights) / 1e6:,.1f}M parameters"
-    dtype = str(subject.weight.dtype).removeprefix("torch.")
+    dtype = subject.dtype_name
     if not isinstance(janus, TransformersJanus):
         return Row(name, f"{size} in {dtype}, loaded by DeepSeek's own package")
     found = samples_that_differ(janus.model, checkpoint, janus.unused, subject.weight.dtype)
@@ -101,9 +102,7 @@ def _weights(subject: Subject, checkpoint: Checkpoint) -> Row:
 def check_logits(subject: Subject) -> Iterator[Row]:
     """Compare the loop, a step at a time, with transformers' forward pass of the same weights."""
     count = min(LOGITS, subject.janus.num_image_tokens)
-    vocab = subject.janus.image_head.linear.weight.shape[0]
-    fixed = torch.Generator().manual_seed(0)
-    tokens = torch.randint(vocab, (1, count), generator=fixed).to(subject.device)
+    tokens = _random_tokens(subject, count)
     prompt = subject.prompts[0]
     states = subject.loop(count, dola=False).states([prompt], tokens, window=1)
     theirs = _transformers_logits(subject, prompt, tokens)
@@ -130,7 +129,7 @@ def _greedy_tokens(subject: Subject, prompt: Branches, count: int) -> Row:
     scores = classifier_free_guidance(logits[0], logits[-1], greedy.cfg_weight)
     behind = scores.amax(dim=-1) - scores.gather(-1, drawn[0][:, None])[:, 0]
     equal = int((behind == 0).sum())
-    most, allowed = float(behind.amax()), _allowed(subject, greedy)
+    most, allowed = float(behind.amax()), explained(greedy, _UNIT[subject.exact])
     others = f", scores of the others at most {most:.1e} behind" if equal < count else ""
     return promise(
         "logits: greedy tokens",
@@ -157,10 +156,11 @@ def _transformers_logits(subject: Subject, prompt: Branches, tokens: Tensor) -> 
     return torch.stack(found)
 
 
-def _allowed(subject: Subject, scoring: Scoring) -> float:
-    """Return the difference of two scores that rounding explains."""
-    weight = scoring.cfg_weight
-    return _UNIT[subject.exact] * (abs(weight) + abs(weight - 1))
+def _random_tokens(subject: Subject, count: int) -> Tensor:
+    """Return the same random tokens of one image in every verification, int64 ``(1, count)``."""
+    vocab = subject.janus.image_head.linear.weight.shape[0]
+    fixed = torch.Generator().manual_seed(0)
+    return torch.randint(vocab, (1, count), generator=fixed).to(subject.device)
 
 
 def check_dola(subject: Subject) -> Iterator[Row]:
@@ -171,12 +171,12 @@ def check_dola(subject: Subject) -> Iterator[Row]:
         entropy_temperature=None,
     )  # fmt: skip
     generate, keys = subject.loop(count, scoring=scoring), subject.keys(2)
-    prompts = [subject.prompts[key[0]] for key in keys]
+    prompts = subject.prompts_of(keys)
     tokens = subject.draw(generate, keys, count)
     scores = generate.race(prompts, keys, tokens).double()
     logits = _logits_of(subject, generate.states(prompts, tokens))
     apart, outside = _differences(scores, logits, scoring, _UNIT[subject.exact])
-    allowed = _allowed(subject, scoring)
+    allowed = explained(scoring, _UNIT[subject.exact])
     yield promise(
         "dola: scores in float64",
         f"at most {apart:.1e} apart; {outside} tokens wrongly in or outside the head set",
@@ -262,7 +262,7 @@ def check_same_image(subject: Subject, generate: TokenGenerator) -> Iterator[Row
 def check_speculative(subject: Subject) -> Iterator[Row]:
     """Compare speculative decoding with one token at a time."""
     keys = subject.keys(2)
-    prompts = [subject.prompts[key[0]] for key in keys]
+    prompts = subject.prompts_of(keys)
     count = min(subject.short + 2 * subject.window, subject.janus.num_image_tokens)
     generate = subject.loop(count, window=subject.window)
     tokens = generate(prompts, keys)
@@ -281,10 +281,8 @@ def check_speculative(subject: Subject) -> Iterator[Row]:
 @torch.inference_mode()
 def check_pixels(subject: Subject) -> Iterator[Row]:
     """Decode an image, then write and read it as a JPEG."""
-    janus, fixed = subject.janus, torch.Generator().manual_seed(0)
-    vocab = janus.image_head.linear.weight.shape[0]
-    tokens = torch.randint(vocab, (1, janus.num_image_tokens), generator=fixed)
-    tokens = tokens.to(subject.device)
+    janus = subject.janus
+    tokens = _random_tokens(subject, janus.num_image_tokens)
     pixels: list[Tensor | None] = []
     turns = TURNS + 1 if subject.device.type == "cuda" else 1
     seconds = [

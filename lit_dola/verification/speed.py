@@ -5,8 +5,6 @@ from functools import cached_property
 from statistics import median
 from typing import get_args
 
-import torch
-
 from lit_dola.decoding.loop import NotFiniteError, TokenGenerator
 from lit_dola.errors import UserError
 from lit_dola.janus.model import ImageBackbone
@@ -152,9 +150,8 @@ def check_quantized(
         except NotFiniteError as error:
             found, finite = str(error), False
         ratio = subject.pace(generate, 1).seconds / plain
-        dtype = str(subject.weight.dtype).removeprefix("torch.")
         yield promise(
-            name, f"{found}; a step of 1 image takes {ratio:.2f} of {dtype}'s time",
+            name, f"{found}; a step of 1 image takes {ratio:.2f} of {subject.dtype_name}'s time",
             "finite scores", finite, "--model.quantize null",
         )  # fmt: skip
         del janus, generate
@@ -166,10 +163,3 @@ def spread(values: list[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.2f}"
     return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f}, {len(values)} turns)"
-
-
-def total_memory(device: torch.device) -> str:
-    """Return a GPU's memory for people; empty for another device."""
-    if device.type != "cuda":
-        return ""
-    return f", {torch.cuda.get_device_properties(device).total_memory / 2**30:.0f} GiB"

@@ -79,6 +79,11 @@ class Subject:
         """Device of the model."""
         return self.weight.device
 
+    @property
+    def dtype_name(self) -> str:
+        """Dtype of the model, e.g. ``bfloat16``."""
+        return str(self.weight.dtype).removeprefix("torch.")
+
     @cached_property
     def weights(self) -> Weights:
         """Size of the weights that a step reads."""
@@ -128,10 +133,14 @@ class Subject:
         prompts = islice(cycle(range(len(self.prompts))), images)
         return [(prompt, place // len(self.prompts)) for place, prompt in enumerate(prompts)]
 
+    def prompts_of(self, keys: Iterable[StreamKey]) -> list[Branches]:
+        """Return the prompts that keys select."""
+        return [self.prompts[prompt] for prompt, _ in keys]
+
     def draw(self, generate: TokenGenerator, keys: Iterable[StreamKey], tokens: int) -> Tensor:
         """Draw the first tokens of images, int64 ``(images, tokens)``; a key selects the prompt."""
         found = [*keys]
-        return first_tokens(generate, [self.prompts[key[0]] for key in found], found, tokens)
+        return first_tokens(generate, self.prompts_of(found), found, tokens)
 
     def pace(self, generate: TokenGenerator, images: int) -> Pace:
         """Measure a loop in a batch of so many images: the median of three turns.
@@ -167,7 +176,7 @@ class Subject:
 
         keys = self.keys(images)
         with suppress(Enough):
-            generate([self.prompts[key[0]] for key in keys], keys, look)
+            generate(self.prompts_of(keys), keys, look)
         synchronize(self.device)
         ((first, start),) = began
         took = time.perf_counter() - start

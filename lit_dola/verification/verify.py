@@ -23,6 +23,7 @@ from lit_dola.runs.records import versions
 from lit_dola.settings.checks import given_path, require
 from lit_dola.tasks.generate import GeneratedImages, LitDoLa
 from lit_dola.verification.findings import Row, promise, table_of, worst_of, write_findings
+from lit_dola.verification.measure import total_memory
 from lit_dola.verification.promises import (
     check_checkpoint,
     check_dola,
@@ -37,7 +38,6 @@ from lit_dola.verification.speed import (
     measure_dola,
     measure_fitting,
     measure_loops,
-    total_memory,
 )
 from lit_dola.verification.subject import Subject
 

@@ -50,6 +50,11 @@ def no_pairs(scene):
     return scene.evaluate(f"--scorer={scorer}", f"--scorer.model={scene.checkpoint}"), 1
 
 
+def _generate(scene, prompts):
+    scene.write_prompts(prompts)
+    assert scene.predict("--writer.save_tokens=true", "--writer.output_dir=own")[0] == 0
+
+
 def _train(scene, *args):
     return scene.main(
         "lens", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_steps=1",
@@ -59,15 +64,14 @@ def _train(scene, *args):
 
 @case("images of 1 prompt(s)")
 def one_prompt(scene):
-    assert scene.predict("--writer.save_tokens=true", "--writer.output_dir=own")[0] == 0
+    _generate(scene, ["a cat"])
     return _train(scene, "--data.runs=[own]"), 1
 
 
 def _spoiled(message, kind):
     @case(message)
     def spoil(scene):
-        scene.write_prompts(["a cat", "a dog"])
-        assert scene.predict("--writer.save_tokens=true", "--writer.output_dir=own")[0] == 0
+        _generate(scene, ["a cat", "a dog"])
         run = spoiled(kind, scene.folder / "own", scene.folder)
         return _train(scene, f"--data.runs=[{run}]"), 1
 
@@ -90,8 +94,7 @@ LENS = {
 def _wrong_setting(message, args):
     @case(message)
     def wrong(scene):
-        scene.write_prompts(["a cat", "a dog"])
-        assert scene.predict("--writer.save_tokens=true", "--writer.output_dir=own")[0] == 0
+        _generate(scene, ["a cat", "a dog"])
         return _train(scene, "--data.runs=[own]", *args), 1
 
 
@@ -102,8 +105,7 @@ for message, args in LENS.items():
 def _trained(message, *args):
     @case(message)
     def trained(scene):
-        scene.write_prompts(["a cat", "a dog"])
-        assert scene.predict("--writer.save_tokens=true", "--writer.output_dir=own")[0] == 0
+        _generate(scene, ["a cat", "a dog"])
         code, said = _train(scene, "--data.runs=[own]", *args)
         (line,) = [line for line in said.splitlines(keepends=True) if message[:12] in line]
         return (code, line), 0
