@@ -46,8 +46,8 @@ shapes-siglip: $(VENV)/installed
 
 # Train its lenses again, on its own images: about 15 minutes on a core.
 shapes-lens: $(VENV)/installed
-	$(VENV)/bin/python -m recipes.shapes.captions outputs/shapes/captions.json 3000
-	$(VENV)/bin/python main.py predict --config configs/demo.yaml --data.prompt_json outputs/shapes/captions.json \
+	$(VENV)/bin/python -m recipes.shapes.training_set outputs/shapes/training 3000
+	$(VENV)/bin/python main.py predict --config configs/demo.yaml --data.prompt_json outputs/shapes/training/captions.jsonl \
 		--model.dola false --model.cfg_weight 1 --model.parallel_size 1 --model.seed 77 \
 		--writer.save_tokens true --writer.gallery false --writer.output_dir outputs/shapes/own
 	$(VENV)/bin/python main.py lens --config recipes/shapes/lens.yaml

@@ -143,13 +143,13 @@ TASKS: dict[str, Task] = {
         examples=("--config configs/dola.yaml", "--config configs/demo.yaml"),
     ),
     "lens": AppTask(
-        help="Train readouts of middle layers on images of runs.",
+        help="Train readouts of middle layers on a model's own images or answers, or on pictures.",
         function="lit_dola.training.lens:lens",
         module="lit_dola.training.readouts:LitLens",
         partial={
             "data": (
                 "lit_dola.training.sequences:LensDataModule",
-                ("runs", "batch_size", "held_out"),
+                ("runs", "picture_json", "image_dir", "batch_size", "held_out"),
             ),
             "trainer": (
                 "lightning.pytorch:Trainer",

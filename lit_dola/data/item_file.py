@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lit_dola.data.entry_file import check_writable, kind_of, read_entries
 from lit_dola.data.pictures import Picture
-from lit_dola.data.question_file import CheckedPictures, pictures_of
+from lit_dola.data.question_file import CheckedPictures
 from lit_dola.data.requests import Entry, Failure
 from lit_dola.errors import UserError
 
@@ -55,10 +55,8 @@ def _item_of(folder: Path, common: Sequence[str] | None) -> Callable[[int, Any],
     def make(index: int, entry: Any) -> Item:
         if not isinstance(entry, dict):
             raise UserError(f"found {kind_of(entry)}", "an object with image and labels")
-        if (count := len(pictures_of(entry))) > 1:
-            raise UserError(f"image is a list of {count}", "one path")
         labels = check_labels(entry.get("labels", common))
-        entry, pictures, names = checked.of(entry)
+        entry, pictures, names = checked.of_one(entry)
         check_writable("the entry", entry)
         return Item(Entry(index, names[0], entry), pictures, names, labels)
 

@@ -108,6 +108,16 @@ class CheckedPictures:
         image = [*names] if isinstance(entry["image"], list) else names[0]
         return {**entry, "image": image}, pictures, names
 
+    def of_one(self, entry: Mapping[str, Any]) -> Pictured:
+        """Return the same of an entry that is about one picture.
+
+        Raises:
+            UserError: As :meth:`of`, or if there are several.
+        """
+        if (count := len(pictures_of(entry))) > 1:
+            raise UserError(f"image is a list of {count}", "one path")
+        return self.of(entry)
+
     def _picture(self, name: str, index: str) -> Picture:
         if inline := InlinePicture.parse(name):
             self._inline.setdefault(index, inline)

@@ -28,6 +28,7 @@ def load_janus(
     device: torch.device | str = "cpu",
     backend: Backend = "transformers",
     quantize: Quantization | None = None,
+    encodes: bool = False,
 ) -> ImageBackbone:
     """Load the parts of a Janus checkpoint that image generation needs.
 
@@ -38,6 +39,7 @@ def load_janus(
         device: Device of the weights.
         backend: Package whose code runs the model.
         quantize: How to store the weights of the linear layers in fewer bits; None: not at all.
+        encodes: Load the VQ encoder, too; only with the backend transformers.
 
     Raises:
         UserError: If the checkpoint is incomplete, the backend is not available, or the weights
@@ -56,7 +58,7 @@ def load_janus(
             checkpoint, pad_token_id=pad_token_id, dtype=dtype, device=first
         )
     else:
-        janus = _build(TransformersJanus, checkpoint, pad_token_id)
+        janus = _build(TransformersJanus, checkpoint, pad_token_id, encodes=encodes)
         load_weights(janus.model, checkpoint, janus.unused, dtype=dtype, device=first)
         janus.fill_buffers()
     _finish(janus, quantize, device)
@@ -120,10 +122,12 @@ def _arrange(janus: Backbone) -> None:
         vq_model.to(memory_format=torch.channels_last)
 
 
-def _build(model_class: type[Model], checkpoint: Checkpoint, pad_token_id: int) -> Model:
+def _build(
+    model_class: type[Model], checkpoint: Checkpoint, pad_token_id: int, **parts: bool
+) -> Model:
     """Build a model without its weights."""
     try:
-        janus = model_class(checkpoint.config, pad_token_id)
+        janus = model_class(checkpoint.config, pad_token_id, **parts)
         janus.try_shapes()
     except Exception as error:  # transformers raises any exception for an unexpected value
         reason = next(iter(str(error).strip().splitlines()), "no reason given")

@@ -74,31 +74,32 @@ def linear_layers(janus: Backbone) -> list[nn.Linear]:
     return [module for module in modules if isinstance(module, nn.Linear)]
 
 
+_VQ_ENCODER = ("model.vqmodel.encoder.", "model.vqmodel.quant_conv.")
+
+
 class TransformersJanus(nn.Module):
     """transformers' Janus without the parts that image generation never uses.
 
     Args:
         config: Config of the model.
         pad_token_id: Token that replaces the prompt in the unconditional branch.
+        encodes: Keep the VQ encoder, which generation does not use.
 
     The weights are on the meta device until :func:`lit_dola.janus.weights.load_weights` fills them.
     """
 
-    unused = (
-        "lm_head.",
-        "model.vision_model.",
-        "model.aligner.",
-        "model.vqmodel.encoder.",
-        "model.vqmodel.quant_conv.",
-    )
+    unused: tuple[str, ...] = ("lm_head.", "model.vision_model.", "model.aligner.", *_VQ_ENCODER)
     """Prefixes of the names of weights that are not loaded."""
 
-    def __init__(self, config: JanusConfig, pad_token_id: int) -> None:
+    def __init__(self, config: JanusConfig, pad_token_id: int, encodes: bool = False) -> None:
         super().__init__()
         with torch.device("meta"):
             self.model = JanusForConditionalGeneration(config)
         del self.model.lm_head, self.model.model.vision_model, self.model.model.aligner
-        del self.model.model.vqmodel.encoder, self.model.model.vqmodel.quant_conv
+        if encodes:
+            self.unused = tuple(name for name in self.unused if name not in _VQ_ENCODER)
+        else:
+            del self.model.model.vqmodel.encoder, self.model.model.vqmodel.quant_conv
         self.language_model = self.model.model.language_model
         self.gen_head = self.head_module = self.model.model.generation_head
         self.image_head = Head(

@@ -1,11 +1,14 @@
-"""From image tokens to pixels."""
+"""From image tokens to pixels, and back."""
 
 from collections.abc import Iterator
 from logging import getLogger
+from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lit_dola.janus.model import ImageBackbone
 from lit_dola.messages import first_line
@@ -56,3 +59,39 @@ def to_uint8(pixels: Tensor) -> Tensor:
 def to_pillow(pixels: Tensor) -> Image.Image:
     """Convert uint8 ``(3, height, width)`` to an RGB image."""
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def from_pillow(image: Image.Image, size: int) -> Tensor:
+    """Scale an RGB image to a square, cut at its longer sides, for :func:`encode_pixels`.
+
+    Args:
+        image: The image.
+        size: Side of the square in pixels, see :attr:`Checkpoint.image_side`.
+
+    Returns:
+        Float32 ``(3, size, size)`` in [-1, 1].
+    """
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
+
+
+@torch.no_grad()
+def encode_pixels(vq_model: Any, pixels: Tensor) -> Tensor:
+    """Encode images to tokens.
+
+    Codes are compared by their direction, as in DeepSeek's ``VectorQuantizer``; transformers' own
+    ``encode`` compares lengths, too, which its decoder ignores.
+
+    Args:
+        vq_model: A ``JanusVQVAE`` with its encoder.
+        pixels: ``(images, 3, height, width)`` in [-1, 1].
+
+    Returns:
+        Int64 ``(images, num_image_tokens)``.
+    """
+    weight = vq_model.quant_conv.weight
+    latents = vq_model.quant_conv(vq_model.encoder(pixels.to(weight)))
+    codes = F.normalize(vq_model.quantize.embedding.weight.float(), dim=-1)
+    similarities = F.normalize(latents.float(), dim=1).flatten(2).transpose(1, 2) @ codes.T
+    return similarities.argmax(dim=-1)

@@ -1,4 +1,4 @@
-"""``python main.py lens``: trains readouts of middle layers on images that the model has drawn."""
+"""``python main.py lens``: trains readouts of middle layers."""
 
 import math
 from logging import getLogger
@@ -7,8 +7,9 @@ from typing import Any
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities.memory import is_oom_error
 
-from lit_dola.errors import UserError, writing_to
+from lit_dola.errors import RankError, UserError, writing_to
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.lens import lens_content
 from lit_dola.messages import printable
@@ -53,7 +54,7 @@ def lens(
     output: str = "lens.safetensors",
     patience: PositiveInt = 5,
 ) -> None:
-    """Train readouts of middle layers on images that the model has drawn.
+    """Train readouts of middle layers, on images or answers of the model, or captioned pictures.
 
     Args:
         trainer: The trainer: devices, precision, steps.
@@ -76,10 +77,23 @@ def lens(
             setting="trainer.precision",
         )
     checkpoint = Checkpoint.open(model.model_path)
-    model.prepare(checkpoint, datamodule.prepare(checkpoint, model.roles))
+    encoder = datamodule.prepare(checkpoint, model.head, model.roles)
+    model.prepare(checkpoint, encoder.pad_token_id)
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     callbacks += [EarlyStopping("kl", patience=patience, check_finite=True), _Progress()]
-    trainer.fit(model, datamodule=datamodule)
+    try:
+        trainer.fit(model, datamodule=datamodule)
+    except RuntimeError as error:
+        if not is_oom_error(error):
+            raise
+        raise RankError(
+            f"out of memory with {datamodule.batch_size} sequence(s) of {checkpoint.name} in"
+            f" {trainer.precision}",
+            "a device with more free memory, fewer --data.batch_size with more"
+            " --trainer.accumulate_grad_batches, --trainer.precision bf16-mixed, or fewer"
+            " --model.layers",
+            mentions=("data.batch_size", "model.layers"),
+        ) from error
     if not trainer.is_global_zero:
         return
     found = _figures(trainer, model)
@@ -96,7 +110,7 @@ def lens(
     }
     readouts: Any = {layer: model.readouts[str(layer)] for layer in model.layers}
     with writing_to(path, "output"):
-        write_atomically(path, [lens_content(readouts, checkpoint, "image", training)])
+        write_atomically(path, [lens_content(readouts, checkpoint, model.head, training)])
     print(_table(found))
     print(printable(str(path)))
 

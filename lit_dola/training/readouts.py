@@ -13,11 +13,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lit_dola.decoding.step import read_mid
 from lit_dola.janus.checkpoint import Checkpoint
-from lit_dola.janus.loading import load_janus
-from lit_dola.janus.model import ImageBackbone
-from lit_dola.janus.tokenizer import PromptEncoder, Roles, unconditional_ids
+from lit_dola.janus.lens import LensHead
+from lit_dola.janus.tokenizer import Roles
 from lit_dola.settings.numbers import Seed
-from lit_dola.training.sequences import ImageSequence
+from lit_dola.training.frozen import FrozenJanus, freeze_janus
+from lit_dola.training.sources import LensSequence
 
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
 """Dtype of the frozen model by the trainer's precision; lenses stay in float32."""
@@ -29,16 +29,17 @@ class LitLens(LightningModule):
     """Trains lenses of a Janus, whose own weights stay as they are.
 
     The loss is the divergence KL(final layer || middle layer as its lens reads it), in nats, over
-    the positions of an image, summed over the layers (Belrose et al. 2023, section 3).
+    the positions of an image or an answer, summed over the layers (Belrose et al. 2023, section 3).
 
     Args:
         model_path: As the setting of ``predict``.
+        head: Head that reads: image, for ``predict``, or text, for ``answer``.
         layers: Indices in ``hidden_states`` of the layers to read; null: at a quarter, a third and
             a half of the depth.
         learning_rate: Learning rate of Adam after warm-up, from which it falls to 0.
         warmup_steps: Steps in which it rises.
-        unconditional: Share of the sequences whose prompt is padded away, as in the branch that
-            guidance leads away from.
+        unconditional: Share of the sequences whose prompt, or pictures, are padded away, as in the
+            branch that guidance leads away from.
         roles: As the setting of ``predict``.
         seed: Seed of the order of the sequences, and of which ones are unconditional.
     """
@@ -46,6 +47,7 @@ class LitLens(LightningModule):
     def __init__(
         self,
         model_path: str = "deepseek-ai/Janus-Pro-7B",
+        head: LensHead = "image",
         layers: list[PositiveInt] | None = None,
         learning_rate: PositiveFloat = 2e-3,
         warmup_steps: NonNegativeInt = 20,
@@ -55,26 +57,27 @@ class LitLens(LightningModule):
     ) -> None:
         super().__init__()
         self.model_path = model_path
+        self.head = head
         self.chosen = layers
         self.learning_rate = learning_rate
         self.warmup_steps = warmup_steps
         self.unconditional = unconditional
         self.roles = roles
         self.seed = seed
-        self._frozen: list[ImageBackbone] = []  # in a list, so that Lightning does not move it
+        self._frozen: list[FrozenJanus] = []  # in a list, so that Lightning does not move it
 
     @property
-    def janus(self) -> ImageBackbone:
+    def frozen(self) -> FrozenJanus:
         """The frozen model."""
         return self._frozen[0]
 
-    def prepare(self, checkpoint: Checkpoint, encoder: PromptEncoder) -> None:
+    def prepare(self, checkpoint: Checkpoint, pad_token_id: int) -> None:
         """Check the layers, and make lenses that read as the final norm does."""
         depth = checkpoint.num_layers
         layers = self.chosen or sorted({max(1, round(depth / part)) for part in (4, 3, 2)})
         for layer in layers:
             checkpoint.check_middle_layer(layer, "model.layers")
-        self.checkpoint, self.encoder = checkpoint, encoder
+        self.checkpoint, self.pad_token_id = checkpoint, pad_token_id
         self.layers = sorted({*layers})
         size = int(checkpoint.config.text_config.hidden_size)
         self.readouts = nn.ModuleDict({str(layer): nn.Linear(size, size) for layer in self.layers})
@@ -85,9 +88,10 @@ class LitLens(LightningModule):
         """Load the model that the lenses read."""
         if not self._frozen:
             self._frozen.append(
-                load_janus(
+                freeze_janus(
+                    self.head,
                     self.checkpoint,
-                    pad_token_id=self.encoder.pad_token_id,
+                    pad_token_id=self.pad_token_id,
                     dtype=DTYPES[str(self.trainer.precision)],
                     device=self.trainer.strategy.root_device,
                 )
@@ -104,7 +108,7 @@ class LitLens(LightningModule):
 
         return [optimizer], [{"scheduler": LambdaLR(optimizer, rate), "interval": "step"}]
 
-    def training_step(self, batch: list[ImageSequence], batch_idx: int) -> Tensor:
+    def training_step(self, batch: list[LensSequence], batch_idx: int) -> Tensor:
         """Return the sum of the divergences of all layers."""
         dropped = (torch.rand(len(batch)) < self.unconditional).tolist()
         final, mids = self._read(batch, dropped)
@@ -114,7 +118,7 @@ class LitLens(LightningModule):
         ]
         return torch.stack(losses).sum()
 
-    def validation_step(self, batch: list[ImageSequence], batch_idx: int) -> None:
+    def validation_step(self, batch: list[LensSequence], batch_idx: int) -> None:
         """Log the divergence of each layer as its lens reads it, and as it is read without one."""
         dropped = [place % 3 == 0 for place in range(len(batch))]
         final, mids = self._read(batch, dropped)
@@ -128,42 +132,36 @@ class LitLens(LightningModule):
             }
         lenses = [found[f"lens/{layer}"] for layer in self.layers]
         found["kl"] = torch.stack(lenses).mean()
-        self.log_dict(found, sync_dist=True, batch_size=len(batch))
+        self.log_dict(found, sync_dist=True, batch_size=len(final))
 
     def _logits(self, mid: Tensor, lens: Any = None, norm: bool = False) -> Tensor:
-        """Return the log-probabilities of a middle layer, float32 ``(rows, tokens, vocab)``."""
-        states = read_mid(self.janus.language_model, mid, norm, lens)
-        return self.janus.image_head.logits(states).float().log_softmax(dim=-1)
+        """Return the log-probabilities of a middle layer, float32 ``(positions, vocab)``."""
+        states = read_mid(self.frozen.language_model, mid, norm, lens)
+        return self.frozen.head.logits(states).float().log_softmax(dim=-1)
 
     @torch.no_grad()
     def _read(
-        self, batch: list[ImageSequence], dropped: Sequence[bool]
+        self, batch: list[LensSequence], dropped: Sequence[bool]
     ) -> tuple[Tensor, list[Tensor]]:
         """Run sequences through the model.
 
         Returns:
-            The final log-probabilities, float32 ``(rows, tokens, vocab)``, and the states of each
-            layer to read, ``(rows, tokens, hidden)``, at the positions that draw a token.
+            The final log-probabilities, float32 ``(positions, vocab)``, and the states of each
+            layer to read, ``(positions, hidden)``, at the positions that draw a token.
         """
-        language_model, head = self.janus.language_model, self.janus.image_head
-        embed, pad = language_model.embed_tokens, self.encoder.pad_token_id
-        rows, starts = [], []
-        for (ids, tokens), drop in zip(batch, dropped):
-            own = unconditional_ids(ids, pad) if drop else ids
-            text = embed(torch.tensor(own, device=embed.weight.device))
-            image = head.embed(tokens[:-1].to(text.device)).to(text.dtype)
-            rows.append(torch.cat([text, image]))
-            starts.append(len(own) - 1)
+        language_model, head = self.frozen.language_model, self.frozen.head
+        rows, drawing = [], []
+        for sequence, drop in zip(batch, dropped):
+            prompt, tokens = self.frozen.prompt(sequence, drop), self.frozen.tokens(sequence)
+            rows.append(torch.cat([prompt, head.embed(tokens[:-1]).to(prompt.dtype)]))
+            drawing.append(torch.arange(len(rows[-1])) >= len(prompt) - 1)
         # Padding on the right: no position is shifted, and nothing attends to it.
         inputs = pad_sequence(rows, batch_first=True)
-        places = torch.tensor(starts, device=inputs.device)[:, None] + torch.arange(
-            len(batch[0].tokens), device=inputs.device
-        )
-        row = torch.arange(len(rows), device=inputs.device)[:, None]
+        kept = pad_sequence(drawing, batch_first=True).to(inputs.device)
         with _outputs_of([language_model.layers[layer - 1] for layer in self.layers]) as states:
             final = language_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
-        logits = head.logits(final[row, places]).float()
-        return logits.log_softmax(dim=-1), [each[row, places] for each in states]
+        logits = head.logits(final[kept]).float()
+        return logits.log_softmax(dim=-1), [each[kept] for each in states]
 
 
 def divergence(final: Tensor, mid: Tensor) -> Tensor:

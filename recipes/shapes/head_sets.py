@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
 from lit_dola.janus.tokenizer import PromptEncoder
+from lit_dola.janus.vq import encode_pixels
 from recipes.shapes.data import ShapesDataset, collate
 from recipes.shapes.language import image_logits, pad_left
-from recipes.shapes.vq import encode_pictures
 
 ALPHAS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5)
 
@@ -34,7 +34,7 @@ def predict_tokens(checkpoint: str, pictures: int) -> tuple[Tensor, Tensor]:
     janus = JanusForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
     encoder = PromptEncoder(Path(checkpoint))
     batch = collate([ShapesDataset(0, pictures, seed=99)[place] for place in range(pictures)])
-    tokens = encode_pictures(janus.model.vqmodel, batch.pixel_values)
+    tokens = encode_pixels(janus.model.vqmodel, batch.pixel_values)
     input_ids, mask = pad_left([encoder.encode(p) for p in batch.prompts], encoder.pad_token_id)
     return image_logits(janus, input_ids, mask, tokens).softmax(dim=-1), tokens
 

@@ -21,10 +21,10 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from lit_dola.janus.question import QuestionEncoder
 from lit_dola.janus.tokenizer import unconditional_ids
+from lit_dola.janus.vq import encode_pixels
 from recipes.shapes.conversation import answer_loss, converse, example_texts
 from recipes.shapes.data import Batch
 from recipes.shapes.optimizers import muon_and_adamw, take_step
-from recipes.shapes.vq import encode_pictures
 from recipes.shapes.words import WORDS, word_loss
 from recipes.small_janus import make_config, make_tokenizer, save_janus
 
@@ -151,7 +151,7 @@ class JanusTraining(LightningModule):
     def drawing_loss(self, batch: Batch) -> Tensor:
         """Return the loss of the image tokens."""
         with torch.autocast(self.device.type, enabled=False):
-            tokens = encode_pictures(self.janus.model.vqmodel, batch.pixel_values.float())
+            tokens = encode_pixels(self.janus.model.vqmodel, batch.pixel_values.float())
         input_ids, mask = (x.to(self.device) for x in self.encode_prompts(batch.prompts))
         logits = image_logits(self.janus, input_ids, mask, tokens)
         return F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())

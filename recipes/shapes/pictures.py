@@ -39,17 +39,21 @@ def write_held_out(folder: Path, count: int = 280, seed: int = 0) -> None:
         objects = place_objects(scene, rng)
         file = f"pictures/{number:03}.png"
         render(objects, rng).save(folder / file)
-        questions += [{"image": file, **entry} for entry in _questions(objects, rng)]
+        questions += [{"image": file, **entry} for entry in questions_about(objects, rng)]
         labels = _captions(number, objects, scenes, captions, rng)
         items.append(
             {"image": file, "labels": labels, "label": captions[number], "tag": scene.skill}
         )
-    for name, entries in (("questions", questions), ("items", items)):
-        text = "".join(f"{json.dumps(entry)}\n" for entry in entries)
-        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    write_lines(folder / "questions.jsonl", questions)
+    write_lines(folder / "items.jsonl", items)
 
 
-def _questions(objects: Sequence[Object], rng: random.Random) -> list[dict[str, Any]]:
+def write_lines(path: Path, entries: Sequence[dict[str, Any]]) -> None:
+    """Write a file of entries, JSON Lines."""
+    path.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries), encoding="utf-8")
+
+
+def questions_about(objects: Sequence[Object], rng: random.Random) -> list[dict[str, Any]]:
     """Return a question of every skill that has one about a picture; of yes/no one of each."""
     asked = {(skill, ""): ask(objects, rng, skill) for skill in QUESTION_SKILLS[:-1]}
     while not {("yes_no", "yes"), ("yes_no", "no")} <= asked.keys():

@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from transformers import JanusForConditionalGeneration
 
-from lit_dola.janus.vq import to_pillow, to_uint8
+from lit_dola.janus.vq import encode_pixels, to_pillow, to_uint8
 from recipes.shapes.render import render
 from recipes.shapes.scene import place_objects, sample_scene
 from recipes.shapes.scorer import find_objects, is_right
-from recipes.shapes.vq import encode_pictures
 
 
 @torch.no_grad()
@@ -29,7 +28,7 @@ def round_trip(checkpoint: str, pictures: int) -> int:
         scene = sample_scene(rng)
         pixels = np.asarray(render(place_objects(scene, rng), rng), dtype=np.float32)
         pixel_values = torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None]
-        decoded = to_uint8(vq.decode(encode_pictures(vq, pixel_values)))[0]
+        decoded = to_uint8(vq.decode(encode_pixels(vq, pixel_values)))[0]
         right += is_right(scene, find_objects(to_pillow(decoded)))
     return right
 

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from lit_dola.janus.vq import encode_pixels
 from recipes.shapes.data import Batch
 
 
@@ -140,16 +141,6 @@ class VQTraining(LightningModule):
 
 
 @torch.no_grad()
-def encode_pictures(vq: JanusVQVAE, pixel_values: Tensor) -> Tensor:
-    """Encode pictures in [-1, 1] to image tokens, int64 ``(pictures, num_image_tokens)``.
-
-    ``JanusVQVAE.encode`` does the same, but its return type differs between versions.
-    """
-    _, _, tokens = vq.quantize(vq.quant_conv(vq.encoder(pixel_values)))
-    return tokens.view(len(pixel_values), -1)
-
-
-@torch.no_grad()
 def merge_codes(vq: JanusVQVAE, batches: Iterable[Batch], above: float) -> None:
     """Merge similar codes into the one used most, shrinking the codebook in place.
 
@@ -161,7 +152,7 @@ def merge_codes(vq: JanusVQVAE, batches: Iterable[Batch], above: float) -> None:
     codebook: Tensor = vq.quantize.embedding.weight
     uses = torch.zeros(len(codebook), dtype=torch.long, device=codebook.device)
     for batch in batches:
-        tokens = encode_pictures(vq, batch.pixel_values.to(codebook.device))
+        tokens = encode_pixels(vq, batch.pixel_values.to(codebook.device))
         uses += torch.bincount(tokens.flatten(), minlength=len(uses))
     kept: list[int] = []
     for code in uses.argsort(descending=True, stable=True).tolist():

@@ -18,12 +18,13 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from lit_dola.decoding.loop import cfg_pair
 from lit_dola.janus.question import SYSTEM_PROMPT
 from lit_dola.janus.tokenizer import PromptEncoder
+from lit_dola.janus.vq import encode_pixels
 from recipes.shapes.conversation import answer_loss, converse
 from recipes.shapes.data import ShapesDataModule
 from recipes.shapes.language import JanusTraining, pad_left
 from recipes.shapes.scene import Object
 from recipes.shapes.train import main
-from recipes.shapes.vq import VQTraining, encode_pictures, merge_codes
+from recipes.shapes.vq import VQTraining, merge_codes
 from recipes.shapes.words import WORDS, word_loss, word_targets
 from tests.support.commands import ROOT
 
@@ -223,7 +224,7 @@ def test_the_loss_is_that_of_one_picture_at_a_time(language):
     loss = training.drawing_loss(batch)
     model, losses = training.janus.double(), []
     for pixels, prompt in zip(batch.pixel_values, batch.prompts):
-        tokens = encode_pictures(training.float().janus.model.vqmodel, pixels[None])
+        tokens = encode_pixels(training.float().janus.model.vqmodel, pixels[None])
         model.double()
         input_ids, _ = training.encode_prompts([prompt])
         for place in range(tokens.shape[1]):

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from recipes.shapes.captions import write_captions
+from lit_dola.janus.vq import from_pillow
+from recipes.shapes.data import ShapesDataset
 from recipes.shapes.prompts import PROMPTS, held_out_prompts
+from recipes.shapes.questions import SKILLS as QUESTION_SKILLS
 from recipes.shapes.render import RGB, render
 from recipes.shapes.scene import (
     COLORS,
@@ -25,6 +27,7 @@ from recipes.shapes.scene import (
     sample_scene,
 )
 from recipes.shapes.scorer import ShapesScorer, find_objects, is_right
+from recipes.shapes.training_set import write_training_set
 
 PICTURES = 100  # per skill
 
@@ -200,12 +203,23 @@ def test_the_scorer_of_the_evaluation():
     assert ShapesScorer()(image, other.metadata()) == 0.0
 
 
-def test_captions_for_lenses_are_of_no_prompt_of_the_study(tmp_path):
-    write_captions(tmp_path / "of" / "captions.json", 200)
-    captions = json.loads((tmp_path / "of" / "captions.json").read_text())
-    held_out = {json.loads(line)["prompt"] for line in PROMPTS.read_text().splitlines()}
+def test_the_training_set_of_lenses_has_no_prompt_of_the_study(tmp_path):
+    def lines(folder, name):
+        return [*map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())]
+
+    write_training_set(tmp_path / "many", 200)
+    captions = lines(tmp_path / "many", "captions")
+    prompts = {entry["prompt"] for entry in captions}
     assert len(captions) == 200
-    assert len({*captions}) > 150
-    assert not {*captions} & held_out
-    write_captions(tmp_path / "fewer.json", 20)
-    assert json.loads((tmp_path / "fewer.json").read_text()) == captions[:20]
+    assert len(prompts) > 150
+    assert not prompts & {json.loads(line)["prompt"] for line in PROMPTS.read_text().splitlines()}
+    write_training_set(tmp_path / "few", 20)
+    assert lines(tmp_path / "few", "captions") == captions[:20]
+    dataset = ShapesDataset(0, 20, 4242)
+    for place, entry in enumerate(captions[:20]):
+        with Image.open(tmp_path / "few" / entry["image"]) as image:
+            assert np.array_equal(from_pillow(image, 48), dataset[place][0])
+    questions = lines(tmp_path / "few", "questions")
+    assert questions == lines(tmp_path / "many", "questions")[: len(questions)]
+    assert {entry["image"] for entry in questions} == {entry["image"] for entry in captions[:20]}
+    assert {entry["tag"] for entry in questions} == {*QUESTION_SKILLS}

@@ -165,7 +165,7 @@ def spoiled(kind, run_folder, folder):
 
 
 SPOILED = {
-    "nothing": "no images; expected the folder of a run of predict",
+    "nothing": "no images; expected the folder of a run with images",
     "no tokens": "not found; expected a run with --writer.save_tokens true",
     "broken tokens": ".npy: not readable as tokens: ",
     "other length": ".npy: tokens of shape (9,); expected (16,)",

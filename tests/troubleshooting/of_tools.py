@@ -5,7 +5,6 @@ import torch
 from PIL import Image
 
 from lit_dola import JanusPipeline, UserError
-from tests.training.test_lens import spoiled
 from tests.troubleshooting.scene import CASES, case
 
 RED = Image.new("RGB", (20, 20), "red")
@@ -48,76 +47,6 @@ def no_pairs(scene):
     scene.write_prompts([{"prompt": "a", "vqa_list": "x"}])
     scorer = "lit_dola.evaluation.scorers.SoftTifa"
     return scene.evaluate(f"--scorer={scorer}", f"--scorer.model={scene.checkpoint}"), 1
-
-
-def _generate(scene, prompts):
-    scene.write_prompts(prompts)
-    assert scene.predict("--writer.save_tokens=true", "--writer.output_dir=own")[0] == 0
-
-
-def _train(scene, *args):
-    return scene.main(
-        "lens", "--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.max_steps=1",
-        f"--model.model_path={scene.checkpoint}", *args,
-    )  # fmt: skip
-
-
-@case("images of 1 prompt(s)")
-def one_prompt(scene):
-    _generate(scene, ["a cat"])
-    return _train(scene, "--data.runs=[own]"), 1
-
-
-def _spoiled(message, kind):
-    @case(message)
-    def spoil(scene):
-        _generate(scene, ["a cat", "a dog"])
-        run = spoiled(kind, scene.folder / "own", scene.folder)
-        return _train(scene, f"--data.runs=[{run}]"), 1
-
-
-for message, kind in {
-    "images of another checkpoint": "other checkpoint",
-    "expected a run with --writer.save_tokens": "no tokens",
-    "no images; expected the folder": "nothing",
-    "img_00.npy: not readable as tokens": "broken tokens",
-    "img_00.npy: tokens of shape": "other length",
-}.items():
-    _spoiled(message, kind)
-
-LENS = {
-    "model.layers: 8 is not a middle layer": ["--model.layers=[8]"],
-    "lenses are trained in float32": ["--trainer.precision=bf16-true"],
-}
-
-
-def _wrong_setting(message, args):
-    @case(message)
-    def wrong(scene):
-        _generate(scene, ["a cat", "a dog"])
-        return _train(scene, "--data.runs=[own]", *args), 1
-
-
-for message, args in LENS.items():
-    _wrong_setting(message, args)
-
-
-def _trained(message, *args):
-    @case(message)
-    def trained(scene):
-        _generate(scene, ["a cat", "a dog"])
-        code, said = _train(scene, "--data.runs=[own]", *args)
-        (line,) = [line for line in said.splitlines(keepends=True) if message[:12] in line]
-        return (code, line), 0
-
-
-_trained("nats, all layers", "--trainer.max_steps=50", "--trainer.val_check_interval=60")
-_trained("held out: ", "--trainer.max_steps=50")
-
-
-@case("data.runs: empty")
-def no_runs(scene):
-    return _train(scene, "--data.runs=[]"), 1
 
 
 ENTRY = {"prompt_id": 1, "style": "anime", "style_index": 0}

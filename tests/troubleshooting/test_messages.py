@@ -10,6 +10,7 @@ from tests.support.commands import messages as said_on
 from tests.troubleshooting import (  # noqa: F401 (they fill CASES)
     of_apps,
     of_files,
+    of_lenses,
     of_questions,
     of_ranks,
     of_runs,
