@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from itertools import product
 
@@ -13,17 +14,27 @@ from lit_dola.evaluation.variants import all_variants, make_variants
 from lit_dola.reports.scores import OVERALL, rates
 from lit_dola.tasks.answer import LitAnswer
 from lit_dola.tasks.rank import LitRank
-from recipes.shapes.study import choose, tables
+from recipes.shapes.study import choose, common, lens_tables, tables
 from recipes.shapes.study.common import Variant, variants_of
 from tests.support.commands import ROOT
 
 STUDY = ROOT / "recipes/shapes/study"
-EVALUATIONS = sorted(path for path in STUDY.glob("*.yaml") if "grid" in path.read_text())
+EVALUATIONS = sorted(
+    path
+    for path in STUDY.glob("*.yaml")
+    if "variants:" in path.read_text() or "grid:" in path.read_text()
+    if "task:" not in path.read_text()
+)
+"""Those of images, on the tuning prompts."""
 SKILLS = ("colors", "counting")
 
 
 def read(path):
     return yaml.safe_load(path.read_text())
+
+
+def changes_of(own):
+    return all_variants(own.get("variants", {}), own.get("grid", {}))
 
 
 @pytest.mark.slow
@@ -34,9 +45,10 @@ def test_every_variant_is_valid_and_depends_on_no_recommendation(path):
     defaults = LitDoLa().hparams
     assert all(shared["model"][name] == defaults[name] for name in LitDoLa.recommendable)
     model = LitDoLa.checked({**shared["model"], **own.get("model", {})})
-    assert len(make_variants(model, all_variants({}, own["grid"]))) >= 6
+    assert len(make_variants(model, changes_of(own))) >= 5
     assert own["writer"]["output_dir"] == f"outputs/study/{path.stem}"
-    *_, names = re.findall(r"printf '%s\\n' (.+) \|", (STUDY / "study.sh").read_text())
+    script = (STUDY / "study.sh").read_text().replace("\\\n", "")
+    *_, names = re.findall(r"printf '%s\\n' (.+) \|", script)
     assert path.stem in names.split()
 
 
@@ -52,20 +64,37 @@ def test_tuning_and_held_out_prompts_are_the_two_halves():
         assert {tag: chosen.count(tag) for tag in chosen} == dict.fromkeys(tags, 20)
 
 
-def write_variant(folder, settings, right):
-    """The files of a scored variant; ``right`` says how many of ten prompts per skill are right."""
+def write_variant(folder, settings, right, images=1):
+    """The files of a scored variant; ``right`` says how many of ten prompts per skill are right.
+
+    Of several images of a prompt only the first can be right.
+    """
     folder.mkdir(parents=True)
-    defaults = {name: LitDoLa().hparams[name] for name in ("dola", *LitDoLa.recommendable)}
+    defaults = {name: LitDoLa().hparams[name] for name in ("dola", "lens", *LitDoLa.recommendable)}
     with (folder / "metadata.jsonl").open("w") as log, (folder / "scores.jsonl").open("w") as out:
-        for prompt in range(20):
-            file = f"{prompt:05}_p/img_00.png"
+        for prompt, image in product(range(20), range(images)):
+            file = f"{prompt:05}_p/img_{image:02}.png"
             tag = SKILLS[prompt // 10]
             line = {
-                "file": file, "prompt": "p", "prompt_index": prompt, "image_index": 0,
+                "file": file, "prompt": "p", "prompt_index": prompt, "image_index": image,
                 "metadata": {"tag": tag}, **defaults, "layer": 8, **settings,
             }  # fmt: skip
             print(json.dumps(line), file=log)
-            print(json.dumps({"file": file, "score": float(prompt % 10 < right)}), file=out)
+            score = float(prompt % 10 < right and image == 0)
+            print(json.dumps({"file": file, "score": score}), file=out)
+
+
+def write_ranks(folder, even, odd=None):
+    """Rankings of the images of 20 prompts, by the scores of even and of odd ones."""
+    (folder / "ranks").mkdir()
+    with (folder / "ranks/ranks.jsonl").open("w") as log:
+        for prompt in range(20):
+            line = {
+                "prompt_index": prompt, "prompt": "p", "image": [], "labels": ["p"],
+                "item_index": prompt, "pictures": [], "order": [*range(len(even))],
+                "scores": odd if odd and prompt % 2 else even, "settings": {},
+            }  # fmt: skip
+            print(json.dumps(line), file=log)
 
 
 @pytest.fixture
@@ -78,10 +107,14 @@ def study(tmp_path):
         "min_p": {"cfg_weight": 3, "min_p": 0.1},
         "entropy_temperature": {"cfg_weight": 2, "entropy_temperature": [1, 1, 0.6]},
         "strength": {"cfg_weight": 5, "strength": 0.2, "alpha": 0.02},
+        "one_row": {"alpha": 0.002},
+        "readout": {"layer": 8, "mid_norm": True},
+        "guide": {"alpha": 0.005, "beta": 1.5},
+        "two_rows": {"beta": 0.5, "layer": 5},
     }
     for path in EVALUATIONS:
         own = read(path)
-        found = all_variants({}, own["grid"])
+        found = changes_of(own)
         for name, changes in found.items():
             right = 9 if changes == best.get(path.stem) else 3
             settings = {**own.get("model", {}), **changes}
@@ -93,7 +126,7 @@ def study(tmp_path):
 @pytest.mark.slow
 def test_the_best_of_each_family_is_chosen_and_told(study, capsys):
     folder, best = study
-    choose.main(folder)
+    choose.main(folder, "headline")
     printed = capsys.readouterr().out
     chosen = yaml.safe_load(printed)
     assert chosen["reference"] == "baseline"
@@ -112,6 +145,42 @@ def test_the_best_of_each_family_is_chosen_and_told(study, capsys):
         assert low <= found["strength"] <= high
     assert variants["defaults"] == {}
     make_variants(LitDoLa(), variants)  # each can run
+
+
+@pytest.mark.slow
+def test_the_best_lens_is_chosen_and_what_it_is_compared_with(study, capsys):
+    folder, best = study
+    choose.main(folder, "lens")
+    chosen = yaml.safe_load(capsys.readouterr().out)
+    variants = chosen["variants"]
+    assert chosen["reference"] == "one_row"
+    assert best["guide"].items() <= variants["lens"].items()
+    assert best["one_row"].items() <= variants["head_set"].items()
+    assert best["readout"].items() <= variants["normed"].items()
+    assert best["two_rows"].items() <= variants["guided_lens"].items()
+    assert best["baseline"].items() <= variants["guided_baseline"].items()
+    assert (variants["one_row"]["alpha"], variants["one_row"]["temperature"]) == (0, 1)
+    assert variants["raw"]["mid_norm"] is False
+    assert variants["lensed_dola"]["contrast"] == "dola"
+    assert [name for name, it in variants.items() if it["lens"]] == [
+        "lens", "guided_lens", "lensed_dola",
+    ]  # fmt: skip
+    models = make_variants(LitDoLa(), variants)  # each can run
+    rows = {name: 1 + model.scoring.uses_guidance for name, model in models.items()}
+    assert rows == {name: lens_tables.ROWS.get(name, 2) for name in variants}
+    choose.main(folder, "equal_cost")
+    assert yaml.safe_load(capsys.readouterr().out)["variants"] == {"lens": variants["lens"]}
+
+
+def test_the_better_of_two_images_is_the_one_that_the_siglip_prefers(tmp_path):
+    """Of 20 prompts, 7 of ten have a right first image, which the SigLIP prefers if it is even."""
+    write_variant(tmp_path / "lens", {}, 7, images=4)
+    (tmp_path / "report.json").write_text(json.dumps({"variants": {"lens": {}}}))
+    write_ranks(tmp_path, [0.5, 0.4, 0.1, None], [0.3, 0.4, 0.9, 0.1])
+    better = lens_tables.better_of_two(tmp_path)
+    assert [score[1:3] for score in better] == [*product(range(20), range(2))]
+    expected = {(prompt, 0) for prompt in range(0, 20, 2) if prompt % 10 < 7}
+    assert {score[1:3] for score in better if score.right} == expected
 
 
 def write_task_reports(folder):
@@ -156,19 +225,41 @@ def test_the_variants_of_answers_and_rankings_are_valid(name):
 @pytest.mark.slow
 def test_the_tables_have_the_rates(study, capsys):
     folder, _ = study
-    choose.main(folder)
-    variants = yaml.safe_load(capsys.readouterr().out)["variants"]
-    for number, (name, settings) in enumerate(variants.items()):
-        write_variant(folder / "headline" / name, settings, number % 10)
-    (folder / "headline/report.json").write_text(json.dumps({"variants": variants}))
+    for part in ("headline", "lens"):
+        choose.main(folder, part)
+        variants = yaml.safe_load(capsys.readouterr().out)["variants"]
+        for number, (name, settings) in enumerate(variants.items()):
+            write_variant(folder / part / name, settings, number % 10)
+        (folder / f"{part}/report.json").write_text(json.dumps({"variants": variants}))
+    variants = choose.choose(folder, choose.headline())
+    write_variant(folder / "equal_cost/lens", {}, 6, images=8)
+    (folder / "equal_cost/report.json").write_text(json.dumps({"variants": {"lens": {}}}))
+    write_ranks(folder / "equal_cost", [0.5, 0.4, *[None] * 6])
+    (folder / "lenses").mkdir()
+    for name in ("pictures", "longer", "prompted"):
+        shutil.copy(ROOT / common.LENS, folder / f"lenses/{name}.safetensors")
+    entropy = {
+        f"{name}/{variant}": 0.2
+        for name in ("one_row", "guide")
+        for variant in variants_of(folder / name)
+    }
+    (folder / "entropy.json").write_text(json.dumps(entropy))
+    (folder / "decay.json").write_text(json.dumps({"2 to 0": 0.6}))
     write_task_reports(folder)
+    capsys.readouterr()
     tables.main(folder)
     printed = capsys.readouterr().out
-    for variant in variants_of(folder / "headline").values():
-        assert f"{100 * rates(variant.scores)[OVERALL].mean:.1f} (" in printed
-        assert variant.rate == list(variants).index(variant.name) % 10 / 10
+    for part in ("headline", "lens"):
+        for number, variant in enumerate(variants_of(folder / part).values()):
+            assert f"{100 * rates(variant.scores)[OVERALL].mean:.1f} (" in printed
+            assert variant.rate == number % 10 / 10
     assert "| 5.0 | 0.2 | 30.0 | 30.0 | 90.0 | 30.0 | 30.0 |" in printed.replace("| 5 |", "| 5.0 |")
-    assert printed.count("\n## ") == 19
+    assert printed.count("\n## ") == 27
+    assert "| 8 | 2.44 | 0.27 | 0.06 | 30.0 | 90.0 | 30.0 |" in printed
+    assert "| lens, layer 3, alpha 0.005, cfg_weight 1, beta 1.5 | 0.200 | 90.0 |" in printed
+    assert "| trained twice as long | 0.315 | 30.0 |" in printed
+    assert "| beta 2 to 0 |  | 60.0 |" in printed
+    assert "| lens, better of two | 15.0 (" in printed  # the first of four pairs, 60 % of them
     assert "| size | 3 | small | 66.7 |" in printed
     assert "| twice | 70.0 | 60.0 | 65.0 (55.0 to 75.0) | +5.0 (-1.0 to +9.0) | 0.03 |" in printed
     assert isinstance(next(iter(variants_of(folder / "strength").values())), Variant)

@@ -15,41 +15,39 @@ from lit_dola.messages import label
 from lit_dola.reports.intervals import Estimate
 from lit_dola.reports.scores import OVERALL, differences, p_value, rates, show_p
 from recipes.shapes.study.choose import GUIDANCE
-from recipes.shapes.study.common import Variant, variants_of
+from recipes.shapes.study.common import Variant, percent, table, told, variants_of
+from recipes.shapes.study.lens_tables import print_lens_chapters
 
 RIVALS = ("baseline", "top_p", "top_k", "min_p", "entropy_temperature")
 DOLA = ("head_set", "dola", "plain_contrast", "defaults")
-DEFAULTS = {
-    "dola": True, "alpha": 0.1, "strength": 1.0, "mid_norm": False, "layer": 8, "apc": "cond",
-    "temperature": 1.0,
-}  # fmt: skip
-"""Settings that the tables leave out."""
 
 
 def main(folder: Path) -> None:
     """Print all tables."""
     headline = variants_of(folder / "headline")
     print("## Held-out prompts\n")
-    print(_table(_headline(headline)))
+    print(table(_headline(headline)))
     for weight in GUIDANCE:
         print(f"\n## Guidance {weight}, held-out prompts\n")
-        print(_table(_parts(headline, weight)))
+        print(table(_parts(headline, weight)))
     print("\n## Skills, held-out prompts\n")
-    print(_table(_skills([headline[name] for name in ("baseline", *DOLA[:3])])))
+    print(table(_skills([headline[name] for name in ("baseline", *DOLA[:3])])))
     for name, title, rows, columns in SCREENED:
         print(f"\n## {title}, tuning prompts\n")
         print(_screened(list(variants_of(folder / name).values()), rows, columns))
+    print_lens_chapters(folder)
     for name, title in TASKS.items():
         report = json.loads((folder / name / "report.json").read_text("utf-8"))
         print(f"\n## {title}\n")
-        print(_table(_task(report)))
+        print(table(_task(report)))
     lines = (folder / "pictures" / "questions.jsonl").read_text("utf-8").splitlines()
     print("\n## The most frequent answer of each skill\n")
-    print(_table(_chance([json.loads(line) for line in lines])))
+    print(table(_chance([json.loads(line) for line in lines])))
 
 
 TASKS = {
     "answers": "Answers to questions about held-out pictures",
+    "lens_answers": "The same questions, layers read through a lens of the text head",
     "ranks": "The right one of eight captions, by the SigLIP",
     "likelihood": "The right one of eight captions, by Janus' likelihood",
     "yes_no": "The right one of eight captions, by Janus' yes",
@@ -78,8 +76,8 @@ def _headline(found: dict[str, Variant]) -> Iterator[list[str]]:
         cells = ["", ""]
         if name != "baseline":
             gained = differences(variant.scores, reference)[OVERALL]
-            cells = [_percent(gained, "+"), show_p(p_value(variant.scores, reference))]
-        yield [name, _told(variant), _percent(rates(variant.scores)[OVERALL]), *cells]
+            cells = [percent(gained, "+"), show_p(p_value(variant.scores, reference))]
+        yield [name, told(variant), percent(rates(variant.scores)[OVERALL]), *cells]
 
 
 def _parts(found: dict[str, Variant], weight: int) -> Iterator[list[str]]:
@@ -88,7 +86,7 @@ def _parts(found: dict[str, Variant], weight: int) -> Iterator[list[str]]:
         found[f"{name}-at-{weight}"] for name in ("baseline", "head_set", "dola", "plain_contrast")
     )
     yield ["", "settings", "percent right", "more than", "difference", "p"]
-    yield ["baseline", _told(baseline), _percent(rates(baseline.scores)[OVERALL]), "", "", ""]
+    yield ["baseline", told(baseline), percent(rates(baseline.scores)[OVERALL]), "", "", ""]
     for name, variant, reference in (
         ("head_set", head_set, baseline),
         ("dola", dola, head_set),
@@ -97,10 +95,10 @@ def _parts(found: dict[str, Variant], weight: int) -> Iterator[list[str]]:
     ):
         yield [
             name,
-            _told(variant),
-            _percent(rates(variant.scores)[OVERALL]),
+            told(variant),
+            percent(rates(variant.scores)[OVERALL]),
             reference.name.removesuffix(f"-at-{weight}"),
-            _percent(differences(variant.scores, reference.scores)[OVERALL], "+"),
+            percent(differences(variant.scores, reference.scores)[OVERALL], "+"),
             show_p(p_value(variant.scores, reference.scores)),
         ]
 
@@ -109,7 +107,7 @@ def _skills(variants: list[Variant]) -> Iterator[list[str]]:
     yield ["skill", *(variant.name for variant in variants)]
     by_variant = [rates(variant.scores) for variant in variants]
     for skill in by_variant[0]:
-        yield [skill, *(_percent(found[skill]) for found in by_variant)]
+        yield [skill, *(percent(found[skill]) for found in by_variant)]
 
 
 def _task(report: dict[str, Any]) -> Iterator[list[str]]:
@@ -120,9 +118,9 @@ def _task(report: dict[str, Any]) -> Iterator[list[str]]:
         cells = ["", ""]
         if name != report["reference"]:
             gained = Estimate(**report["differences"][name][OVERALL])
-            cells = [_percent(gained, "+"), show_p(report["p"][name])]
+            cells = [percent(gained, "+"), show_p(report["p"][name])]
         by_skill = [f"{100 * found[skill]['mean']:.1f}" for skill in skills]
-        yield [name, *by_skill, _percent(Estimate(**found[OVERALL])), *cells]
+        yield [name, *by_skill, percent(Estimate(**found[OVERALL])), *cells]
 
 
 def _chance(questions: list[dict[str, str]]) -> Iterator[list[str]]:
@@ -143,40 +141,12 @@ def _screened(variants: list[Variant], rows: Sequence[str], columns: str) -> str
     }
     values: list[list[Any]] = [list(dict.fromkeys(column)) for column in zip(*by_values)]
     header = [*rows, *(f"{columns} {value}" for value in values[-1])]
-    table = [header]
+    lines = [header]
     for row in product(*values[:-1]):
         found = [by_values.get((*row, column)) for column in values[-1]]
-        table.append([*row, *("" if rate is None else f"{100 * rate:.1f}" for rate in found)])
-    shared = _told(variants[0], leave_out=(*rows, columns))
-    return (f"{shared}\n\n" if shared else "") + _table(table)
-
-
-def _told(variant: Variant, leave_out: Sequence[str] = ()) -> str:
-    """Return the settings that differ from the defaults of the program."""
-    settings = variant.settings
-    if not settings["dola"]:
-        names = ["cfg_weight", "temperature", "top_p", "top_k", "min_p", "entropy_temperature"]
-    else:
-        names = list(settings)
-    told = [
-        f"{name} {label(settings[name])}"
-        for name in names
-        if name not in leave_out
-        and settings[name] is not None
-        and (name not in DEFAULTS or settings[name] != DEFAULTS[name])
-    ]
-    return ", ".join(told)
-
-
-def _percent(estimate: Estimate, sign: str = "") -> str:
-    mean, low, high = (f"{100 * value:{sign}.1f}" for value in estimate[:3])
-    return f"{mean} ({low} to {high})"
-
-
-def _table(rows: Iterator[list[str]] | list[list[str]]) -> str:
-    header, *rest = rows
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rest]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        lines.append([*row, *("" if rate is None else f"{100 * rate:.1f}" for rate in found)])
+    shared = told(variants[0], leave_out=(*rows, columns))
+    return (f"{shared}\n\n" if shared else "") + table(lines)
 
 
 if __name__ == "__main__":
