@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from logging import CRITICAL, getLogger
 from socket import socket
-from typing import Any, NamedTuple
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -36,13 +36,13 @@ from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.pipeline import JanusPipeline
 from lit_dola.reports.inspection_plot import MAPS
 from lit_dola.settings.checks import require
-from lit_dola.settings.declared import settings_of
-from lit_dola.settings.expected import range_of
 from lit_dola.settings.numbers import Port
 from lit_dola.tasks.generate import LitDoLa
 
 with without_proxies():  # Gradio creates a client as it is imported, for what is not used here
     import gradio as gr
+
+    from lit_dola.apps.controls import ModelControls, plain, to_integer
 
 _SAVED = "/saved"
 """Address of saved histories."""
@@ -69,25 +69,6 @@ _COPY = """
 }
 """
 """Copies also where a page may not use the clipboard: on another machine, without HTTPS."""
-
-
-class Control(NamedTuple):
-    """A slider for a setting of the model."""
-
-    label: str
-    step: float
-    most: float | None = None
-    """Largest value on the page; None: that of the setting."""
-
-
-CONTROLS = {
-    "strength": Control("Strength", 0.05),
-    "alpha": Control("Alpha", 0.005),
-    "layer": Control("Middle layer", 1),
-    "cfg_weight": Control("Guidance", 0.5, most=15),
-    "temperature": Control("Temperature", 0.05, most=2),
-}
-"""Settings on the page, whose ranges and descriptions are those of their declarations."""
 
 
 def play(
@@ -205,7 +186,7 @@ class Page:
     def __init__(self, studio: Studio, model: LitDoLa, checkpoint: Checkpoint) -> None:
         self.studio = studio
         self.model = model
-        self.checkpoint = checkpoint
+        self.controls = ModelControls(model, checkpoint)
         self.name = name_of(checkpoint)
 
     def build(self) -> Any:
@@ -235,29 +216,17 @@ class Page:
         with gr.Row():
             self._draw = gr.Button("Draw", variant="primary", elem_id="draw", min_width=80)
             self._stop = gr.Button("Stop", elem_id="stop", min_width=80)
-        sliders = [self._slider(name, control) for name, control in CONTROLS.items()]
+        settings = self.controls.build()
         seed = gr.Number(
-            self.model.hparams["seed"], label="Seed", precision=0, minimum=0, maximum=2**32 - 1,
-            elem_id="seed",
+            plain(self.model.hparams["seed"]), label="Seed", precision=0, elem_id="seed",
+            minimum=0, maximum=2**32 - 1,
         )  # fmt: skip
-        images = min(self.model.parallel_size, limits.max_images, 4)
+        images = plain(min(self.model.parallel_size, limits.max_images, 4))
         number = gr.Slider(
-            1, limits.max_images, images, step=1, label="Images", elem_id="images",
+            1, plain(limits.max_images), images, step=1, label="Images", elem_id="images",
             visible=limits.max_images > 1,
         )  # fmt: skip
-        return [prompt, seed, number, *sliders]
-
-    def _slider(self, name: str, control: Control) -> gr.Slider:
-        setting, value = settings_of(LitDoLa)[name], self.model.hparams[name]
-        least, most = range_of(setting.type)
-        if name == "layer":
-            with_dola = LitDoLa.checked({**self.model.hparams, "dola": True})
-            value = with_dola.middle_layer(self.checkpoint)
-            least, most = 1, self.checkpoint.num_layers - 1
-        return gr.Slider(
-            min(least, value), max(control.most or most, value), value, step=control.step,
-            label=control.label, info=setting.summary, elem_id=name,
-        )  # fmt: skip
+        return [prompt, seed, number, *settings]
 
     def _results(self) -> None:
         self._status = gr.Markdown("", elem_id="status")
@@ -318,14 +287,13 @@ class Page:
         prompt: str,
         seed: float,
         images: float,
-        *values: float,
+        *values: Any,
     ) -> Iterator[Any]:
         """Draw, showing images as their tokens come."""
-        settings: dict[str, Any] = dict(zip(CONTROLS, values))
-        settings["layer"] = _integer(settings["layer"])
         number = history[-1].number + 1 if history else 0
         told = "Drawing …"
-        wish = Wish(prompt, _integer(images), _integer(seed), settings)
+        settings = self.controls.settings(values)
+        wish = Wish(prompt, to_integer(images), to_integer(seed), settings)
         try:
             for now in self.studio.draw(wish, number, request.session_hash or ""):
                 if isinstance(now, int):
@@ -415,11 +383,6 @@ def _gallery(label: str, name: str) -> gr.Gallery:
 def _place(chosen: gr.SelectData) -> int:
     """Return which image was clicked."""
     return int(chosen.index)
-
-
-def _integer(value: Any) -> Any:
-    """Return a number of the page as an integer; others are left to be refused."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _shown_error(error: UserError) -> gr.Error:

@@ -76,7 +76,11 @@ class Drawing:
     @property
     def title(self) -> str:
         """Title in a history."""
-        told = ", ".join(f"{name} {value:g}" for name, value in self.wish.settings.items())
+        settings = {name: value for name, value in self.wish.settings.items() if value is not None}
+        told = ", ".join(
+            f"{name} {value if isinstance(value, str) else f'{value:g}'}"
+            for name, value in settings.items()
+        )
         return f"{self.number}: {self.wish.prompt:.60} (seed {self.wish.seed}, {told})"
 
     @property

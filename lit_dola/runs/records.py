@@ -12,7 +12,10 @@ from lit_dola.data.columns import REST, Line, LogRecord
 from lit_dola.data.requests import ImageRequest, RequestKey
 from lit_dola.runs.record_log import RecordLog
 
-ONLY_WITH_DOLA = ("alpha", "strength", "layer_ratio", "layer", "mid_norm", "apc")
+ONLY_WITH_DOLA = (
+    "alpha", "strength", "layer_ratio", "layer", "mid_norm", "apc",
+    "contrast", "beta", "lens", "lens_digest",
+)  # fmt: skip
 """Settings without effect where DoLa is off."""
 
 
