@@ -40,7 +40,7 @@ class LensFile:
     Example:
         >>> lens = LensFile.open(Path("checkpoints/shapes-janus/lens.safetensors"))
         >>> lens.layers
-        (1, 2, 3, 4, 5, 7, 8)
+        (1, 2, 3, 4, 5, 6, 7, 8)
     """
 
     path: Path

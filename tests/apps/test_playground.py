@@ -34,8 +34,8 @@ def playground(tmp_path_factory, tiny_checkpoint):
     folder = tmp_path_factory.mktemp("playground")
     with serving(
         folder, "--max_images", "4", "--max_prompt_length", "200", "--model.parallel_size", "2",
-        "--output_dir", "saved", f"--model.model_path={tiny_checkpoint}", task="play", ready="/",
-        fork=True,
+        "--model.alpha", "0.1", "--output_dir", "saved", f"--model.model_path={tiny_checkpoint}",
+        task="play", ready="/", fork=True,
     ) as running:  # fmt: skip
         running.folder = folder
         yield running
@@ -155,6 +155,22 @@ def test_a_slider_changes_the_images_with_dola_and_the_command_makes_them_again(
     assert yaml.safe_load(config)["model"]["strength"] == 1
     made = made_by(tmp_path, "lit-dola predict --config again.yaml --writer.output_dir b")
     assert made == contents(other)
+
+
+def test_the_contrast_is_chosen_on_the_page(page, tmp_path):
+    without, with_dola = draw(page, "a red circle", seed=4, beta=2)
+    choices = page.find_elements(By.CSS_SELECTOR, "#contrast label")
+    assert [each.text for each in choices] == ["dola", "guide"]
+    choices[1].click()
+    guided = draw(page, "a red circle", seed=4, beta=2)
+    choices[0].click()
+    assert _pixels(guided[0]) == _pixels(without)
+    assert _pixels(guided[1]) != _pixels(with_dola)
+    assert "contrast guide" in history(page)[-1]
+    again = copied(page, "copy-command").splitlines()[0]
+    assert "--model.contrast guide --model.beta 2" in again
+    assert made_by(tmp_path, again) == contents(guided[1])
+    assert not any(box.is_displayed() for box in page.find_elements(By.ID, "lens"))
 
 
 def _pixels(addresses):
