@@ -34,6 +34,7 @@ RATIOS = (
     ("f", "c"),
     ("g", "c"),
     ("d", "h"),
+    ("c", "i"),
     ("b", "d"),
     ("a", "c"),
     ("a_batch", "c"),
@@ -64,7 +65,7 @@ def main(
         images: Images per prompt.
         tokens: Tokens per image; fewer than 576 for a quick look.
         repeats: Turns; in each, every method runs once.
-        methods: a, a_batch, b, c, d, e, f, g; null: all.
+        methods: Letters of the methods, see NAMES; null: all.
         compile: Whether to compile lit-dola's step.
         scaling: Whether to measure batches of 1 to 64 images, and each stage by itself, too.
         output: Folder for decode.json and, with matplotlib, scaling.png.

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.models import PAD, make_scoring, set_transformers_length
 from lit_dola.decoding.loop import TokenGenerator, cfg_pair
@@ -26,9 +26,10 @@ NAMES = {
     "f": "lit-dola, strength 0: the head set alone",
     "g": "lit-dola, DoLa off, weights not packed",
     "h": "lit-dola, DoLa on, no guidance: one row per image",
+    "i": "lit-dola, led away from a lensed layer, no guidance: one row per image",
 }
 
-PACKED = ("c", "d", "e", "f", "h")
+PACKED = ("c", "d", "e", "f", "h", "i")
 """Methods that run on packed weights on a CPU."""
 
 
@@ -53,7 +54,11 @@ def make_methods(
         "f": lit_dola(janus, prompts, images, layer, compile, make_scoring(strength=0.0)),
         "g": lit_dola(janus, prompts, images, None, compile),
         "h": lit_dola(janus, prompts, images, layer, compile, make_scoring(cfg_weight=1.0)),
-    }
+        "i": lit_dola(
+            janus, prompts, images, layer, compile,
+            make_scoring(cfg_weight=1.0, contrast="guide"), random_lens(janus),
+        ),
+    }  # fmt: skip
 
 
 def prepare(janus: TransformersJanus, name: str, compile: bool) -> None:
@@ -71,6 +76,7 @@ def lit_dola(
     layer: int | None,
     compile: bool,
     scoring: Scoring | None = None,
+    lens: nn.Linear | None = None,
 ) -> Method:
     """Return lit-dola's token loop as a method; it is set up once per number of tokens."""
     keys = [(i, j) for i in range(len(prompts)) for j in range(images)]
@@ -87,9 +93,18 @@ def lit_dola(
             layer=layer,
             max_new_tokens=tokens,
             compile=compile,
+            lens=lens,
         )
 
     return lambda tokens: generator(tokens)(branches, keys)
+
+
+def random_lens(janus: TransformersJanus) -> nn.Linear:
+    """Return a readout with random weights: a trained one takes as long."""
+    weight = janus.language_model.embed_tokens.weight
+    size = weight.shape[1]
+    lens = nn.Linear(size, size, device=weight.device, dtype=weight.dtype)
+    return lens.requires_grad_(False)
 
 
 def middle_layer(janus: TransformersJanus) -> int:
