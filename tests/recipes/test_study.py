@@ -14,7 +14,7 @@ from lit_dola.evaluation.variants import all_variants, make_variants
 from lit_dola.reports.scores import OVERALL, rates
 from lit_dola.tasks.answer import LitAnswer
 from lit_dola.tasks.rank import LitRank
-from recipes.shapes.study import choose, common, lens_tables, tables
+from recipes.shapes.study import choose, common, figure, lens_tables, tables
 from recipes.shapes.study.common import Variant, variants_of
 from tests.support.commands import ROOT
 
@@ -247,6 +247,8 @@ def test_the_tables_have_the_rates(study, capsys):
     (folder / "decay.json").write_text(json.dumps({"2 to 0": 0.6}))
     write_task_reports(folder)
     capsys.readouterr()
+    figure.main(folder)
+    assert {"study.svg", "lens.svg"} <= {path.name for path in folder.iterdir()}
     tables.main(folder)
     printed = capsys.readouterr().out
     for part in ("headline", "lens"):
@@ -259,6 +261,7 @@ def test_the_tables_have_the_rates(study, capsys):
     assert "| lens, layer 3, alpha 0.005, cfg_weight 1, beta 1.5 | 0.200 | 90.0 |" in printed
     assert "| trained twice as long | 0.315 | 30.0 |" in printed
     assert "| beta 2 to 0 |  | 60.0 |" in printed
+    assert "| lens, layer 5, alpha 0.005, strength 1, cfg_weight 2 | 30.0 |" in printed
     assert "| lens, better of two | 15.0 (" in printed  # the first of four pairs, 60 % of them
     assert "| size | 3 | small | 66.7 |" in printed
     assert "| twice | 70.0 | 60.0 | 65.0 (55.0 to 75.0) | +5.0 (-1.0 to +9.0) | 0.03 |" in printed

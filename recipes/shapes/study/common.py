@@ -67,7 +67,9 @@ def variants_of(folder: Path) -> dict[str, Variant]:
 def told(variant: Variant, leave_out: Sequence[str] = ()) -> str:
     """Return the settings that differ from the defaults of the program."""
     settings = variant.settings
-    names = [*settings]
+    names, left_out = [*settings], {**DEFAULTS}
+    if settings["lens"]:
+        del left_out["strength"]
     if not settings["dola"]:
         names = ["cfg_weight", "temperature", "top_p", "top_k", "min_p", "entropy_temperature"]
     elif settings["contrast"] == "guide":
@@ -80,7 +82,7 @@ def told(variant: Variant, leave_out: Sequence[str] = ()) -> str:
         for name in names
         if name not in leave_out
         and settings[name] is not None
-        and (name not in DEFAULTS or settings[name] != DEFAULTS[name])
+        and (name not in left_out or settings[name] != left_out[name])
     ]
     return ", ".join(told)
 

@@ -1,19 +1,21 @@
-"""The figure of the study: the rate at several guidance scales, with and without parts of DoLa.
+"""The figures of the study: rates at several guidance scales, and with one row per image or two.
 
     python -m recipes.shapes.study.figure outputs/study
 
-Writes ``study.svg``, ``.pdf`` and ``.png`` into that folder.
+Writes ``study.svg`` and ``lens.svg`` into that folder, also as PDF and PNG.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from lit_dola.reports.figures import in_percent, save
 from lit_dola.reports.scores import OVERALL, rates
 from recipes.shapes.study.choose import GUIDANCE
-from recipes.shapes.study.common import variants_of
+from recipes.shapes.study.common import Variant, variants_of
 
 LINES = {
     "baseline": ("Janus, DoLa off", "black", "o"),
@@ -24,25 +26,51 @@ LINES = {
 """Label, colour and marker of each line."""
 
 
+ROWS = {
+    "Janus, DoLa off": ("one_row", "guided_baseline", "black", "o"),
+    "head set alone": ("head_set", "guided_head_set", "C0", "s"),
+    "head set, guided by a lensed layer": ("lens", "guided_lens", "C2", "D"),
+}
+"""By label, the variants of one and of two rows per image, and a line's colour and marker."""
+
+
 def main(folder: Path) -> None:
-    """Draw the figure."""
+    """Draw the figures."""
     found = variants_of(folder / "headline")
+    figure, axes = _axes("guidance scale", GUIDANCE)
+    for number, (name, (text, colour, marker)) in enumerate(LINES.items()):
+        variants = [found[f"{name}-at-{weight}"] for weight in GUIDANCE]
+        _line(axes, [weight + 0.06 * (number - 1.5) for weight in GUIDANCE], variants,
+              color=colour, marker=marker, label=text)  # fmt: skip
+    _save(figure, folder / "study")
+    found = variants_of(folder / "lens")
+    figure, axes = _axes("rows per image", (1, 2))
+    for number, (text, (one, two, colour, marker)) in enumerate(ROWS.items()):
+        _line(axes, [rows + 0.02 * (number - 1) for rows in (1, 2)], [found[one], found[two]],
+              color=colour, marker=marker, label=text)  # fmt: skip
+    _save(figure, folder / "lens")
+
+
+def _axes(label: str, ticks: Sequence[float]) -> tuple[Figure, Any]:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for number, (name, (text, colour, marker)) in enumerate(LINES.items()):
-        estimates = [rates(found[f"{name}-at-{weight}"].scores)[OVERALL] for weight in GUIDANCE]
-        means, errors = in_percent(estimates)
-        places = [weight + 0.06 * (number - 1.5) for weight in GUIDANCE]
-        axes.errorbar(
-            places, means, yerr=errors, color=colour, marker=marker, capsize=3, label=text
-        )
-    axes.set_xticks(GUIDANCE)
-    axes.set_xlabel("guidance scale")
+    axes.set_xticks(ticks)
+    axes.set_xlabel(label)
     axes.set_ylabel("percent right, held-out prompts")
-    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _line(axes: Any, places: Sequence[float], variants: Sequence[Variant], **style: Any) -> None:
+    """Draw the rates of variants, with their intervals."""
+    means, errors = in_percent([rates(variant.scores)[OVERALL] for variant in variants])
+    axes.errorbar(places, means, yerr=errors, capsize=3, **style)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.axes[0].set_ylim(bottom=0)
     figure.legend(loc="outside lower center", ncols=2)
-    save(figure, folder / "study")
+    save(figure, path)
 
 
 if __name__ == "__main__":
