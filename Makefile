@@ -53,7 +53,7 @@ shapes-lens: $(VENV)/installed
 	$(VENV)/bin/python main.py lens --config recipes/shapes/lens.yaml
 	@echo "Lenses: outputs/shapes/lens.safetensors"
 
-# The figures of docs/study.md: about an hour on 2 cores. Run it again to continue.
+# The figures of docs/study.md: two and a half hours on 2 cores. Run it again to continue.
 study: $(VENV)/installed
 	PYTHON=$(VENV)/bin/python recipes/shapes/study/study.sh
 

@@ -86,8 +86,8 @@ def write_variant(folder, settings, right, images=1):
 
 def write_ranks(folder, even, odd=None):
     """Rankings of the images of 20 prompts, by the scores of even and of odd ones."""
-    (folder / "ranks").mkdir()
-    with (folder / "ranks/ranks.jsonl").open("w") as log:
+    folder.mkdir(parents=True)
+    with (folder / "ranks.jsonl").open("w") as log:
         for prompt in range(20):
             line = {
                 "prompt_index": prompt, "prompt": "p", "image": [], "labels": ["p"],
@@ -169,15 +169,17 @@ def test_the_best_lens_is_chosen_and_what_it_is_compared_with(study, capsys):
     rows = {name: 1 + model.scoring.uses_guidance for name, model in models.items()}
     assert rows == {name: lens_tables.ROWS.get(name, 2) for name in variants}
     choose.main(folder, "equal_cost")
-    assert yaml.safe_load(capsys.readouterr().out)["variants"] == {"lens": variants["lens"]}
+    assert yaml.safe_load(capsys.readouterr().out)["variants"] == {
+        name: variants[name] for name in ("head_set", "lens")
+    }
 
 
 def test_the_better_of_two_images_is_the_one_that_the_siglip_prefers(tmp_path):
     """Of 20 prompts, 7 of ten have a right first image, which the SigLIP prefers if it is even."""
     write_variant(tmp_path / "lens", {}, 7, images=4)
     (tmp_path / "report.json").write_text(json.dumps({"variants": {"lens": {}}}))
-    write_ranks(tmp_path, [0.5, 0.4, 0.1, None], [0.3, 0.4, 0.9, 0.1])
-    better = lens_tables.better_of_two(tmp_path)
+    write_ranks(tmp_path / "ranks/lens", [0.5, 0.4, 0.1, None], [0.3, 0.4, 0.9, 0.1])
+    better = lens_tables.better_of_two(tmp_path, "lens")
     assert [score[1:3] for score in better] == [*product(range(20), range(2))]
     expected = {(prompt, 0) for prompt in range(0, 20, 2) if prompt % 10 < 7}
     assert {score[1:3] for score in better if score.right} == expected
@@ -232,9 +234,11 @@ def test_the_tables_have_the_rates(study, capsys):
             write_variant(folder / part / name, settings, number % 10)
         (folder / f"{part}/report.json").write_text(json.dumps({"variants": variants}))
     variants = choose.choose(folder, choose.headline())
-    write_variant(folder / "equal_cost/lens", {}, 6, images=8)
-    (folder / "equal_cost/report.json").write_text(json.dumps({"variants": {"lens": {}}}))
-    write_ranks(folder / "equal_cost", [0.5, 0.4, *[None] * 6])
+    pairs = {"head_set": {}, "lens": {}}
+    for name, right in (("head_set", 4), ("lens", 6)):
+        write_variant(folder / "equal_cost" / name, {}, right, images=8)
+        write_ranks(folder / "equal_cost/ranks" / name, [0.5, 0.4, *[None] * 6])
+    (folder / "equal_cost/report.json").write_text(json.dumps({"variants": pairs}))
     (folder / "lenses").mkdir()
     for name in ("pictures", "longer", "prompted"):
         shutil.copy(ROOT / common.LENS, folder / f"lenses/{name}.safetensors")

@@ -2,8 +2,8 @@
 
     python -m recipes.shapes.study.choose outputs/study headline > outputs/study/headline.yaml
 
-Also ``lens``, the rows of the chapters on lenses, and ``equal_cost``, the lens alone. Each family
-is represented by the variant with the highest rate; of equal ones, by the first. The output is a
+Also ``lens``, the rows of the chapters on lenses, and ``equal_cost``, two of them.
+Each family is represented by the variant with the highest rate; of equal ones, by the first. The output is a
 configuration of ``evaluate``, which runs them on the held-out half.
 """
 
@@ -46,10 +46,9 @@ def headline() -> Families:
 def lens() -> Families:
     """Yield the families of the chapters on lenses, those of one row per image first."""
     yield "one_row", "one_row", lambda s: s["alpha"] == 0
-    yield "head_set", "one_row", lambda s: s["alpha"] > 0 and s["temperature"] == 1
+    yield from equal_cost()
     yield "raw", "readout", lambda s: not s["lens"] and not s["mid_norm"]
     yield "normed", "readout", lambda s: not s["lens"] and s["mid_norm"]
-    yield from equal_cost()
     for name, family, belongs in headline():
         if name in ("baseline", "head_set"):
             yield f"guided_{name}", family, belongs
@@ -58,7 +57,8 @@ def lens() -> Families:
 
 
 def equal_cost() -> Families:
-    """Yield the lens alone, one row per image."""
+    """Yield the families of one row per image that are also drawn twice as often."""
+    yield "head_set", "one_row", lambda s: s["alpha"] > 0 and s["temperature"] == 1
     yield "lens", "guide", lambda s: True
 
 

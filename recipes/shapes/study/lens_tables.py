@@ -113,26 +113,29 @@ def _chosen(found: dict[str, Variant]) -> Iterator[list[str]]:
 
 def _equal_cost(folder: Path, found: dict[str, Variant]) -> Iterator[list[str]]:
     """Compare the better one of two images in one row each with one image in two."""
-    yield ["", "percent right", "better of two, by the SigLIP: more"]
-    better = better_of_two(folder / "equal_cost")
-    yield ["lens, better of two", percent(rates(better)[OVERALL]), ""]
-    for name in ("lens", "guided_baseline", "guided_head_set"):
+    names = ("head_set", "lens")
+    better = {name: better_of_two(folder / "equal_cost", name) for name in names}
+    yield ["", "percent right", *(f"better of two of {name}: more" for name in names)]
+    for name, scores in better.items():
+        yield [f"{name}, better of two", percent(rates(scores)[OVERALL]), "", ""]
+    for name in (*names, "guided_baseline", "guided_head_set"):
         scores = found[name].scores
-        more = percent(differences(better, scores)[OVERALL], "+")
-        yield [f"{name}, one image", percent(rates(scores)[OVERALL]), more]
+        more = (percent(differences(each, scores)[OVERALL], "+") for each in better.values())
+        yield [f"{name}, one image", percent(rates(scores)[OVERALL]), *more]
 
 
-def better_of_two(folder: Path) -> list[Score]:
+def better_of_two(folder: Path, name: str) -> list[Score]:
     """Return the score of the better image of each pair, as the small SigLIP judges them.
 
     Images 0 and 1 of a prompt compete for its image 0, images 2 and 3 for image 1, and so on.
 
     Args:
-        folder: Folder of the evaluation ``lens``, and of the rankings of its images.
+        folder: Folder of the evaluation, and of the rankings of its images.
+        name: The variant.
     """
-    right = {score[1:3]: score for score in variants_of(folder)["lens"].scores}
+    right = {score[1:3]: score for score in variants_of(folder)[name].scores}
     found = []
-    for record in RankRecord.read(folder / "ranks"):
+    for record in RankRecord.read(folder / "ranks" / name):
         prompt = record.metadata["prompt_index"]
         likeness = [-1.0 if score is None else score for score in record.scores]
         for pair in range(len(likeness) // 2):

@@ -54,9 +54,11 @@ for part in headline lens; do
         --config outputs/study/$part.yaml --writer.output_dir outputs/study/$part
 done
 wait $!
-"$PYTHON" main.py rank --model.scorer siglip --model.model_path checkpoints/shapes-siglip \
-    --model.dola false --trainer.accelerator cpu --data.run outputs/study/equal_cost/lens \
-    --writer.output_dir outputs/study/equal_cost/ranks
+for name in head_set lens; do
+    "$PYTHON" main.py rank --model.scorer siglip --model.model_path checkpoints/shapes-siglip \
+        --model.dola false --trainer.accelerator cpu --data.run outputs/study/equal_cost/$name \
+        --writer.output_dir outputs/study/equal_cost/ranks/$name
+done
 "$PYTHON" -m recipes.shapes.study.tables outputs/study > outputs/study/tables.md
 "$PYTHON" -m recipes.shapes.study.figure outputs/study
 echo "Look at outputs/study/tables.md and study.svg"
