@@ -47,8 +47,18 @@ def test_result(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(measure._COPIED_BYTES, "cpu", 2**18)
     decode.main("tiny", prompts=2, images=1, tokens=3, repeats=2, output=tmp_path)
     result = json.loads((tmp_path / "decode.json").read_text())
-    assert set(result["methods"]) == {"a", "a_batch", "b", "c", "d", "e", "f", "g", "h"}
-    assert set(result["ratios"]) == {"d/c", "e/c", "f/c", "g/c", "d/h", "b/d", "a/c", "a_batch/c"}
+    assert set(result["methods"]) == {"a", "a_batch", "b", "c", "d", "e", "f", "g", "h", "i"}
+    assert set(result["ratios"]) == {
+        "d/c",
+        "e/c",
+        "f/c",
+        "g/c",
+        "d/h",
+        "c/i",
+        "b/d",
+        "a/c",
+        "a_batch/c",
+    }
     for ratio in result["ratios"].values():
         assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
     printed = capsys.readouterr().out

@@ -2,8 +2,8 @@
 
     python -m recipes.shapes.study.choose outputs/study headline > outputs/study/headline.yaml
 
-Also ``lens``, the rows of the chapters on lenses, and ``equal_cost``, two of them.
-Each family is represented by the variant with the highest rate; of equal ones, by the first. The output is a
+Also ``lens``, the rows of the chapters on lenses, and ``equal_cost``, two of them. Each family is
+represented by the variant with the highest rate; of equal ones, by the first. The output is a
 configuration of ``evaluate``, which runs them on the held-out half.
 """
 
