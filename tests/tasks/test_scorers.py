@@ -73,7 +73,7 @@ def cosine(folder, image, text):
 def test_a_prompt_that_is_cut_is_noted(clip, caplog):
     scorer = ClipScore(clip)
     assert scorer(RED, {"prompt": "a red circle"}) >= 0
-    assert caplog.text == ""
+    assert "the text tower reads" not in caplog.text
     for end in ("red", "blue"):
         scorer(RED, {"prompt": "a circle and " * 40 + end})
     assert caplog.text.count("the text tower reads") == 1
