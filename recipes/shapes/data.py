@@ -3,14 +3,14 @@
 import random
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lit_dola.janus.vq import from_pillow
 from recipes.shapes.render import render
-from recipes.shapes.scene import Object, Scene, describe, place_objects, sample_scene
+from recipes.shapes.scene import IMAGE_SIZE, Object, Scene, describe, place_objects, sample_scene
 
 
 class Batch(NamedTuple):
@@ -51,8 +51,7 @@ class ShapesDataset(Dataset[Any]):
         rng = random.Random(f"{self.seed}/{self.first + index}")
         scene = sample_scene(rng)
         objects = place_objects(scene, rng)
-        image = np.asarray(render(objects, rng), dtype=np.float32)
-        pixels = torch.from_numpy(image / 127.5 - 1).permute(2, 0, 1)
+        pixels = from_pillow(render(objects, rng), IMAGE_SIZE)
         return pixels, describe(scene, rng), objects, scene
 
 

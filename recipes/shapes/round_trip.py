@@ -3,13 +3,12 @@
 import random
 import sys
 
-import numpy as np
 import torch
 from transformers import JanusForConditionalGeneration
 
-from lit_dola.janus.vq import encode_pixels, to_pillow, to_uint8
+from lit_dola.janus.vq import encode_pixels, from_pillow, to_pillow, to_uint8
 from recipes.shapes.render import render
-from recipes.shapes.scene import place_objects, sample_scene
+from recipes.shapes.scene import IMAGE_SIZE, place_objects, sample_scene
 from recipes.shapes.scorer import find_objects, is_right
 
 
@@ -26,8 +25,7 @@ def round_trip(checkpoint: str, pictures: int) -> int:
     for place in range(pictures):
         rng = random.Random(f"round trip {place}")
         scene = sample_scene(rng)
-        pixels = np.asarray(render(place_objects(scene, rng), rng), dtype=np.float32)
-        pixel_values = torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None]
+        pixel_values = from_pillow(render(place_objects(scene, rng), rng), IMAGE_SIZE)[None]
         decoded = to_uint8(vq.decode(encode_pixels(vq, pixel_values)))[0]
         right += is_right(scene, find_objects(to_pillow(decoded)))
     return right
