@@ -18,8 +18,8 @@ from tqdm import tqdm
 from transformers import JanusForConditionalGeneration
 
 from benchmarks.models import make_scoring
-from lit_dola.decoding.jacobi import token_generator
 from lit_dola.decoding.loop import TokenGenerator, cfg_pair
+from lit_dola.decoding.pool import token_generator
 from lit_dola.decoding.prefill import Branches
 from lit_dola.decoding.scoring import Scoring
 from lit_dola.janus.checkpoint import Checkpoint

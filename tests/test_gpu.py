@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lit_dola.data.requests import RequestKey
-from lit_dola.decoding.jacobi import SpeculativeGenerator
 from lit_dola.decoding.loop import cfg_pair
+from lit_dola.decoding.pool import PooledGenerator
 from lit_dola.janus.quantization import Quantization
 from lit_dola.janus.tokenizer import PromptEncoder
 from tests.support.commands import ROOT
@@ -48,7 +48,7 @@ def test_speculative_decoding_draws_the_same_tokens(
     janus = load_folder(
         tiny_checkpoint, pad_token_id=encoder.pad_token_id, dtype=torch.float64, device="cuda"
     )
-    generate = SpeculativeGenerator(
+    generate = PooledGenerator(
         janus,
         janus.image_head,
         make_scoring(),

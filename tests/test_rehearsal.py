@@ -20,11 +20,10 @@ from torch._subclasses.fake_tensor import (
 )
 
 from lit_dola.data.requests import RequestKey
-from lit_dola.decoding import loop
 from lit_dola.decoding.guidance import ApcPolicy
 from lit_dola.decoding.inspection import inspect_tokens
-from lit_dola.decoding.jacobi import SpeculativeGenerator
 from lit_dola.decoding.loop import TokenGenerator, cfg_pair
+from lit_dola.decoding.pool import PooledGenerator
 from lit_dola.decoding.sampling import EntropyTemperature
 from lit_dola.janus import weights
 from lit_dola.janus.checkpoint import Checkpoint
@@ -91,7 +90,7 @@ def janus(fake):
 @pytest.fixture(autouse=True)
 def no_last_look(monkeypatch):
     """Leave out the one read of the device after the loop: were all logits finite?"""
-    monkeypatch.setattr(loop, "_check_finite", lambda tokens, finite: None)
+    monkeypatch.setattr(TokenGenerator, "_check_finite", lambda *_: None)
 
 
 def draw(make, janus, scoring, guided=True, **settings):
@@ -122,8 +121,8 @@ def test_the_speculative_loop_waits_once_per_pass(scoring, janus, monkeypatch):
         reads.append(known)
         return 20 * 4 if len(reads) == 3 else 0
 
-    monkeypatch.setattr(SpeculativeGenerator, "_read", read)
-    tokens = draw(SpeculativeGenerator, janus, scoring, window=6)
+    monkeypatch.setattr(PooledGenerator, "_read", read)
+    tokens = draw(PooledGenerator, janus, scoring, window=6)
     assert (tokens.shape, tokens.device, tokens.dtype) == ((3, 20), GPU, torch.int64)
     assert len(reads) == 3
 
@@ -134,7 +133,7 @@ def test_without_guidance(janus):
 
 def test_it_notices_a_wait_and_another_device(janus):
     with pytest.raises(DataDependentOutputException):
-        draw(SpeculativeGenerator, janus, make_scoring(), window=6)
+        draw(PooledGenerator, janus, make_scoring(), window=6)
     with pytest.raises(RuntimeError, match="device"):
         janus.image_head.linear(torch.empty(2, 160, dtype=torch.bfloat16))
 
@@ -160,7 +159,7 @@ def readable(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "__float__", lambda tensor: 0.0)
     monkeypatch.setattr(torch.Tensor, "__int__", lambda tensor: 0)
     monkeypatch.setattr(FakeTensor, "tolist", lambda it: np.zeros(tuple(it.shape)).tolist())
-    monkeypatch.setattr(SpeculativeGenerator, "_read", lambda generate, known: 10**6)
+    monkeypatch.setattr(PooledGenerator, "_read", lambda generate, known: 10**6)
     for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda *_: 2**30)

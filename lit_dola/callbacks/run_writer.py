@@ -141,7 +141,7 @@ class RunWriter(BasePredictionWriter):
         """Record what the model has decided since it was loaded, and what it decides later."""
         assert isinstance(pl_module, JanusModule)
         pl_module.on_decision = [partial(self._note_decisions, pl_module)]
-        self._note_decisions(pl_module, began=time.time(), batch_size=self._plan.batch_size)
+        self._note_decisions(pl_module, began=time.time(), batch_size=self._plan.per_step)
 
     def _note_decisions(self, module: JanusModule, **news: Any) -> None:
         self.run_settings = self.run_settings._replace(batching=module.batching())

@@ -133,16 +133,14 @@ class RequestDataModule(LightningDataModule):
         )
 
     def predict_dataloader(self) -> DataLoader[list[Request]]:
-        """Return batches of at most ``plan.batch_size`` requests."""
+        """Return batches of at most ``plan.per_step`` requests."""
         trainer, plan = self.trainer, self.plan
         world_size, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         sampler = ContiguousSampler(
             plan.requests, world_size, rank, even=trainer is not None and shards_the_model(trainer)
         )
         dataset = cast(Dataset[list[Request]], plan.requests)
-        return DataLoader(
-            dataset, batch_size=plan.batch_size or 1, sampler=sampler, collate_fn=list
-        )
+        return DataLoader(dataset, batch_size=plan.per_step or 1, sampler=sampler, collate_fn=list)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Leave requests on the host; the token loop moves the tensors that it needs."""

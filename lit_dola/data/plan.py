@@ -33,6 +33,8 @@ class RunPlan:
     """Results of an earlier run."""
     batch_size: int | None = None
     """Results per batch; None until the model is loaded, if they depend on its memory."""
+    rounds: int = 1
+    """Batches that a predict step takes together: a row whose result is complete takes the next."""
     per_entry: int = 1
     """Results per entry of the file, which are next to each other in ``requests``."""
     ranked_run: Path | None = None
@@ -55,6 +57,11 @@ class RunPlan:
         """The tokenizer of that Janus."""
         assert self.tokenizer is not None
         return self.tokenizer
+
+    @property
+    def per_step(self) -> int | None:
+        """Results per predict step; None as long as the size of a batch is."""
+        return self.batch_size and self.batch_size * self.rounds
 
     @cached_property
     def longest_prompt(self) -> int:

@@ -38,13 +38,20 @@ class KVCache:
         ]
         for buffer in buffers:
             torch._dynamo.mark_static_address(buffer)  # a CUDA graph may write to it
+        self.buffers = buffers
+        """Keys and values of the first layer, then those of the next one, and so on."""
         self.keys, self.values = buffers[::2], buffers[1::2]
         self.rows, self.slots = rows, slots
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copy rows over others, each int64 ``(rows,)``."""
-        for buffer in (*self.keys, *self.values):
+        for buffer in self.buffers:
             buffer[target] = buffer[source]
+
+    def clear(self, rows: Tensor | slice = slice(None)) -> None:
+        """Zero rows, whose masked slots would otherwise be NaN after logits that are."""
+        for buffer in self.buffers:
+            buffer[rows] = 0
 
 
 def images_that_fit(config: LlamaConfig, slots: int, weight: Tensor, rows: int = 2) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_dola.decoding.cache import KVCache
 from lit_dola.decoding.loop import ATTENDED_BUCKET
-from lit_dola.decoding.prefill import Branches, prefill, round_up
+from lit_dola.decoding.prefill import Branches, PromptCache, prefill, round_up
 from lit_dola.decoding.scoring import Contrast
 from lit_dola.decoding.step import Decoder, run_window
 from lit_dola.dola import apc_mask, log_contrast
@@ -46,7 +46,7 @@ class TextScorer:
             embeddings: What negative token ids stand for, ``(rows, hidden)``.
         """
         cache = self._cache(len(branches[0]), len(branches))
-        states = prefill(self.decoder, [branches], cache, True, embeddings)
+        states = prefill(self.decoder, [branches], cache, PromptCache(0), embeddings)
         return self._log_probs(states[:, None])[0, :, 0]
 
     @torch.no_grad()
@@ -66,7 +66,7 @@ class TextScorer:
         length, count = len(branches[0]), min(len(texts), self.texts_at_once)
         cache = self._cache(length + max(map(len, texts)), count * len(branches))
         # Every group of texts starts from the same rows, and overwrites what the last one added.
-        states = prefill(self.decoder, [branches] * count, cache, True, embeddings)
+        states = prefill(self.decoder, [branches] * count, cache, PromptCache(0), embeddings)
         states = states.view(len(states), count, len(branches), *states.shape[2:])
         parts = [
             self._mean_log_probs(states, length, cache, texts[first : first + count])

@@ -1,4 +1,4 @@
-"""The token loop: decodes a batch of sequences, each with one or two branches.
+"""The token loop: decodes a batch of sequences in step, each with one or two branches.
 
 The branches of a sequence are rows next to each other, the conditional one first. Every row starts
 at slot 0 of the cache and is as long as its own prompt and tokens, so what happens in a row does
@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from lit_dola.decoding.cache import KVCache
-from lit_dola.decoding.prefill import Branches, longest_prompt, prefill, round_up, row_lengths
+from lit_dola.decoding.prefill import (
+    Branches,
+    PromptCache,
+    longest_prompt,
+    prefill,
+    round_up,
+    row_lengths,
+)
 from lit_dola.decoding.sampling import stream_keys
 from lit_dola.decoding.scoring import Scoring
 from lit_dola.decoding.step import (
@@ -31,8 +38,6 @@ from lit_dola.janus.tokenizer import unconditional_ids
 ATTENDED_BUCKET = 64
 """A step attends to a multiple of this many slots. Otherwise the longest row would decide how the
 sums of all others are rounded; compiled, there is one CUDA graph per multiple."""
-_STOP_CHECK_EVERY = 16
-"""Steps between two looks at whether every sequence has stopped: each look waits for the device."""
 
 StreamKey = tuple[int, int]
 """Prompt index and image index, which select a sequence's random stream."""
@@ -77,7 +82,7 @@ def cfg_pair(
 
 
 class TokenGenerator:
-    """Draws the tokens of one batch of sequences after another.
+    """Draws the tokens of one batch of sequences after another, all of the same length.
 
     Args:
         janus: The model.
@@ -85,7 +90,6 @@ class TokenGenerator:
         scoring: How logits become tokens.
         layer: Index of the middle layer in ``hidden_states``; None turns DoLa off.
         max_new_tokens: Tokens to draw per sequence.
-        stop_ids: Token ids that end a sequence; none for images.
         max_prompt_length: Token ids of the longest prompt to come; the cache grows if a prompt is
             longer.
         compile: Whether to compile the step. Every batch then uses as many rows as the largest
@@ -107,6 +111,8 @@ class TokenGenerator:
 
     lookahead = 0
     """Slots that a row needs beyond its last token."""
+    stop_ids: tuple[int, ...] = ()
+    """Token ids that end a sequence."""
     forwards: Tensor | None = None
     """Passes that each sequence of the last batch took after its prefill, int64 ``(sequences,)``;
     None where it is always one per token."""
@@ -119,7 +125,6 @@ class TokenGenerator:
         *,
         layer: int | None,
         max_new_tokens: int,
-        stop_ids: Sequence[int] = (),
         max_prompt_length: int = 0,
         compile: bool = False,
         graphs: bool = True,
@@ -130,10 +135,9 @@ class TokenGenerator:
     ) -> None:
         self.decoder = Decoder.of(janus, head, scoring, layer, prior, lens)
         self.max_new_tokens = max_new_tokens
-        self.stop_ids = tuple(stop_ids)
         self.max_prompt_length = max_prompt_length
         self.compile = compile
-        self.share_prefill = share_prefill
+        self._kept = PromptCache() if share_prefill else None
         self.fill_to = fill_to
         self._cache: KVCache | None = None
         self.graphs = graphs
@@ -172,34 +176,32 @@ class TokenGenerator:
         count = len(prompts)
         spare = max(self.fill_to, self._compiled_for(len(prompts[0]))) - count
         prompts, keys = [*prompts, *[prompts[-1]] * spare], [*keys, *[keys[-1]] * spare]
-        weight = self.decoder.language_model.embed_tokens.weight
-        cache = self._cache_for(prompts)
-        prompt_index, image_index = torch.tensor(keys, device=weight.device).unbind(dim=1)
+        device = self.decoder.language_model.embed_tokens.weight.device
+        prompt_index, image_index = torch.tensor(keys, device=device).unbind(dim=1)
         own = seeds or [self.decoder.scoring.seed]
         seed = prompt_index.new_tensor([*own, *[own[-1]] * (len(keys) - len(own))])
         streams = stream_keys(seed, prompt_index, image_index)
-        states = prefill(self.decoder, prompts, cache, self.share_prefill, embeddings)
-        first = draw(self.decoder, states, streams, torch.zeros_like(streams)[:, None])
         report = on_step and (lambda step, tokens: on_step(step, tokens[:count]))
-        tokens, finite = self._decode(prompts, first, cache, streams, report)
-        _check_finite(tokens[:count], finite[:count])
+        tokens, finite = self._decode(prompts, streams, embeddings, report)
+        self._check_finite(tokens[:count], finite[:count])
         return tokens[:count]
 
     def _decode(
         self,
         prompts: Sequence[Branches],
-        first: tuple[Tensor, Tensor],
-        cache: KVCache,
         streams: Tensor,
+        embeddings: Tensor | None,
         on_step: OnStep | None,
     ) -> tuple[Tensor, Tensor]:
-        """Draw all tokens after the first; returns them and whether their logits were finite."""
+        """Draw all tokens; returns them and whether their logits were finite."""
+        longest = longest_prompt(prompts)
+        cache = self._cache_for(len(prompts) * len(prompts[0]), longest)
+        states = prefill(self.decoder, prompts, cache, self._kept_for(embeddings), embeddings)
+        token, ok = draw(self.decoder, states, streams, torch.zeros_like(streams)[:, None])
         counter = torch.arange(cache.slots, device=streams.device)
-        prompt_lengths, longest = row_lengths(prompts, counter), longest_prompt(prompts)
+        prompt_lengths = row_lengths(prompts, counter)
         tokens = counter.new_full((len(streams), self.max_new_tokens), -1)
         finite = torch.ones_like(tokens, dtype=torch.bool)
-        stop = _Stop(self.stop_ids, streams)
-        token, ok = first
         for step in range(self.max_new_tokens):
             if step > 0:
                 token, ok = self._run_step(
@@ -207,14 +209,14 @@ class TokenGenerator:
                     self._attended(counter, longest + step),
                 )  # fmt: skip
                 token = token.clone()  # a CUDA graph reuses the memory that it returns
-            finite[:, step] = ok[:, 0]
-            token = stop.hold(token[:, 0], finite[:, step])[:, None]
-            tokens[:, step] = token[:, 0]
+            finite[:, step], tokens[:, step] = ok[:, 0], token[:, 0]
             if on_step is not None:
                 on_step(step + 1, tokens)
-            if stop.all_stopped(step):
-                return tokens[:, : step + 1], finite[:, : step + 1]
         return tokens, finite
+
+    def _kept_for(self, embeddings: Tensor | None) -> PromptCache | None:
+        """Return the prompts that were run before; embeddings mean something in one call only."""
+        return self._kept if self._kept is None or embeddings is None else PromptCache()
 
     def _run_step(self, *inputs: Any) -> tuple[Tensor, Tensor]:
         """Call :func:`decode_window`; compiled, what it returns lasts until the next call."""
@@ -280,12 +282,13 @@ class TokenGenerator:
             ``(layers, rows, count, hidden)``: the final hidden state, after the final norm, and the
             middle layer's if the scores need it.
         """
-        decoder, cache = self.decoder, self._cache_for(prompts)
+        decoder = self.decoder
+        cache = self._cache_for(len(prompts) * len(prompts[0]), longest_prompt(prompts))
         places = torch.arange(tokens.shape[1] - 1, device=tokens.device)
         slots = torch.arange(cache.slots, device=tokens.device)
         own = row_lengths(prompts, places) + places
         inputs = tokens[:, :-1].repeat_interleave(len(prompts[0]), dim=0)
-        states = [prefill(decoder, prompts, cache, self.share_prefill)]
+        states = [prefill(decoder, prompts, cache, self._kept)]
         width = window or max(1, len(places))
         for start in range(0, len(places), width):
             part = slice(start, start + width)
@@ -303,10 +306,14 @@ class TokenGenerator:
             torch._dynamo.maybe_mark_dynamic(slots, 0)  # unless there is only one length
         return slots
 
-    def _cache_for(self, prompts: Sequence[Branches]) -> KVCache:
-        """Return the cache of earlier batches if it is large enough, else a new one."""
-        rows = len(prompts) * len(prompts[0])
-        length = max(self.max_prompt_length, longest_prompt(prompts))
+    def _cache_for(self, rows: int, prompt_length: int) -> KVCache:
+        """Return the cache of earlier batches if it is large enough, else a new one.
+
+        Args:
+            rows: Rows that it needs.
+            prompt_length: Token ids of the longest prompt.
+        """
+        length = max(self.max_prompt_length, prompt_length)
         slots = round_up(length + self.max_new_tokens + self.lookahead, ATTENDED_BUCKET)
         if self._cache is None or rows > self._cache.rows or slots > self._cache.slots:
             self._cache = None  # free it first
@@ -315,34 +322,12 @@ class TokenGenerator:
             self._cache = KVCache(language_model.config, rows, slots, weight.dtype, weight.device)
         return self._cache
 
-
-class _Stop:
-    """Sequences that have drawn a stop token."""
-
-    def __init__(self, stop_ids: Sequence[int], streams: Tensor) -> None:
-        self.ids = streams.new_tensor(stop_ids) if stop_ids else None
-        self.stopped = torch.zeros_like(streams, dtype=torch.bool)
-        self.last = torch.zeros_like(streams)
-
-    def hold(self, token: Tensor, finite: Tensor) -> Tensor:
-        """Repeat the stop token of stopped sequences, whose logits no longer matter."""
-        if self.ids is None:
-            return token
-        finite |= self.stopped
-        self.last = torch.where(self.stopped, self.last, token)
-        self.stopped |= torch.isin(self.last, self.ids)
-        return self.last
-
-    def all_stopped(self, step: int) -> bool:
-        """Return whether every sequence has stopped; checks only at some steps."""
-        if self.ids is None or (step + 1) % _STOP_CHECK_EVERY:
-            return False
-        return bool(self.stopped.all())
-
-
-def _check_finite(tokens: Tensor, finite: Tensor) -> None:
-    """Check all steps of a batch at once, so that the loop itself never waits for the device."""
-    finite = finite.cpu()
-    if not finite.all():
+    def _check_finite(self, tokens: Tensor, finite: Tensor) -> None:
+        """Check all steps of a batch at once: the loop itself never waits for the device."""
+        finite = finite.cpu()
+        if finite.all():
+            return
+        if self._cache is not None:
+            self._cache.clear()
         bad = (~finite).any(dim=1).nonzero().flatten().tolist()
         raise NotFiniteError(tokens, {image: int((~finite[image]).nonzero()[0]) for image in bad})

@@ -1,6 +1,7 @@
 """Prefill: runs prompts through the layers before their first tokens are drawn."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,12 +19,59 @@ Branches = tuple[Sequence[int], ...]
 ``-1 - k`` stands for row k of the embeddings that come with the prompts, as those of pictures."""
 
 
+class PromptCache:
+    """Keys and values of the last prompts, so that equal prompts run once.
+
+    Args:
+        tokens: Tokens to keep at most, over all branches; a longer prompt is not kept.
+    """
+
+    def __init__(self, tokens: int = 512) -> None:
+        self.tokens = tokens
+        self._kept: OrderedDict[Any, tuple[list[list[Tensor]], Tensor]] = OrderedDict()
+        """Of each buffer of the cache the part of each branch, and the last states."""
+
+    def restore(self, branches: Branches, cache: KVCache, rows: Tensor) -> Tensor | None:
+        """Fill the rows of a prompt that was run before; return its states.
+
+        Args:
+            branches: The branches of the prompt.
+            cache: Filled from slot 0 on.
+            rows: Rows of the cache that start from each branch, int64 ``(branches, copies)``.
+        """
+        if (found := self._kept.get(_key(branches))) is None:
+            return None
+        self._kept.move_to_end(_key(branches))
+        parts, states = found
+        for buffer, kept in zip(cache.buffers, parts):
+            for row, part in zip(rows, kept):
+                buffer[row, :, : part.shape[1]] = part
+        return states
+
+    def keep(self, branches: Branches, cache: KVCache, rows: Tensor, states: Tensor) -> None:
+        """Keep a prompt that has just been run; arguments as of :meth:`restore`."""
+        if sum(map(len, branches)) > self.tokens:
+            return
+        parts = [
+            [buffer[row[0], :, : len(ids)].clone() for row, ids in zip(rows, branches)]
+            for buffer in cache.buffers
+        ]
+        self._kept[_key(branches)] = parts, states
+        while sum(len(ids) for key in self._kept for ids in key) > self.tokens:
+            self._kept.popitem(last=False)
+
+
+def _key(branches: Branches) -> tuple[tuple[int, ...], ...]:
+    return tuple(map(tuple, branches))
+
+
 def prefill(
     decoder: Decoder,
     prompts: Sequence[Branches],
     cache: KVCache,
-    shared: bool,
+    kept: PromptCache | None,
     embeddings: Tensor | None = None,
+    places: Sequence[int] | None = None,
 ) -> Tensor:
     """Run every prompt by itself, in a shape that depends on it alone, and fill its rows.
 
@@ -31,8 +79,9 @@ def prefill(
         decoder: Model and settings.
         prompts: The branches of each sequence's prompt.
         cache: Filled from slot 0 on.
-        shared: Whether sequences of one prompt share a pass.
+        kept: Prompts that were run before; None: every sequence runs its own prompt.
         embeddings: What negative token ids stand for, ``(rows, hidden)``.
+        places: Place of each sequence in the cache, counted in sequences; None: in order.
 
     Returns:
         The states that the first tokens are drawn from,
@@ -40,18 +89,25 @@ def prefill(
     """
     sequences: dict[Any, list[int]] = {}
     for sequence, prompt in enumerate(prompts):
-        key = (tuple(map(tuple, prompt)), None if shared else sequence)
+        key = _key(prompt), sequence if kept is None else None
         sequences.setdefault(key, []).append(sequence)
     device = decoder.language_model.embed_tokens.weight.device
-    place = torch.empty(len(prompts), dtype=torch.long)
+    order = torch.empty(len(prompts), dtype=torch.long)
+    at = torch.arange(len(prompts)) if places is None else torch.tensor(places)
     states: list[Tensor] = []
     for copies in sequences.values():
-        place[copies] = len(states)
-        branches = torch.arange(len(prompts[0]))
-        rows = torch.tensor(copies) * len(branches) + branches[:, None]
-        states.append(_run(decoder, prompts[copies[0]], cache, rows.to(device), embeddings))
+        branches = prompts[copies[0]]
+        order[copies] = len(states)
+        rows = at[copies] * len(branches) + torch.arange(len(branches))[:, None]
+        rows = rows.to(device)
+        found = kept.restore(branches, cache, rows) if kept is not None else None
+        if found is None:
+            found = _run(decoder, branches, cache, rows, embeddings)
+            if kept is not None:
+                kept.keep(branches, cache, rows, found)
+        states.append(found)
     together = torch.stack(states, dim=1)  # (layers, prompts, branches, 1, hidden)
-    return together[:, place.to(device)].flatten(1, 2)
+    return together[:, order.to(device)].flatten(1, 2)
 
 
 def _run(

@@ -5,15 +5,14 @@ processor, and lets oneDNN arrange bfloat16 weights anew in every call. Here the
 No layer and no number of the model changes, only how a weight lies in memory.
 """
 
-from collections.abc import Callable
 from logging import getLogger
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_dola.janus.model import Backbone, linear_layers
+from lit_dola.janus.opaque import OpaqueWeight
 from lit_dola.messages import first_line
 
 _log = getLogger(__name__)
@@ -23,55 +22,29 @@ SMALLEST = 2**18
 """Numbers in a weight from which on it pays, even for a single image."""
 
 
-class PackedWeight(Tensor):
-    """The weight of a linear layer, arranged for oneDNN; good for nothing but :func:`F.linear`.
+class PackedWeight(OpaqueWeight):
+    """The weight of a linear layer, arranged for oneDNN.
 
     Args:
         weight: ``(outputs, inputs)``, on a CPU.
     """
 
+    name = "a packed weight; unpack_weights brings it back"
     packed: Tensor
 
     @staticmethod
     def __new__(cls, weight: Tensor) -> "PackedWeight":
         """Arrange a weight."""
-        self: PackedWeight = Tensor._make_wrapper_subclass(
-            cls, weight.shape, dtype=weight.dtype, device=weight.device
-        )
+        self = OpaqueWeight.__new__(cls, weight)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
         return self
 
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Multiply, or return attributes such as the shape."""
-        if func is F.linear:
-            return _multiply(*args, **(kwargs or {}))
-        if func in (Tensor.detach, Tensor.requires_grad_):  # by nn.Parameter
-            return args[0]
-        if func is Tensor.to:  # by Lightning, to where and what it is
-            plain = torch.empty(0, dtype=args[0].dtype, device=args[0].device)
-            moved = plain.to(*args[1:], **(kwargs or {}))
-            if (moved.dtype, moved.device) == (plain.dtype, plain.device):
-                return args[0]
-        return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, *_args: Any, **_kwargs: Any) -> Any:  # type: ignore[override]
-        """Refuse everything else."""
-        raise NotImplementedError(f"{func} of a packed weight; unpack_weights brings it back")
-
-
-def _multiply(inputs: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(
-        inputs, weight.packed, bias, "none", [], ""
-    )
-    return product
+    def product(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
+        """Return ``inputs @ self.T + bias``."""
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(
+            inputs, self.packed, bias, "none", [], ""
+        )
+        return product
 
 
 def pack_weights(janus: Backbone) -> None:

@@ -4,10 +4,12 @@ from logging import getLogger
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lit_dola.errors import UserError
 from lit_dola.janus.model import Backbone, linear_layers
+from lit_dola.janus.opaque import OpaqueWeight
 from lit_dola.settings.checks import require
 
 _log = getLogger(__name__)
@@ -20,8 +22,10 @@ INT4_GROUP = 32
 def quantize_weights(janus: Backbone, how: Quantization, device: torch.device) -> None:
     """Quantize the linear layers that a decoding step reads, in place; needs torchao.
 
-    Matrix products still run in the model's dtype. The layers are moved to the device one at a
-    time, so that it never holds all of them unquantized.
+    On a GPU, and in float8wo, matrix products run in the model's dtype. On a CPU those of int8wo
+    and int4wo round their inputs to bfloat16, for which torch has kernels that read the quantized
+    weights as they are; a row's product does not depend on the other rows. The layers are moved to
+    the device one at a time, so that it never holds all of them unquantized.
 
     Args:
         janus: The model. Embeddings, norms and the VQ decoder stay as they are, where they are.
@@ -47,7 +51,52 @@ def quantize_weights(janus: Backbone, how: Quantization, device: torch.device) -
 
     config = _config(how, device)
     for layer in fitting:
+        if device.type != "cpu" or how == "float8wo":
+            quantize_(layer, config, device=device)
+            continue
+        plain = layer.weight
+        layer.weight = nn.Parameter(plain.detach().bfloat16(), requires_grad=False)
         quantize_(layer, config, device=device)
+        kind = LowBitWeight if how == "int4wo" else ByteWeight
+        layer.weight = nn.Parameter(kind(plain, layer.weight), requires_grad=False)
+
+
+class LowBitWeight(OpaqueWeight):
+    """A weight of torchao on a CPU that multiplies inputs in bfloat16, whatever their dtype.
+
+    Args:
+        weight: The weight that it stands for, ``(outputs, inputs)``.
+        quantized: Its quantized form.
+    """
+
+    name = "a quantized weight"
+    quantized: Any
+
+    @staticmethod
+    def __new__(cls, weight: Tensor, quantized: Any) -> "LowBitWeight":
+        """Take the shape and dtype of a weight."""
+        self = OpaqueWeight.__new__(cls, weight)
+        self.quantized = quantized
+        return self
+
+    def product(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
+        """Return ``inputs @ self.T + bias``."""
+        flat = inputs.reshape(-1, inputs.shape[-1]).bfloat16()
+        product = self._product(flat).to(inputs.dtype).view(*inputs.shape[:-1], self.shape[0])
+        return product if bias is None else product + bias
+
+    def _product(self, inputs: Tensor) -> Tensor:
+        return F.linear(inputs, self.quantized)
+
+
+class ByteWeight(LowBitWeight):
+    """The same in int8, by torch's own kernel: torchao would make floats of all of it each time."""
+
+    def _product(self, inputs: Tensor) -> Tensor:
+        scale: Tensor = self.quantized.scale.flatten()
+        ones = torch.ones_like(scale, dtype=inputs.dtype)  # it would round the scale as well
+        unscaled: Tensor = torch._weight_int8pack_mm(inputs, self.quantized.qdata, ones)
+        return unscaled * scale
 
 
 def _config(how: Quantization, device: torch.device) -> Any:

@@ -8,11 +8,13 @@ import torch
 from jsonargparse.typing import PositiveInt
 from torch import Tensor
 
+from lit_dola.data.base import shards_the_model
 from lit_dola.data.pictures import Picture, read_picture
 from lit_dola.data.plan import RunPlan
 from lit_dola.data.requests import Failure, QuestionRequest
 from lit_dola.decoding.logit_bias import LogitBias
 from lit_dola.decoding.loop import NotFiniteError, TokenGenerator
+from lit_dola.decoding.pool import token_generator
 from lit_dola.decoding.prefill import Branches
 from lit_dola.errors import UserError
 from lit_dola.janus.pixels import PixelProcessor
@@ -121,13 +123,19 @@ class LitAnswer(UnderstandingModule, DecodingModule):
         assert isinstance(encoder, QuestionEncoder)
         return encoder
 
+    @property
+    def refills(self) -> bool:
+        """Return whether answers end at their own length; ranks that share a model go in step."""
+        return not shards_the_model(self.trainer)
+
     def make_generator(self) -> TokenGenerator:
         """Return the token loop of the text head."""
-        return TokenGenerator(
+        return token_generator(
             self.janus,
             self.janus.text_head,
             self.scoring,
-            stop_ids=[self.encoder.eos_token_id],
+            places=self.places,
+            stop_ids=[self.encoder.eos_token_id] if self.refills else [],
             prior=None if self.biases is None else self.biases.to(self.device),
             **self.generator_options(),
         )

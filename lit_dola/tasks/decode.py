@@ -42,6 +42,8 @@ from lit_dola.tasks.compiled import (
 )
 
 _log = getLogger(__name__)
+_ROUNDS = 4
+"""Batches that share a pool of rows: the last sequences of it find no one to take their rows."""
 _HALVED = "; in %s they may differ slightly from those of whole batches: see their records"
 
 Item = TypeVar("Item")
@@ -218,6 +220,7 @@ class DecodingModule(JanusModule):
                 torch.tensor(fitting, device=weight.device), reduce_op="min"
             )
             plan.batch_size = min(int(on_all_ranks), self.most_at_once(plan))
+        plan.rounds = _ROUNDS if self.refills else 1
 
     def most_at_once(self, plan: RunPlan) -> int:
         """Return how many requests of a rank there are at most, which a batch need not exceed."""
@@ -288,18 +291,26 @@ class DecodingModule(JanusModule):
             plan.compile = compiled
 
     @property
+    def refills(self) -> bool:
+        """Return whether the row of a complete sequence takes the next one."""
+        return False
+
+    @property
+    def places(self) -> int:
+        """Number of sequences that are decoded at once."""
+        return self.at_once or self.plan.batch_size or 1
+
+    @property
     def fill_to(self) -> int:
         """Number of sequences that a smaller batch is filled up to."""
-        if self.is_exact or self.device.type != "cuda":
-            return 1
-        return self.at_once or self.plan.batch_size or 1
+        return 1 if self.is_exact or self.device.type != "cuda" else self.places
 
     def run_in_parts(self, batch: list[Item], run: Callable[[list[Item]], Result]) -> list[Result]:
         """Run a batch as a whole, or in smaller parts if it does not fit into memory."""
         results: list[Result] = []
         rest, halved = batch, False
         while rest:
-            count = self.at_once or len(rest)
+            count = len(rest) if self.refills else self.at_once or len(rest)
             result = self._run_if_it_fits(rest[:count], run)
             if result is None:
                 halved = True
@@ -324,7 +335,7 @@ class DecodingModule(JanusModule):
         self, part: list[Item], run: Callable[[list[Item]], Result]
     ) -> Result | None:
         """Return None if the part does not fit into memory."""
-        items = max(len(part), self.fill_to)
+        items = max(min(len(part), self.places), self.fill_to)
         try:
             return run(part)
         except RuntimeError as error:

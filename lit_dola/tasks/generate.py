@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lit_dola.data.requests import Failure, ImageRequest, RequestKey
 from lit_dola.decoding.inspection import Inspection, inspect_tokens
-from lit_dola.decoding.jacobi import token_generator
 from lit_dola.decoding.loop import NotFiniteError, OnStep, TokenGenerator, cfg_pair
+from lit_dola.decoding.pool import token_generator
 from lit_dola.decoding.prefill import Branches
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint, ModelFolder
@@ -125,6 +125,11 @@ class LitDoLa(DecodingModule):
             raise UserError("a sharded model decodes in step", "null", setting="model.speculative")
         super().check_sharded()
 
+    @property
+    def refills(self) -> bool:
+        """Return whether images advance at their own pace."""
+        return self.speculative is not None
+
     def make_generator(self) -> TokenGenerator:
         """Return the token loop of the image head."""
         return token_generator(
@@ -132,6 +137,7 @@ class LitDoLa(DecodingModule):
             self.janus.image_head,
             self.scoring,
             window=self.speculative,
+            places=self.places,
             **self.generator_options(),
         )
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_dola.decoding.jacobi import SpeculativeGenerator, token_generator
 from lit_dola.decoding.loop import StreamKey, TokenGenerator
+from lit_dola.decoding.pool import PooledGenerator, token_generator
 from lit_dola.decoding.prefill import Branches
 from lit_dola.decoding.scoring import Scoring
 from lit_dola.decoding.trial import Enough, first_tokens
@@ -151,7 +151,7 @@ class Subject:
         """
         for _ in range(2 if generate.compile else 1):  # a CUDA graph is recorded in the second one
             self._run(generate, images, 0.0)
-        if isinstance(generate, SpeculativeGenerator):
+        if isinstance(generate, PooledGenerator):
             return self._run(generate, images, _LONG)
         turns = [self._run(generate, images, _TURN)]
         while len(turns) < TURNS and turns[0].took < _LONG:

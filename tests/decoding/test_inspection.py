@@ -11,8 +11,8 @@ from PIL import Image
 from lit_dola import LitDoLa
 from lit_dola.data.requests import RequestKey
 from lit_dola.decoding.inspection import inspect_tokens
-from lit_dola.decoding.jacobi import token_generator
 from lit_dola.decoding.loop import cfg_pair
+from lit_dola.decoding.pool import token_generator
 from lit_dola.decoding.sampling import EntropyTemperature
 from lit_dola.errors import UserError
 from tests.support import forked, reference

@@ -11,8 +11,8 @@ from torch import nn
 
 from lit_dola import JanusPipeline, UserError
 from lit_dola.decoding.guidance import guide_by_layer, guide_from_features
-from lit_dola.decoding.jacobi import token_generator
 from lit_dola.decoding.loop import cfg_pair
+from lit_dola.decoding.pool import token_generator
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.lens import LensFile, lens_content
 from tests.support.commands import CPU, one_line, records

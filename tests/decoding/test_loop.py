@@ -8,8 +8,8 @@ from transformers import JanusForConditionalGeneration, TopKLogitsWarper
 
 from lit_dola.data.requests import RequestKey
 from lit_dola.decoding.guidance import ApcPolicy
-from lit_dola.decoding.jacobi import token_generator
 from lit_dola.decoding.loop import NotFiniteError, cfg_pair
+from lit_dola.decoding.pool import token_generator
 from tests.support import reference
 from tests.support.images import BATCH, PROMPTS, ImageGenerator, expected, slow
 from tests.support.scoring import make_scoring

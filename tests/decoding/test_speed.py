@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_dola.data.requests import RequestKey
 from lit_dola.decoding.cache import KVCache, images_that_fit
-from lit_dola.decoding.jacobi import SpeculativeGenerator
 from lit_dola.decoding.loop import cfg_pair
+from lit_dola.decoding.pool import PooledGenerator
 from tests.support.images import BATCH, PROMPTS, ImageGenerator
 from tests.support.scoring import make_scoring
 
@@ -140,7 +140,7 @@ def test_one_graph_serves_prompts_of_every_length(layer, graphs, janus, generate
 def test_one_graph_serves_windows_after_prompts_of_every_length(graphs, janus, encoder):
     settings = {"layer": 6, "max_new_tokens": 16, "max_prompt_length": 120, "window": 4}
     compiled, plain = (
-        SpeculativeGenerator(janus, janus.image_head, make_scoring(), compile=compile, **settings)
+        PooledGenerator(janus, janus.image_head, make_scoring(), compile=compile, **settings)
         for compile in (True, False)
     )
     for first in range(0, 20, 4):

@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import JanusForConditionalGeneration
 
-from lit_dola.decoding.loop import NotFiniteError, TokenGenerator
+from lit_dola.decoding.loop import NotFiniteError
+from lit_dola.decoding.pool import token_generator
 from lit_dola.janus.model import Head
 from tests.support import reference
 from tests.support.images import PROMPTS
@@ -34,7 +35,7 @@ def generate(model):
     janus = TextJanus(model.eval())
 
     def run(prompts, layer=None, stop_ids=(), tokens=TOKENS, keys=None, **scoring):
-        loop = TokenGenerator(
+        loop = token_generator(
             janus, janus.head, make_scoring(**{"temperature": 0.0, **scoring}), layer=layer,
             max_new_tokens=tokens, stop_ids=stop_ids,
         )  # fmt: skip

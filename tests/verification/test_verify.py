@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_dola.decoding import guidance, jacobi, scoring, step
+from lit_dola.decoding import guidance, places, scoring, step
 from lit_dola.janus import loading
 from lit_dola.janus.model import TransformersJanus
 from lit_dola.verification import measure, promises, subject, verify
@@ -156,12 +156,12 @@ def change_the_baseline(patch):
 
 
 def accept_every_guess(patch):
-    accept = jacobi._State.accept
+    accept = places.Pool.accept
 
     def accept_all(state, inputs, drawn, ok):
         accept(state, torch.cat([inputs[:, :1], drawn[:, :-1]], dim=1), drawn, ok)
 
-    patch(jacobi._State, "accept", accept_all)
+    patch(places.Pool, "accept", accept_all)
 
 
 def decode_to_nan(patch):

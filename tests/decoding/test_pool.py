@@ -1,13 +1,14 @@
-"""Speculative Jacobi decoding draws the very tokens of one-at-a-time decoding."""
+"""Sequences that advance at their own pace draw the very tokens of those that go in step."""
 
 import json
+from itertools import product
 
 import pytest
 import torch
 
 from lit_dola.data.requests import RequestKey
-from lit_dola.decoding.jacobi import SpeculativeGenerator
 from lit_dola.decoding.loop import NotFiniteError, TokenGenerator, cfg_pair
+from lit_dola.decoding.pool import PooledGenerator
 from lit_dola.decoding.sampling import EntropyTemperature
 from lit_dola.janus.tokenizer import PromptEncoder
 from tests.support.commands import CPU, ROOT, records
@@ -33,11 +34,11 @@ MORE = [
 ]
 
 
-def make(kind, janus, *, layer, compile=False, window=None, **scoring):
-    more = {"window": window} if window else {}
+def make(kind, janus, *, layer, compile=False, window=None, pool=None, tokens=None, **scoring):
+    more = {**({"window": window} if window else {}), **(pool or {})}
     return kind(
         janus, janus.image_head, make_scoring(**scoring), layer=layer,
-        max_new_tokens=janus.num_image_tokens, compile=compile, **more,
+        max_new_tokens=tokens or janus.num_image_tokens, compile=compile, **more,
     )  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def test_same_tokens_as_one_at_a_time(settings, window, load, encoder):
     """Five images of three prompts, each at its own pace; a window longer than an image, too."""
     janus = load(torch.float32)
     expected = run(make(TokenGenerator, janus, **settings), janus, encoder)
-    generate = make(SpeculativeGenerator, janus, window=window, **settings)
+    generate = make(PooledGenerator, janus, window=window, **settings)
     for _ in range(2):  # what an earlier batch left in the cache does not matter
         assert torch.equal(run(generate, janus, encoder), expected)
         assert generate.forwards.shape == (5,)
@@ -84,7 +85,7 @@ def test_far_fewer_passes_where_tokens_can_be_guessed(settings, most, shapes):
     janus, encoder, prompts = shapes
     batch = [(prompt, 0) for prompt in range(len(prompts))]
     expected = run(make(TokenGenerator, janus, **settings), janus, encoder, batch, prompts)
-    generate = make(SpeculativeGenerator, janus, window=16, **settings)
+    generate = make(PooledGenerator, janus, window=16, **settings)
     assert torch.equal(run(generate, janus, encoder, batch, prompts), expected)
     assert generate.forwards.float().mean() <= most  # of 144
 
@@ -101,7 +102,7 @@ def test_logits_that_are_not_finite_are_named_as_one_at_a_time(load, encoder):
 
     object.__setattr__(janus.image_head, "embed", spoilt)
     errors = []
-    for kind, window in ((TokenGenerator, None), (SpeculativeGenerator, 4)):
+    for kind, window in ((TokenGenerator, None), (PooledGenerator, 4)):
         with pytest.raises(NotFiniteError) as caught:
             run(make(kind, janus, layer=None, window=window), janus, encoder)
         errors.append(caught.value)
@@ -120,11 +121,11 @@ def test_finished_images_leave_the_batch(shapes):
     rows = []
 
     def note(_layer, args):
-        if args[0].shape[1] == 10:  # not a prefill
+        if args[0].shape[1] <= 10:  # not a prefill
             rows.append(len(args[0]))
 
     expected = run(make(TokenGenerator, janus, **settings), janus, encoder, batch, prompts)
-    generate = make(SpeculativeGenerator, janus, window=10, **settings)
+    generate = make(PooledGenerator, janus, window=10, **settings)
     hook = janus.language_model.layers[0].register_forward_pre_hook(note)
     assert torch.equal(run(generate, janus, encoder, batch, prompts), expected)
     hook.remove()
@@ -143,7 +144,7 @@ def test_progress_counts_known_tokens(load, encoder):
         drawn.append(tokens)
 
     drawn = []
-    generate = make(SpeculativeGenerator, janus, layer=None, window=4)
+    generate = make(PooledGenerator, janus, layer=None, window=4)
     branches = [cfg_pair(encoder.encode(text), janus.pad_token_id) for text in ("a cat", "two")]
     made = generate(branches, [(0, 0), (1, 0)], on_step)
     assert all(((tokens == made) | (tokens == -1)).all() for tokens in drawn)
@@ -157,23 +158,138 @@ def test_a_compiled_pass_draws_the_same_tokens(load, encoder):
     janus = load(torch.float32)
     settings = {"layer": 6, "strength": 0.2}
     expected = run(make(TokenGenerator, janus, **settings), janus, encoder)
-    generate = make(SpeculativeGenerator, janus, window=4, compile=True, **settings)
+    generate = make(PooledGenerator, janus, window=4, compile=True, **settings)
     assert torch.equal(run(generate, janus, encoder), expected)
     assert torch.equal(run(generate, janus, encoder, BATCH[:2]), expected[:2])
 
 
-def test_stop_tokens_are_refused(load):
+class AnyWidth:
+    """Widths in place of those that are measured: every order of them is possible."""
+
+    def __init__(self, widths):
+        self.widths, self.used = widths, []
+
+    def width(self, sequences):
+        self.used.append(self.widths[len(self.used) % len(self.widths)])
+        return self.used[-1]
+
+    def note(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("places", [1, 2, *slow([3, 4, 9])])
+@pytest.mark.parametrize("widths", [[1], [5, 1, 3, 2, 4, 4], *slow([[2], [1, 5], [5, 5, 5, 1, 1]])])
+@pytest.mark.parametrize("settings", [*SETTINGS[1:2], *slow([*SETTINGS[::2], *MORE])], ids=str)
+def test_refilled_rows_and_passes_of_any_width(settings, widths, places, load, encoder):
+    """Prompts of other lengths follow in the same rows; the cache lasts from call to call."""
     janus = load(torch.float32)
-    with pytest.raises(ValueError, match="stop tokens"):
-        SpeculativeGenerator(
-            janus,
-            janus.image_head,
-            make_scoring(),
-            layer=None,
-            max_new_tokens=4,
-            window=2,
-            stop_ids=[1],
-        )
+    batch = [*BATCH, (1, 4), (0, 2), (2, 7)]
+    expected = run(make(TokenGenerator, janus, **settings), janus, encoder, batch)
+    generate = make(PooledGenerator, janus, window=5, pool={"places": places}, **settings)
+    for _ in range(2):
+        generate.pace = AnyWidth(widths)
+        assert torch.equal(run(generate, janus, encoder, batch), expected)
+        assert {*generate.pace.used} == {*widths}
+        assert (generate.forwards >= 1).all()
+    assert generate._cache.rows <= 2 * max(places, 1)
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_one_token_per_sequence(window, load, encoder):
+    janus = load(torch.float32)
+    expected = run(make(TokenGenerator, janus, layer=6), janus, encoder)[:, :1]
+    made = make(PooledGenerator, janus, layer=6, window=window, pool={"places": 2}, tokens=1)
+    assert torch.equal(run(made, janus, encoder), expected)
+
+
+@pytest.mark.parametrize("window", [1, *slow([2, 5])])
+@pytest.mark.parametrize("places", [1, 2, *slow([5])])
+def test_sequences_that_stop_make_room(places, window, load, encoder):
+    """Each stops at its own step, the first one too, repeats its stop token, and costs no more."""
+    janus = load(torch.float32)
+    whole = run(make(TokenGenerator, janus, layer=6), janus, encoder)
+    stop_ids = [int(whole[0, 3]), int(whole[1, 9]), int(whole[3, 0])]
+    pool = {"places": places, "stop_ids": stop_ids, "adapts": False}
+    generate = make(PooledGenerator, janus, layer=6, window=window, pool=pool)
+    made = run(generate, janus, encoder)
+    lengths = []
+    for row, expected in zip(made.tolist(), whole.tolist(), strict=True):
+        ends = [place for place, token in enumerate(expected) if token in stop_ids]
+        lengths.append(ends[0] + 1 if ends else len(expected))
+        last = expected[lengths[-1] - 1]
+        assert row == (expected[: lengths[-1]] + [last] * 99)[: len(row)]
+    assert made.shape[1] == max(lengths)
+    assert len({*lengths}) > 2
+    assert 1 in lengths
+    if window == 1:
+        assert generate.forwards.tolist() == [length - 1 for length in lengths]
+
+
+@pytest.mark.parametrize("adapts", [True, False])
+def test_rows_stay_full_as_long_as_sequences_wait(adapts, load, encoder):
+    janus = load(torch.float32)
+    rows = []
+
+    def note(_layer, args):
+        if args[0].shape[1] <= 4:  # not a prefill
+            rows.append(len(args[0]))
+
+    pool = {"places": 2, "adapts": adapts}
+    generate = make(PooledGenerator, janus, layer=None, window=4, cfg_weight=1.0, pool=pool)
+    hook = janus.language_model.layers[0].register_forward_pre_hook(note)
+    branches = [
+        cfg_pair(encoder.encode(PROMPTS[prompt]), janus.pad_token_id)[:1]
+        for prompt, _ in product(range(3), range(3))
+    ]
+    generate(branches, [RequestKey(*key) for key in product(range(3), range(3))])
+    hook.remove()
+    assert sum(rows) == int(generate.forwards.sum())  # nobody waits for the slowest
+    assert rows == sorted(rows, reverse=True)
+    assert rows.count(2) > 2 * rows.count(1)
+
+
+def test_equal_prompts_run_once(load, encoder):
+    janus = load(torch.float32)
+    prefills = []
+
+    def note(_layer, args):
+        if args[0].shape[1] > 4:
+            prefills.append(len(args[0]))
+
+    expected = run(make(TokenGenerator, janus, layer=6), janus, encoder)
+    generate = make(PooledGenerator, janus, layer=6, window=4, pool={"places": 1})
+    hook = janus.language_model.layers[0].register_forward_pre_hook(note)
+    for _ in range(2):
+        assert torch.equal(run(generate, janus, encoder), expected)
+    hook.remove()
+    assert sum(prefills) == 2 * len({prompt for prompt, _ in BATCH})
+
+
+@pytest.mark.parametrize("places", [None, 1, 2])
+@pytest.mark.parametrize("kind", [TokenGenerator, PooledGenerator])
+def test_what_is_not_finite_stays_in_its_own_sequence(kind, places, load, encoder):
+    """Rows are used again: by the next call, and in a pool by the next sequence."""
+    janus = load(torch.float32)
+    embed = janus.image_head.embed
+    tokens = run(make(TokenGenerator, janus, layer=6), janus, encoder)
+    only = {*tokens[0].tolist()} - {*tokens[1:].flatten().tolist()}
+    place = next(place for place, token in enumerate(tokens[0].tolist()) if token in only)
+    bad = int(tokens[0, place])
+
+    def spoilt(tokens):
+        return embed(tokens).masked_fill((tokens == bad)[..., None], float("nan"))
+
+    pool = {"window": 1, "places": places} if kind is PooledGenerator else {}
+    generate = make(kind, janus, layer=6, pool=pool)
+    object.__setattr__(janus.image_head, "embed", spoilt)
+    try:
+        with pytest.raises(NotFiniteError) as caught:
+            run(generate, janus, encoder)
+    finally:
+        object.__setattr__(janus.image_head, "embed", embed)
+    assert caught.value.steps == {0: place + 1}
+    assert torch.equal(caught.value.tokens[1:], tokens[1:])
+    assert torch.equal(run(generate, janus, encoder), tokens)
 
 
 @pytest.fixture
