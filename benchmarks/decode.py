@@ -39,13 +39,14 @@ RATIOS = (
     ("a", "c"),
     ("a_batch", "c"),
 )
+DType = Literal["float32", "bfloat16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def main(
     preset: Preset = "small",
     device: str = "cpu",
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: DType = "float32",
     prompts: int = 8,
     images: int = 4,
     tokens: int = 576,

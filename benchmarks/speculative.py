@@ -5,11 +5,10 @@ methods that run in turns; float32.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
-from statistics import median
 
 import torch
 from jsonargparse import auto_cli
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from transformers import JanusForConditionalGeneration
 
 from benchmarks.models import make_scoring
+from benchmarks.turns import in_turns, ratio
 from lit_dola.decoding.loop import TokenGenerator, cfg_pair
 from lit_dola.decoding.pool import token_generator
 from lit_dola.decoding.prefill import Branches
@@ -25,7 +25,8 @@ from lit_dola.decoding.scoring import Scoring
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.loading import load_janus
 from lit_dola.janus.tokenizer import PromptEncoder
-from lit_dola.verification.measure import timed
+from lit_dola.pipeline.janus_pipeline import JanusPipeline
+from lit_dola.reports.generation import Generation
 
 CHECKPOINT = "checkpoints/shapes-janus"
 MODES: dict[str, tuple[Scoring, int | None]] = {
@@ -57,7 +58,8 @@ class Setup:
         ).eval()
         lines = Path("recipes/shapes/prompts.jsonl").read_text("utf-8").splitlines()
         step = max(1, len(lines) // prompts)
-        self.ids = [encoder.encode(json.loads(line)["prompt"]) for line in lines[::step][:prompts]]
+        self.prompts = [str(json.loads(line)["prompt"]) for line in lines[::step][:prompts]]
+        self.ids = [*map(encoder.encode, self.prompts)]
 
     def generator(self, mode: str, window: int | None) -> TokenGenerator:
         """Return a token loop, speculative with a window."""
@@ -81,7 +83,9 @@ class Setup:
         return tokens
 
 
-def main(prompts: int = 280, images: int = 2, window: int = 16, repeats: int = 5) -> None:
+def main(
+    prompts: int = 280, images: int = 2, window: int = 16, repeats: int = 5, tokens: bool = True
+) -> None:
     """Compare speculative with one-at-a-time decoding.
 
     Args:
@@ -89,18 +93,22 @@ def main(prompts: int = 280, images: int = 2, window: int = 16, repeats: int = 5
         images: Images of each.
         window: Tokens per pass.
         repeats: Turns of the times, each with another prompt.
+        tokens: Compare tokens and passes, too.
     """
     setup = Setup(prompts)
     print("| | equal tokens | mean passes of 144 | least | most |\n| --- | --- | --- | --- | --- |")
-    for mode in MODES:
+    for mode in MODES if tokens else ():
         equal, passes = _compare(setup, mode, images, window)
         print(
             f"| {mode} | {equal} of {len(passes)} | {passes.float().mean():.1f} |"
             f" {passes.min()} | {passes.max()} |"
         )
-    print("\n| ratio of times | median (min to max) |\n| --- | --- |")
-    for name, ratios in _times(setup, window, repeats).items():
-        print(f"| {name} | {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |")
+    print("\n| ratio of times | median (lowest to highest) |\n| --- | --- |")
+    tables = (
+        _loops(setup, window, repeats), _calls(setup, window, repeats), _lengths(setup, repeats)
+    )  # fmt: skip
+    for row in chain(*tables):
+        print(row, flush=True)
 
 
 @torch.inference_mode()
@@ -120,29 +128,84 @@ def _compare(setup: Setup, mode: str, images: int, window: int) -> tuple[int, Te
 
 
 @torch.inference_mode()
-def _times(setup: Setup, window: int, repeats: int) -> dict[str, list[float]]:
-    """Return the ratios of times, one per turn."""
+def _loops(setup: Setup, window: int, repeats: int) -> Iterator[str]:
+    """Yield rows of a table about the token loop alone."""
     mode = "baseline, guidance 2"
     plain, fast = setup.generator(mode, None), setup.generator(mode, window)
 
-    def run(generate: TokenGenerator, prompt: int, images: int) -> Callable[[], Tensor]:
-        keys = [(prompt, image) for image in range(images)]
-        return lambda: generate([setup.branches(prompt)] * images, keys)
-
-    found: dict[str, list[float]] = {}
-    for turn in tqdm(range(repeats + 1), desc="times", disable=None, leave=False):
+    def run(turn: int, generate: TokenGenerator, images: int) -> Tensor:
         prompt = turn * 37 % len(setup.ids)
-        for images in (1, 8):
-            methods = {"one at a time": run(plain, prompt, images)}
-            if images == 1:
-                methods["transformers"] = partial(setup.transformers, prompt)
-            ours = timed(run(fast, prompt, images), torch.device("cpu"))
-            for name, method in methods.items():
-                ratio = timed(method, torch.device("cpu")) / ours
-                if turn:  # the first warms up
-                    of = f"{name} over speculative, {images} image{'s' * (images > 1)}"
-                    found.setdefault(of, []).append(ratio)
-    return found
+        keys = [(prompt, image) for image in range(images)]
+        return generate([setup.branches(prompt)] * images, keys)
+
+    for images in (1, 8):
+        calls: dict[str, Callable[[int], Tensor]] = {
+            "one at a time": partial(run, generate=plain, images=images),
+            "speculative": partial(run, generate=fast, images=images),
+        }
+        if images == 1:
+            calls["transformers"] = lambda turn: setup.transformers(turn * 37 % len(setup.ids))
+        seconds = in_turns(calls, repeats, torch.device("cpu"))
+        ours = seconds.pop("speculative")
+        for name, theirs in seconds.items():
+            yield f"| the loop alone: {name} over speculative, {images} | {ratio(theirs, ours)} |"
+
+
+def _calls(setup: Setup, window: int, repeats: int) -> Iterator[str]:
+    """Yield rows of a table about whole calls from Python, pixels included."""
+    pipeline = JanusPipeline.from_pretrained(CHECKPOINT, device="cpu")
+
+    def call(turn: int, images: int, speculative: int | None) -> Generation:
+        prompts = [setup.prompts[(turn * 37 + place) % len(setup.prompts)] for place in range(4)]
+        return pipeline.generate(
+            prompts[: 1 + images // 16], parallel_size=images // (1 + images // 16),
+            dola=False, cfg_weight=2.0, speculative=speculative, progress=False,
+        )  # fmt: skip
+
+    for images in (1, 8, 32):
+        calls = {
+            name: partial(call, images=images, speculative=speculative)
+            for name, speculative in (("one at a time", None), ("speculative", window))
+        }
+        seconds = in_turns(calls, repeats, torch.device("cpu"))
+        gain = ratio(seconds["one at a time"], seconds["speculative"])
+        yield f"| a call: one at a time over speculative, {images} | {gain} |"
+
+
+@torch.inference_mode()
+def _lengths(setup: Setup, repeats: int) -> Iterator[str]:
+    """Yield a row of a table about sequences of mixed lengths, one token at a time.
+
+    64 sequences in 16 places, which end at the code that most images begin with; batches in step go
+    on to the end of their longest sequence, and no further.
+    """
+    scoring, layer = MODES["baseline, guidance 1"]
+    keys = [(number % len(setup.ids), number) for number in range(64)]
+    prompts = [setup.branches(prompt)[:1] for prompt, _ in keys]
+    length = setup.janus.num_image_tokens
+    loop = partial(
+        token_generator, setup.janus, setup.janus.image_head, scoring, layer=layer,
+        max_new_tokens=length,
+    )  # fmt: skip
+    in_step = loop()
+    code = int(in_step(prompts, keys)[:, length // 2].mode().values)
+    refilled = loop(places=16, stop_ids=[code])
+    ends = (refilled(prompts, keys) == code).int()
+    lengths = torch.where(ends.any(dim=1), ends.argmax(dim=1) + 1, length)
+    print(f"lengths: {[*map(int, sorted(lengths))]}")
+
+    def batches(_turn: int) -> None:
+        for first in range(0, 64, 16):
+            part = slice(first, first + 16)
+            in_step.max_new_tokens = int(lengths[part].max())
+            in_step(prompts[part], keys[part])
+
+    seconds = in_turns(
+        {"batches": batches, "refilled": lambda _turn: refilled(prompts, keys)},
+        repeats, torch.device("cpu"),
+    )  # fmt: skip
+    gain = ratio(seconds["batches"], seconds["refilled"])
+    yield f"| 64 sequences of mixed lengths: batches in step over refilled rows | {gain} |"
 
 
 if __name__ == "__main__":

@@ -135,6 +135,19 @@ def test_speculative(speculative, predict):
     assert predict(PROMPTS, "out", window, batch=10) == alone
 
 
+@pytest.mark.distributed
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("precision", ["bf16-true", "32-true"])
+def test_refilled_rows(precision, ranks, predict, tmp_path):
+    """Images of several prompts follow one another in three rows, also after some are missing."""
+    settings = "--model.speculative=8", f"--trainer.precision={precision}"
+    alone = predict(PROMPTS, "alone", *settings, batch=1, images=3)
+    assert predict(PROMPTS, "out", *settings, batch=3, images=3, ranks=ranks) == alone
+    for path in [*tmp_path.glob("out/*/img_0[12].jpg")][::3]:
+        path.unlink()
+    assert predict(PROMPTS, "out", *settings, batch=3, images=3, ranks=ranks) == alone
+
+
 @pytest.fixture(scope="module")
 def wide_checkpoint(tmp_path_factory):
     """A random Janus with 16384 codes, as the published ones have."""

@@ -38,6 +38,8 @@ from lit_dola.janus.tokenizer import unconditional_ids
 ATTENDED_BUCKET = 64
 """A step attends to a multiple of this many slots. Otherwise the longest row would decide how the
 sums of all others are rounded; compiled, there is one CUDA graph per multiple."""
+_EXACT_BUCKET = 16
+"""The same in float32 with the step as written: a multiple of what processors add up at once."""
 
 StreamKey = tuple[int, int]
 """Prompt index and image index, which select a sequence's random stream."""
@@ -301,7 +303,9 @@ class TokenGenerator:
 
     def _attended(self, counter: Tensor, count: int) -> Tensor:
         """Slots that a step reads: those in use, and a few more."""
-        slots = counter[: round_up(count, ATTENDED_BUCKET)]
+        exact = self.decoder.language_model.embed_tokens.weight.dtype.itemsize >= 4
+        bucket = _EXACT_BUCKET if exact and not self.compile else ATTENDED_BUCKET
+        slots = counter[: round_up(count, bucket)]
         if self.compile:
             torch._dynamo.maybe_mark_dynamic(slots, 0)  # unless there is only one length
         return slots

@@ -31,29 +31,34 @@ class PromptCache:
         self._kept: OrderedDict[Any, tuple[list[list[Tensor]], Tensor]] = OrderedDict()
         """Of each buffer of the cache the part of each branch, and the last states."""
 
-    def restore(self, branches: Branches, cache: KVCache, rows: Tensor) -> Tensor | None:
+    def restore(
+        self, branches: Branches, cache: KVCache, rows: Sequence[Sequence[int]]
+    ) -> Tensor | None:
         """Fill the rows of a prompt that was run before; return its states.
 
         Args:
             branches: The branches of the prompt.
             cache: Filled from slot 0 on.
-            rows: Rows of the cache that start from each branch, int64 ``(branches, copies)``.
+            rows: Rows of the cache that start from each branch.
         """
         if (found := self._kept.get(_key(branches))) is None:
             return None
         self._kept.move_to_end(_key(branches))
         parts, states = found
-        for buffer, kept in zip(cache.buffers, parts):
-            for row, part in zip(rows, kept):
-                buffer[row, :, : part.shape[1]] = part
+        for own, kept in zip(rows, zip(*parts)):
+            at = torch.tensor(own, device=states.device)
+            for buffer, part in zip(cache.buffers, kept):
+                buffer[at, :, : part.shape[1]] = part
         return states
 
-    def keep(self, branches: Branches, cache: KVCache, rows: Tensor, states: Tensor) -> None:
+    def keep(
+        self, branches: Branches, cache: KVCache, rows: Sequence[Sequence[int]], states: Tensor
+    ) -> None:
         """Keep a prompt that has just been run; arguments as of :meth:`restore`."""
         if sum(map(len, branches)) > self.tokens:
             return
         parts = [
-            [buffer[row[0], :, : len(ids)].clone() for row, ids in zip(rows, branches)]
+            [buffer[own[0], :, : len(ids)].clone() for own, ids in zip(rows, branches)]
             for buffer in cache.buffers
         ]
         self._kept[_key(branches)] = parts, states
@@ -93,16 +98,16 @@ def prefill(
         sequences.setdefault(key, []).append(sequence)
     device = decoder.language_model.embed_tokens.weight.device
     order = torch.empty(len(prompts), dtype=torch.long)
-    at = torch.arange(len(prompts)) if places is None else torch.tensor(places)
+    at = range(len(prompts)) if places is None else places
     states: list[Tensor] = []
     for copies in sequences.values():
         branches = prompts[copies[0]]
         order[copies] = len(states)
-        rows = at[copies] * len(branches) + torch.arange(len(branches))[:, None]
-        rows = rows.to(device)
+        count = len(branches)
+        rows = [[at[copy] * count + branch for copy in copies] for branch in range(count)]
         found = kept.restore(branches, cache, rows) if kept is not None else None
         if found is None:
-            found = _run(decoder, branches, cache, rows, embeddings)
+            found = _run(decoder, branches, cache, torch.tensor(rows, device=device), embeddings)
             if kept is not None:
                 kept.keep(branches, cache, rows, found)
         states.append(found)

@@ -50,7 +50,8 @@ class LitDoLa(DecodingModule):
 
     Args:
         speculative: Window of speculative Jacobi decoding: tokens per pass and image, e.g. 16. The
-            tokens are the same, from fewer passes; it pays for a few images at a time. null: off.
+            tokens are the same, from fewer passes; it pays for a few images at a time. A complete
+            image makes room for the next one. null: off.
         negative_prompt: Text of the unconditional branch, which guidance leads away from; null: its
             text is padded away, as in Janus itself.
         parallel_size: Images per prompt.

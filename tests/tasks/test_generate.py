@@ -182,16 +182,44 @@ def test_in_low_precision_a_divided_batch_is_told_and_recorded(predict, caplog):
     )
 
 
+@pytest.mark.slow
+def test_rows_that_are_refilled_become_fewer_too(predict, caplog):
+    """A step has four batches; it begins again with half as many rows."""
+    tried = []
+
+    def spoil(model):
+        make = model.make_generator
+
+        def make_small():
+            generate = make()
+            tried.append(generate.places)
+            begin = generate._begin
+
+            def begin_if_it_fits(pool, cache, begun, *rest):
+                if generate.places > 1 and len(tried) < 3 and 2 in begun.values():
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return begin(pool, cache, begun, *rest)
+
+            generate._begin = begin_if_it_fits
+            return generate
+
+        model.make_generator = make_small
+
+    _, whole = predict(images_per_batch=4)
+    _, pooled = predict(images_per_batch=2, speculative=4, spoil=spoil)
+    assert tried == [2, 1]
+    assert len(pooled) == 1
+    assert gather(pooled) == gather(whole)
+    assert warned(caplog) == ["out of memory: continuing with at most 1 images at once"]
+
+
 def test_only_on_a_gpu_and_in_low_precision_batches_are_filled_up():
     """There the number of rows decides how sums are rounded."""
     fill_to = decode.DecodingModule.fill_to.fget
 
     def of(device, is_exact, at_once=None):
-        plan = SimpleNamespace(batch_size=8)
         return fill_to(
-            SimpleNamespace(
-                device=torch.device(device), is_exact=is_exact, at_once=at_once, plan=plan
-            )
+            SimpleNamespace(device=torch.device(device), is_exact=is_exact, places=at_once or 8)
         )
 
     assert of("cuda", False) == 8
@@ -230,8 +258,8 @@ def test_the_memory_is_given_back_before_the_next_try(predict, monkeypatch):
     caches = []
     allocate = TokenGenerator._cache_for
 
-    def allocate_little(generator, batch):
-        caches.append(weakref.ref(allocate(generator, batch)))
+    def allocate_little(generator, *sizes):
+        caches.append(weakref.ref(allocate(generator, *sizes)))
         if caches[-1]().rows > 4:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return caches[-1]()
