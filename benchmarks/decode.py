@@ -38,6 +38,7 @@ RATIOS = (
     ("b", "d"),
     ("a", "c"),
     ("a_batch", "c"),
+    ("a_batch", "i"),
 )
 DType = Literal["float32", "bfloat16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from benchmarks import decode, gpu
+from benchmarks import decode, gpu, profile, quantized
 from benchmarks.methods import make_methods
 from benchmarks.models import BOI, BOS, SIZES, random_janus, random_prompts
 from lit_dola.janus.model import TransformersJanus
@@ -58,6 +58,7 @@ def test_result(tmp_path, monkeypatch, capsys):
         "b/d",
         "a/c",
         "a_batch/c",
+        "a_batch/i",
     }
     for ratio in result["ratios"].values():
         assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
@@ -110,3 +111,26 @@ def test_every_part_of_the_table_for_a_gpu(print_table):
 def test_parts_are_left_out_when_the_time_is_up(print_table):
     last = print_table(minutes=0.0).splitlines()[-1]
     assert last.startswith("| left out after 0 minutes | same_image, images_per_second, steps,")
+
+
+@pytest.mark.slow
+def test_shares_of_a_step_make_a_whole(capsys, monkeypatch):
+    monkeypatch.setitem(measure._COPIED_BYTES, "cpu", 2**18)
+    profile.main(["tiny"], rows=[2, 4], lengths=[30])
+    _, _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split(" | ")[:3] for row in rows] == [["| tiny", rows, "30"] for rows in "24"]
+    for row in rows:
+        *shares, ratio = row.strip("| ").split(" | ")[3:]
+        assert 95 <= sum(float(share.rstrip("%")) for share in shares) <= 105
+        assert float(ratio) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
+def test_quantized_weights_against_the_weights_themselves(capsys):
+    with torch.inference_mode():
+        quantized.main("tiny", images=[1], tokens=2, repeats=1, kinds=["int8wo", "int4wo"])
+    errors = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in errors[:2]] == ["int8wo", "int4wo"]
+    assert all(0 < float(line.split(": ")[1].split("%")[0]) < 20 for line in errors[:2])
+    assert [line.split(" | ")[1] for line in errors[-2:]] == ["int8wo", "int4wo"]

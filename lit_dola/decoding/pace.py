@@ -5,8 +5,7 @@ from collections.abc import Sequence
 _FORGET = 0.99
 """What an earlier pass counts in comparison with the next one."""
 _KEEP = 0.9
-"""The same of the tokens that came true, per pass since."""
-_LONG_AGO = 1000
+"""The same of guesses, per pass since."""
 _BUDGET = 1 / 20
 """Share of the time that trying the whole window again may take."""
 _TRIAL = 3
@@ -18,8 +17,9 @@ _SPIKE = 3.0
 class Pace:
     """Chooses the width of the next pass from what earlier ones took and brought.
 
-    The seconds of a pass are taken to be ``a + b * sequences * width``, and the tokens that come
-    true are averaged by width. A width is tried again if the trial takes little of the time.
+    The seconds of a pass are taken to be ``a + b * sequences * width``, and every guess to be as
+    likely right as the next one, as long as those before it are. The whole window is tried again if
+    the trial takes little of the time.
 
     Args:
         window: Tokens per pass and sequence at most.
@@ -30,11 +30,10 @@ class Pace:
         powers = [1 << k for k in range(window.bit_length())]
         self.widths = sorted({*powers, window})
         """The widths to choose from."""
-        self._true = dict.fromkeys(self.widths, 1.0)
-        """Tokens that come true per pass and sequence."""
-        self._passes = 0
-        self._seen: dict[int, int] = {}
-        """The pass that last told something about a width."""
+        self._right, self._guesses = 1.0, 1.0
+        """Guesses that were right, of those that all guesses before were."""
+        self._told, self._passes = 0, 0
+        """The pass that last told something about guesses, and the last one."""
         self._sums = [0.0] * 5
         """Weights, tokens, seconds, tokens squared, tokens times seconds of earlier passes."""
         self._slope = 0.0
@@ -67,24 +66,29 @@ class Pace:
             self._planned.pop(0)
         self._passes += 1
         tokens = sequences * width
-        if len(self._seen) > 1:
+        if self._passes > 3:
             seconds = min(seconds, _SPIKE * self._seconds(tokens))
         new = 1.0, tokens, seconds, tokens**2, tokens * seconds
         self._sums = [_FORGET * old + it for old, it in zip(self._sums, new)]
-        for narrower in self.widths:
-            # Guesses beyond what the last pass ran were never revised.
-            if came_true and narrower <= width and (narrower <= self._last or not self._last):
-                mean = sum(min(it, narrower) for it in came_true) / len(came_true)
-                old = self._passes - self._seen.get(narrower, -_LONG_AGO)
-                keep = _KEEP**old
-                self._true[narrower] = keep * self._true[narrower] + (1 - keep) * mean
-                self._seen[narrower] = self._passes
+        self._note_guesses(min(width, self._last or width), came_true)
         self._last = width
         self._since = 0.0 if width == self.window else self._since + seconds
 
+    def _note_guesses(self, width: int, came_true: Sequence[int]) -> None:
+        """Note how many guesses came true, of those that the pass before has revised."""
+        right = sum(min(it, width) - 1 for it in came_true)
+        guesses = right + sum(it < width for it in came_true)
+        if guesses:
+            keep = _KEEP ** (self._passes - self._told)
+            self._right = keep * self._right + right
+            self._guesses = keep * self._guesses + guesses
+            self._told = self._passes
+
     def _rate(self, sequences: int, width: int) -> float:
         """Return the tokens per second and sequence that a width should bring."""
-        return self._true[width] / max(self._seconds(sequences * width), 1e-9)
+        chance = self._right / self._guesses
+        true = sum(chance**place for place in range(width))
+        return true / max(self._seconds(sequences * width), 1e-9)
 
     def _seconds(self, tokens: int) -> float:
         """Return the seconds that a pass over so many tokens should take."""

@@ -55,6 +55,35 @@ def test_the_module_may_be_cast_to_the_dtype_that_it_has(how, load):
 
 
 @needs_torchao
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("how", ["int8wo", "int4wo"])
+def test_on_a_cpu_a_product_does_not_depend_on_the_other_rows(how, dtype, load):
+    """The kernels take bfloat16; the result has the dtype of the inputs, and their shape."""
+    janus = load(dtype, quantize=how)
+    layer = janus.language_model.layers[0].mlp.down_proj
+    inputs = torch.randn(5, 9, layer.in_features, dtype=dtype)
+    together = layer(inputs)
+    assert (together.dtype, together.shape) == (dtype, (5, 9, layer.out_features))
+    for rows in (1, 2, 4, 17, 32, 45):
+        parts = inputs.view(45, -1).split(rows)
+        assert torch.equal(torch.cat([*map(layer, parts)]).view_as(together), together)
+
+
+@needs_torchao
+@pytest.mark.parametrize("how", ["int8wo", "int4wo"])
+def test_on_a_cpu_a_bias_is_added(how):
+    layer = nn.Linear(64, 32)
+    module = SimpleNamespace(language_model=nn.Sequential(), head_module=nn.Sequential(layer))
+    inputs = torch.randn(3, 64)
+    expected = layer(inputs)
+    quantize_weights(module, how, CPU)
+    assert (layer(inputs) - expected).abs().max() < 0.3
+    with torch.no_grad():
+        layer.bias += 100
+    assert (layer(inputs) - expected - 100).abs().max() < 0.3
+
+
+@needs_torchao
 def test_int4_leaves_layers_that_it_cannot_store_and_says_so(load, caplog):
     janus = load(torch.bfloat16)
     mlp = janus.language_model.layers[3].mlp
