@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain, product
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import auto_cli
@@ -61,11 +62,11 @@ class Setup:
         self.prompts = [str(json.loads(line)["prompt"]) for line in lines[::step][:prompts]]
         self.ids = [*map(encoder.encode, self.prompts)]
 
-    def generator(self, mode: str, window: int | None) -> TokenGenerator:
+    def generator(self, mode: str, window: int | None, **pool: Any) -> TokenGenerator:
         """Return a token loop, speculative with a window."""
         scoring, layer = MODES[mode]
         return token_generator(
-            self.janus, self.janus.image_head, scoring, window=window, layer=layer,
+            self.janus, self.janus.image_head, scoring, window=window, layer=layer, **pool,
             max_new_tokens=self.janus.num_image_tokens,
         )  # fmt: skip
 
@@ -115,7 +116,8 @@ def main(
 def _compare(setup: Setup, mode: str, images: int, window: int) -> tuple[int, Tensor]:
     """Return how many images have equal tokens, and the passes of each."""
     keys = list(product(range(len(setup.ids)), range(images)))
-    plain, fast = setup.generator(mode, None), setup.generator(mode, window)
+    plain = setup.generator(mode, None)
+    fast = setup.generator(mode, window, adapts=False, places=16)
     equal, passes = 0, []
     for first in tqdm(range(0, len(keys), _BATCH), desc=mode, disable=None, leave=False):
         part = keys[first : first + _BATCH]
@@ -132,6 +134,7 @@ def _loops(setup: Setup, window: int, repeats: int) -> Iterator[str]:
     """Yield rows of a table about the token loop alone."""
     mode = "baseline, guidance 2"
     plain, fast = setup.generator(mode, None), setup.generator(mode, window)
+    whole = setup.generator(mode, window, adapts=False)
 
     def run(turn: int, generate: TokenGenerator, images: int) -> Tensor:
         prompt = turn * 37 % len(setup.ids)
@@ -142,6 +145,7 @@ def _loops(setup: Setup, window: int, repeats: int) -> Iterator[str]:
         calls: dict[str, Callable[[int], Tensor]] = {
             "one at a time": partial(run, generate=plain, images=images),
             "speculative": partial(run, generate=fast, images=images),
+            "always the whole window": partial(run, generate=whole, images=images),
         }
         if images == 1:
             calls["transformers"] = lambda turn: setup.transformers(turn * 37 % len(setup.ids))

@@ -156,21 +156,18 @@ class PooledGenerator(TokenGenerator):
 
 
 def token_generator(
-    *args: Any,
-    window: int | None = None,
-    places: int | None = None,
-    stop_ids: Sequence[int] = (),
-    **settings: Any,
+    *args: Any, window: int | None = None, stop_ids: Sequence[int] = (), **settings: Any
 ) -> TokenGenerator:
     """Return the token loop for some settings: in step if all sequences advance alike.
 
     Args:
         args: As :class:`TokenGenerator`.
         window: As :class:`PooledGenerator`; None: one token at a time.
-        places: As :class:`PooledGenerator`.
         stop_ids: As :class:`PooledGenerator`.
-        settings: As :class:`TokenGenerator`.
+        settings: As :class:`PooledGenerator`.
     """
-    if window is None and not stop_ids:
-        return TokenGenerator(*args, **settings)
-    return PooledGenerator(*args, window=window or 1, places=places, stop_ids=stop_ids, **settings)
+    if window is not None or stop_ids:
+        return PooledGenerator(*args, window=window or 1, stop_ids=stop_ids, **settings)
+    for pooled in ("places", "adapts"):
+        settings.pop(pooled, None)
+    return TokenGenerator(*args, **settings)
