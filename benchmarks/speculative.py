@@ -158,22 +158,34 @@ def _loops(setup: Setup, window: int, repeats: int) -> Iterator[str]:
 def _calls(setup: Setup, window: int, repeats: int) -> Iterator[str]:
     """Yield rows of a table about whole calls from Python, pixels included."""
     pipeline = JanusPipeline.from_pretrained(CHECKPOINT, device="cpu")
+    lines = Path("recipes/shapes/demo.jsonl").read_text("utf-8").splitlines()
+    demo = [str(json.loads(line)["prompt"]) for line in lines]
+    baseline = {"dola": False, "cfg_weight": 2.0}
 
-    def call(turn: int, images: int, speculative: int | None) -> Generation:
-        prompts = [setup.prompts[(turn * 37 + place) % len(setup.prompts)] for place in range(4)]
+    def others(turn: int, count: int) -> list[str]:
+        return [setup.prompts[(turn * 37 + place) % len(setup.prompts)] for place in range(count)]
+
+    cases: dict[str, tuple[Callable[[int], list[str]], int, dict[str, Any]]] = {
+        "1 image": (partial(others, count=1), 1, baseline),
+        "8 images": (partial(others, count=1), 8, baseline),
+        "32 images": (partial(others, count=2), 16, baseline),
+        "the demo's 32 images": (lambda _turn: demo, 4, {}),
+    }
+
+    def call(turn: int, name: str, speculative: int | None) -> Generation:
+        prompts, images, settings = cases[name]
         return pipeline.generate(
-            prompts[: 1 + images // 16], parallel_size=images // (1 + images // 16),
-            dola=False, cfg_weight=2.0, speculative=speculative, progress=False,
-        )  # fmt: skip
+            prompts(turn), parallel_size=images, speculative=speculative, progress=False, **settings
+        )
 
-    for images in (1, 8, 32):
+    for name in cases:
         calls = {
-            name: partial(call, images=images, speculative=speculative)
-            for name, speculative in (("one at a time", None), ("speculative", window))
+            how: partial(call, name=name, speculative=size)
+            for how, size in (("one at a time", None), ("speculative", window))
         }
         seconds = in_turns(calls, repeats, torch.device("cpu"))
         gain = ratio(seconds["one at a time"], seconds["speculative"])
-        yield f"| a call: one at a time over speculative, {images} | {gain} |"
+        yield f"| a call: one at a time over speculative, {name} | {gain} |"
 
 
 @torch.inference_mode()
