@@ -101,7 +101,7 @@ def test_pictures_in_the_file_are_saved_with_the_run(main_here, tiny_checkpoint,
 
 @pytest.mark.slow
 def test_a_signal_ends_the_run_and_the_same_command_continues(answer, asked, tmp_path, monkeypatch):
-    answer("--writer.output_dir=whole", "--model.questions_per_batch=2")
+    answer("--writer.output_dir=whole", "--model.questions_per_batch=1")
     asked.clear()
     step = LitAnswer.predict_step
 
@@ -112,14 +112,14 @@ def test_a_signal_ends_the_run_and_the_same_command_continues(answer, asked, tmp
 
     with monkeypatch.context() as patch:
         patch.setattr(LitAnswer, "predict_step", interrupted)
-        done = answer("--model.questions_per_batch=2")
+        done = answer("--model.questions_per_batch=1")
     assert done.returncode == 143
     assert "stopped by SIGTERM; the same command continues from there" in done.stderr
     first = sorted(record.question_index for record in AnswerRecord.read(tmp_path / "out"))
     assert first == [0, 1, 2, 3][: len(first)]
     assert len(first) >= 2
     asked.clear()
-    assert answer("--model.questions_per_batch=2").returncode == 0
+    assert answer("--model.questions_per_batch=1").returncode == 0
     assert asked == [*range(len(first), 7)]
     assert answers(tmp_path / "out") == answers(tmp_path / "whole")
 
