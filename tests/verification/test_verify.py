@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_dola.decoding import guidance, places, scoring, step
+from lit_dola.decoding import guidance, pace, places, scoring, step
 from lit_dola.janus import loading
 from lit_dola.janus.model import TransformersJanus
 from lit_dola.verification import measure, promises, subject, verify
@@ -162,6 +162,8 @@ def accept_every_guess(patch):
         accept(state, torch.cat([inputs[:, :1], drawn[:, :-1]], dim=1), drawn, ok)
 
     patch(places.Pool, "accept", accept_all)
+    # Passes of any width would then draw other images each time.
+    patch(pace.Pace, "width", lambda chosen, sequences: chosen.window)
 
 
 def decode_to_nan(patch):
