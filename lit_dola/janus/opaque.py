@@ -19,7 +19,7 @@ class OpaqueWeight(Tensor):
     """The kind of weight, for messages."""
 
     @staticmethod
-    def __new__(cls, weight: Tensor, *_: Any) -> Self:
+    def __new__(cls, weight: Tensor) -> Self:
         """Create it without numbers; a subclass keeps those."""
         self: Self = Tensor._make_wrapper_subclass(
             cls, weight.shape, dtype=weight.dtype, device=weight.device

@@ -92,11 +92,22 @@ class LowBitWeight(OpaqueWeight):
 class ByteWeight(LowBitWeight):
     """The same in int8, by torch's own kernel: torchao would make floats of all of it each time."""
 
+    scale: Tensor
+    ones: Tensor
+
+    @staticmethod
+    def __new__(cls, weight: Tensor, quantized: Any) -> "ByteWeight":
+        """Take the shape and dtype of a weight, and what every product needs."""
+        self = LowBitWeight.__new__(cls, weight, quantized)
+        assert isinstance(self, ByteWeight)
+        self.scale = quantized.scale.flatten()
+        self.ones = torch.ones_like(self.scale, dtype=torch.bfloat16)
+        return self
+
     def _product(self, inputs: Tensor) -> Tensor:
-        scale: Tensor = self.quantized.scale.flatten()
-        ones = torch.ones_like(scale, dtype=inputs.dtype)  # it would round the scale as well
-        unscaled: Tensor = torch._weight_int8pack_mm(inputs, self.quantized.qdata, ones)
-        return unscaled * scale
+        # The kernel would round the scale to bfloat16, too.
+        unscaled: Tensor = torch._weight_int8pack_mm(inputs, self.quantized.qdata, self.ones)
+        return unscaled * self.scale
 
 
 def _config(how: Quantization, device: torch.device) -> Any:
