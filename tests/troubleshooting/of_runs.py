@@ -231,8 +231,8 @@ def attention_kernel_that_fails(scene):
 @case("weights in oneDNN's layout")
 def packed_weights_that_multiply_wrongly(scene):
     scene.monkeypatch.setattr(packing, "SMALLEST", 0)
-    multiply = packing._multiply
-    scene.monkeypatch.setattr(packing, "_multiply", lambda *args: multiply(*args) + 1)
+    multiply = packing.PackedWeight.product
+    scene.monkeypatch.setattr(packing.PackedWeight, "product", lambda *a: multiply(*a) + 1)
     return scene.predict(), 0
 
 
