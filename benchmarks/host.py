@@ -123,7 +123,7 @@ def _fill(out: Path, entries: list[dict[str, str]]) -> None:
     sources = [
         out / f"source-{number}" for number in range(len(entries) * IMAGES_PER_PROMPT // _LINKS + 1)
     ]
-    with Image.open(out / record["file"]) as image:
+    with Image.open(out / record["file_name"]) as image:
         for source in sources:
             image.save(source, "PNG")
     made = 0
@@ -138,7 +138,7 @@ def _fill(out: Path, entries: list[dict[str, str]]) -> None:
                 os.link(sources[made // _LINKS], out / file)
                 made += 1
                 log.write(json.dumps({
-                    **record, "file": file, "prompt": entry["prompt"], "prompt_index": index,
+                    **record, "file_name": file, "prompt": entry["prompt"], "prompt_index": index,
                     "image_index": number, "metadata": metadata,
                 }) + "\n")  # fmt: skip
 

@@ -187,11 +187,11 @@ OUTPUT = {
         insert("        self.save_prompt = save_prompt\n", before="        self.grid = grid\n"),
         insert(
             "        if self.save_prompt:\n"
-            '            files.append(Path(record.file).with_suffix(".txt").as_posix())\n',
+            '            files.append(Path(record.file_name).with_suffix(".txt").as_posix())\n',
             before="        if record.key in self._inspected:\n",
         ),
         insert(
-            "        if self.save_prompt:\n            path = self.output_dir / record.file\n"
+            "        if self.save_prompt:\n            path = self.output_dir / record.file_name\n"
             '            path.with_suffix(".txt").write_text(record.prompt + "\\n")\n',
             before="        self.run.append(record)",
         ),

@@ -122,7 +122,7 @@ def test_settings_by_flag_yaml_and_environment(predict, folder, small):
     for record in records(folder / "outputs"):
         settings = {name: record[name] for name in ("alpha", "cfg_weight", "temperature")}
         assert settings == {"alpha": 0.3, "cfg_weight": 4.0, "temperature": 0.5}
-        assert record["file"].endswith(".png")
+        assert record["file_name"].endswith(".png")
 
 
 @pytest.mark.slow
@@ -180,7 +180,7 @@ def test_original_layout_gives_the_tokens_of_the_plain_reference(predict, folder
     )
     encoder, plain = PromptEncoder(checkpoint), PlainJanus(config, weights)
     for record in records(folder / "outputs"):
-        tokens = np.load((folder / "outputs" / record["file"]).with_suffix(".npy"))
+        tokens = np.load((folder / "outputs" / record["file_name"]).with_suffix(".npy"))
         expected = reference.generate(
             plain,
             encoder.encode(record["prompt"]),

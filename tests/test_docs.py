@@ -88,7 +88,7 @@ def check_demo(folder):
     assert all(record["dola"] for record in made)
     right = []
     for record in made:
-        with Image.open(folder / "outputs/demo" / record["file"]) as image:
+        with Image.open(folder / "outputs/demo" / record["file_name"]) as image:
             assert image.size == (48, 48)
             right.append(ShapesScorer()(image, record["metadata"]))
     assert np.mean(right) > 0.3  # it draws what the prompts say

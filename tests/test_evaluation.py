@@ -202,7 +202,7 @@ def test_dpg_benchs_folder_of_prompts(folder, evaluate):
         assert grid.size == (32, 32)
         record = json.loads((folder / "out/dola/metadata.jsonl").read_text().splitlines()[0])
         assert record["prompt"] == "the prompt of a9"
-        with Image.open(folder / "out/dola" / record["file"]) as image:
+        with Image.open(folder / "out/dola" / record["file_name"]) as image:
             np.testing.assert_array_equal(np.asarray(grid.crop((0, 0, 16, 16))), np.asarray(image))
 
 

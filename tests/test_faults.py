@@ -89,7 +89,7 @@ def check_whole(folder, expected):
         elif not name.endswith((".tmp", ".jsonl")) and not name.startswith(".run"):
             assert content == expected[name], name
     lines = [line for name in found if name.endswith(".jsonl") for line in found[name].splitlines()]
-    assert all(json.loads(line)["file"] in found for line in lines)
+    assert all(json.loads(line)["file_name"] in found for line in lines)
     return found
 
 
@@ -381,7 +381,7 @@ def test_a_signal_ends_the_run_in_order(signum, code, ranks, command, undisturbe
     found = check_whole(tmp_path / "out", expected)
     images = {name for name in found if name.endswith(".jpg")}
     lines = [line for name in found if name.endswith(".jsonl") for line in found[name].splitlines()]
-    assert {json.loads(line)["file"] for line in lines} == images
+    assert {json.loads(line)["file_name"] for line in lines} == images
     assert not [name for name in found if name.endswith(".tmp")]
     assert 5 <= len(images) < 40
     assert run(tmp_path, args).returncode == 0

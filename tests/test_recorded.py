@@ -44,9 +44,14 @@ def check_same(made):
     assert without_versions(made) == without_versions(RUN)
     assert len(records(made)) == 4
     for record in records(made):
-        tokens = (np.load((folder / record["file"]).with_suffix(".npy")) for folder in (made, RUN))
+        tokens = (
+            np.load((folder / record["file_name"]).with_suffix(".npy")) for folder in (made, RUN)
+        )
         np.testing.assert_array_equal(*tokens)
-        assert np.abs(pixels(made / record["file"]) - pixels(RUN / record["file"])).max() <= 1
+        assert (
+            np.abs(pixels(made / record["file_name"]) - pixels(RUN / record["file_name"])).max()
+            <= 1
+        )
 
 
 @pytest.mark.slow
@@ -54,7 +59,7 @@ def test_the_same_images_and_records(folder, main_here):
     done = main_here(folder, *PREDICT, "--writer.output_dir=out")
     assert (done.returncode, messages(done.stderr)) == (0, "")
     check_same(folder / "out")
-    with Image.open(folder / "out" / records(RUN)[0]["file"]) as image:
+    with Image.open(folder / "out" / records(RUN)[0]["file_name"]) as image:
         assert json.loads(image.text["parameters"])["apc"] == "union"
 
 

@@ -65,7 +65,7 @@ def images_of(folder):
     """The tokens and the pixels of each image, by prompt and image index."""
     found = {}
     for record in records(folder):
-        path = folder / record["file"]
+        path = folder / record["file_name"]
         tokens = np.load(path.with_suffix(".npy")).tolist()
         pixels = Image.open(path).tobytes()
         found[record["prompt_index"], record["image_index"]] = tokens, pixels

@@ -236,7 +236,7 @@ def reply(
                     if image.file
                     else {"b64_json": base64.b64encode(image.content or b"").decode()}
                 ),
-                "record": {k: v for k, v in image.record.items() if k != "file"},
+                "record": {k: v for k, v in image.record.items() if k != "file_name"},
             }
             for image in images
         ],

@@ -61,7 +61,7 @@ class Run:
     @property
     def files(self) -> list[Path]:
         """The images, in order."""
-        return [self.folder / record.file for record in self.records]
+        return [self.folder / record.file_name for record in self.records]
 
 
 @dataclass(frozen=True)

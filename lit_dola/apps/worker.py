@@ -209,7 +209,7 @@ def _files(payload: Payload, made: Generation) -> list[ImageFile]:
         ]
     made.save(payload.folder, gallery=False, **how)
     return [
-        ImageFile(None, (payload.folder / record.file).resolve(), record.provenance())
+        ImageFile(None, (payload.folder / record.file_name).resolve(), record.provenance())
         for record in ImageRecord.read(payload.folder)
     ]
 

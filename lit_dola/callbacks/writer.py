@@ -105,9 +105,9 @@ class ImageWriter(RunWriter):
 
     def files_of(self, record: ImageRecord) -> Sequence[str] | None:
         """Return the image, and its tokens and inspection if asked for."""
-        files = [record.file]
+        files = [record.file_name]
         if self.save_tokens:
-            files.append(tokens_file(record.file))
+            files.append(tokens_file(record.file_name))
         if record.key in self._inspected:
             if record.inspection is None:
                 return None
@@ -137,7 +137,7 @@ class ImageWriter(RunWriter):
         self, record: ImageRecord, image: Image.Image, tokens: npt.NDArray[np.int32]
     ) -> None:
         """Write an image and its tokens, then its record: a record means that both are complete."""
-        self._make_folder_of(self.output_dir / record.file)
+        self._make_folder_of(self.output_dir / record.file_name)
         kept = tokens if self.save_tokens else None
         write_image(self.output_dir, record, image, self.format, self.quality, kept)
         self.run.append(record)
@@ -151,7 +151,7 @@ class ImageWriter(RunWriter):
         self, record: ImageRecord, image: Image.Image, inspection: Inspection
     ) -> Path:
         """Write a plot on the main thread, as matplotlib is not thread-safe; return its path."""
-        path = self.output_dir / record.file
+        path = self.output_dir / record.file_name
         try:
             self._make_folder_of(path)
             return write_inspection(path.with_suffix(""), inspection, image, record)

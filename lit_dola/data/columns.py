@@ -33,6 +33,8 @@ class LogRecord:
 
     log: ClassVar[str]
     """Name of the log, without its suffix."""
+    first_was: ClassVar[str | None] = None
+    """Name of the first column in lines of earlier versions; None: the same."""
     key_columns: ClassVar[tuple[str, ...]]
     """Columns that identify the result: of its entry and, if there are several, of the sample."""
 
@@ -50,6 +52,16 @@ class LogRecord:
             if type(value) not in types or (type(value) is int and abs(value) >= _LARGEST):
                 return False
         return True
+
+    @classmethod
+    def up_to_date(cls, line: Any) -> Any:
+        """Return a line whose first column has its present name; the line itself if it has."""
+        if cls.first_was is None or not isinstance(line, dict):
+            return line
+        first = next(iter(cls._columns().types))
+        if first in line or cls.first_was not in line:
+            return line
+        return {first: line[cls.first_was], **{k: line[k] for k in line if k != cls.first_was}}
 
     @classmethod
     def from_line(cls, line: Line) -> Self:

@@ -109,9 +109,11 @@ def read_run(path: Path, skipped: list[Failure] | None = None) -> list[Item]:
 
 def _image(index: int, line: Any) -> tuple[int, int, str, str]:
     """Return a record's indices, its prompt and its file."""
-    keys = {"prompt_index": int, "image_index": int, "prompt": str, "file": str}
+    keys = {"prompt_index": int, "image_index": int, "prompt": str, "file_name": str}
+    if isinstance(line, dict) and next(iter(line), None) == "file":  # of an earlier version
+        line = {**line, "file_name": line["file_name"]}
     if not isinstance(line, dict) or any(
         type(line.get(key)) is not kind for key, kind in keys.items()
     ):
         raise UserError("not the record of an image", "metadata.jsonl of a run")
-    return line["prompt_index"], line["image_index"], line["prompt"], line["file"]
+    return line["prompt_index"], line["image_index"], line["prompt"], line["file_name"]

@@ -71,28 +71,28 @@ def _scores(run: Run, scorer: Scorer) -> list[Score]:
     """Score a run's images, and write the scores to ``scores.jsonl``."""
     scores, lines = [], []
     for record in run.records:
-        image = read_image(run.folder / record.file)
+        image = read_image(run.folder / record.file_name)
         try:
             right = float(scorer(image, {**record.metadata, "prompt": record.prompt}))
         except UserError:
             raise
         except Exception as error:  # the user's own code
             raise UserError(
-                f"{type(scorer).__name__} fails on {run.folder / record.file}, prompt"
+                f"{type(scorer).__name__} fails on {run.folder / record.file_name}, prompt"
                 f" {record.prompt_index}: {type(error).__name__}: {error}",
                 "a number of any image and its prompt's metadata",
                 setting="scorer",
             ) from error
         if not math.isfinite(right):
             raise UserError(
-                f"{type(scorer).__name__} returns {right} for {run.folder / record.file}",
+                f"{type(scorer).__name__} returns {right} for {run.folder / record.file_name}",
                 "a finite number",
                 setting="scorer",
             )
         scores.append(
             Score(skill_of(record.metadata), record.prompt_index, record.image_index, right)
         )
-        lines.append(to_json({"file": record.file, "score": right}))
+        lines.append(to_json({"file_name": record.file_name, "score": right}))
     write_atomically(run.folder / "scores.jsonl", lines)
     return scores
 
@@ -143,7 +143,7 @@ class Sheet(NamedTuple):
             path,
             [some[prompt].prompt for prompt in shown],
             {
-                name: [runs[name].folder / own[prompt].file for prompt in shown]
+                name: [runs[name].folder / own[prompt].file_name for prompt in shown]
                 for name, own in records.items()
             },
             {name: [found[prompt] for prompt in shown] for name, found in right.items()} or None,

@@ -98,7 +98,7 @@ def _load(name: str, folder: Path) -> _Run:
             break
     if kind is ImageRecord:
         files = image_files(folder) if folder.is_dir() else set()
-        records = [record for record in records if record.file in files]
+        records = [record for record in records if record.file_name in files]
     if not records:
         raise UserError(
             "no results of a run", "a folder that predict or answer has written", at=folder
@@ -179,7 +179,9 @@ def _write(
                     {
                         "index": key.sample_index,
                         "files": rows[key],
-                        "splits": _splits([run.folder / run.records[key].file for run in runs]),
+                        "splits": _splits(
+                            [run.folder / run.records[key].file_name for run in runs]
+                        ),
                     }
                     for key in images
                 ],
@@ -203,7 +205,7 @@ def _write(
 
 def _address(run: _Run, number: int, key: RequestKey, output: Path, copy_images: bool) -> str:
     """Return an image's URL relative to the page: of a copy, or of the image itself."""
-    file = run.records[key].file
+    file = run.records[key].file_name
     copy = f"images/{number}/{file}" if copy_images else None
     return image_address(run.folder / file, output, copy)
 

@@ -86,7 +86,7 @@ def write_export(export: Export, run: Path, records: Iterable[ImageRecord], fold
     for path, content in layout.texts.items():
         write_atomically(folder / path, [content])
     for path, records_of_file in layout.images.items():
-        images = [read_image(run / record.file) for record in records_of_file]
+        images = [read_image(run / record.file_name) for record in records_of_file]
         _write_image(folder / path, tile(images, columns=2 if images[1:] else 1))
     _delete_others(folder, form.owned, {*layout.images, *layout.texts})
 

@@ -144,9 +144,9 @@ def _prompt(records: list[ImageRecord], settings: dict[str, Any], best: set[str]
         "columns": _columns(len(records)),
         "images": [
             {
-                "file": record.file,
+                "file": record.file_name,
                 "index": record.image_index,
-                "best": record.file in best,
+                "best": record.file_name in best,
                 "inspection": record.inspection,
                 "own": {
                     name: value

@@ -180,7 +180,7 @@ class Generation:
             for place in range(len(self)):
                 tokens = self.tokens[place].numpy() if save_tokens else None
                 saved = self.record(place, format, quality)
-                make_folder((path / saved.file).parent)
+                make_folder((path / saved.file_name).parent)
                 if self.inspections:
                     saved = self._save_inspection(path, place, saved)
                 write_image(path, saved, self.images[place], format, quality, tokens)
@@ -191,6 +191,6 @@ class Generation:
         return path / "index.html" if gallery else path
 
     def _save_inspection(self, folder: Path, place: int, record: ImageRecord) -> ImageRecord:
-        stem = (folder / record.file).with_suffix("")
+        stem = (folder / record.file_name).with_suffix("")
         plot = write_inspection(stem, self.inspections[place], self.images[place], record)
         return replace(record, inspection=plot.relative_to(folder).as_posix())

@@ -127,9 +127,9 @@ def write_image(
     if tokens is not None:
         npy = BytesIO()
         np.save(npy, tokens)
-        write_atomically(folder / tokens_file(record.file), [npy.getvalue()])
+        write_atomically(folder / tokens_file(record.file_name), [npy.getvalue()])
     content = encode_image(image, record.provenance(), format, quality)
-    write_atomically(folder / record.file, [content])
+    write_atomically(folder / record.file_name, [content])
 
 
 def tokens_file(file: str) -> str:

@@ -21,6 +21,8 @@ class _Line(NamedTuple):
     """A line and its place."""
 
     record: Line
+    is_former: bool
+    """Set if the line is one of an earlier version, and the record is as it is written now."""
     content: bytes
     file: int
     """Number of the log's file that holds it."""
@@ -90,7 +92,7 @@ class RecordLog:
         with no_garbage_collection():
             for line in self._lines(files):
                 kept = keep(line.record)
-                is_same = kept is line.record
+                is_same = kept is line.record and not line.is_former
                 if kept is not None:
                     place = self._kind.place_of(kept)
                     if not is_same:
@@ -119,18 +121,19 @@ class RecordLog:
                 for number, line in enumerate(file, start=1):
                     began, offset = offset, offset + len(line)
                     try:
-                        record = _decode(line.decode())
+                        found = _decode(line.decode())
                     except ValueError:
                         continue
                     except RecursionError:
-                        record = None
+                        found = None
+                    record = self._kind.up_to_date(found)
                     if not self._kind.is_line(record):
                         raise UserError(
                             f"line {number}: not a record of a run",
                             "the folder of a run, or an empty one",
                             at=path,
                         )
-                    yield _Line(record, line, place, began)
+                    yield _Line(record, record is not found, line, place, began)
 
     def _files(self) -> list[Path]:
         # The merged file comes last: lines that the run is merging now are found there.

@@ -1,6 +1,7 @@
 """Records of results: one line per result in a log such as ``metadata.jsonl``."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
@@ -90,9 +91,11 @@ class ImageRecord(RunRecord):
     results = "images"
     entry_noun = "prompt"
     key_columns = ("prompt_index", "image_index")
+    first_was = "file"
 
-    file: str
-    """Path of the image, relative to the run's folder, with ``/``."""
+    file_name: str
+    """Path of the image, relative to the run's folder, with ``/``: the name of the column in an
+    imagefolder of Hugging Face's ``datasets``."""
     prompt: str
     prompt_index: int
     image_index: int
@@ -130,6 +133,20 @@ class ImageRecord(RunRecord):
             at_once=image.at_once,
         )
 
+    @classmethod
+    def from_line(cls, line: Line) -> "ImageRecord":
+        """Return the record of a line."""
+        return super().from_line({**line, "metadata": _map_keys(line["metadata"], _original)})
+
+    def to_line(self) -> Line:
+        """Return the line of this record.
+
+        A key of the entry such as ``file_name`` gets an underscore, because readers of an
+        imagefolder would open the picture that it names.
+        """
+        line = super().to_line()
+        return {**line, "metadata": _map_keys(line["metadata"], _harmless)}
+
     @property
     def subject(self) -> str:
         """The prompt."""
@@ -144,6 +161,24 @@ class ImageRecord(RunRecord):
         """Return what is known about the generation of the image, other than its settings."""
         known = {"forwards": self.forwards, "at_once": self.at_once}
         return {name: value for name, value in known.items() if value is not None}
+
+
+_NAMES_A_PICTURE = re.compile(r"(.*_)?file_names?_*")
+
+
+def _harmless(key: str) -> str:
+    return f"{key}_" if _NAMES_A_PICTURE.fullmatch(key) else key
+
+
+def _original(key: str) -> str:
+    return key.removesuffix("_") if _NAMES_A_PICTURE.fullmatch(key) else key
+
+
+def _map_keys(value: Any, rename: Callable[[str], str]) -> Any:
+    """Rename the keys of all objects in a JSON value."""
+    if isinstance(value, dict):
+        return {rename(key): _map_keys(it, rename) for key, it in value.items()}
+    return [_map_keys(it, rename) for it in value] if isinstance(value, list) else value
 
 
 _NOT_IN_FILES = ("metadata", "inspection", "forwards", "at_once")

@@ -52,10 +52,10 @@ def images_of_run(run: Path, checkpoint: Checkpoint, encoder: PromptEncoder) -> 
         UserError: If there are none, or they are of another checkpoint or without tokens.
     """
     for record in _records_of(run, ImageRecord, checkpoint):
-        path = run / tokens_file(record.file)
+        path = run / tokens_file(record.file_name)
         if not path.is_file():
             raise UserError(
-                f"{run}: {path.name} of {record.file} not found",
+                f"{run}: {path.name} of {record.file_name} not found",
                 "a run with --writer.save_tokens true",
                 setting="data.runs",
                 mentions=("writer.save_tokens",),

@@ -258,7 +258,7 @@ def test_a_saved_history_is_runs_and_pages(studio, tmp_path):
 
 
 def _first(run):
-    with Image.open(run / records(run)[0]["file"]) as image:
+    with Image.open(run / records(run)[0]["file_name"]) as image:
         return image.convert("RGB")
 
 

@@ -113,7 +113,7 @@ def test_quality_is_95_by_default(write, tmp_path):
 def test_metadata_says_what_made_each_image(write, tmp_path):
     write(tmp_path)
     (record,) = records(tmp_path)
-    assert (tmp_path / record["file"]).is_file()
+    assert (tmp_path / record["file_name"]).is_file()
     assert record["prompt"] == PROMPT
     assert (record["prompt_index"], record["image_index"], record["seed"]) == (3, 1, 0)
     assert record["metadata"] == {"tag": "x", "id": 9}
@@ -416,7 +416,7 @@ def test_folders_of_prompts_in_groups(write, tmp_path):
         "00000-00002/00000_0", "00000-00002/00002_2", "00003-00005/00003_3",
         "00009-00011/00011_11", "99999-100001/100000_100000",
     }  # fmt: skip
-    assert all((tmp_path / record["file"]).exists() for record in records(tmp_path))
+    assert all((tmp_path / record["file_name"]).exists() for record in records(tmp_path))
     assert len(list(tmp_path.rglob("grid.jpg"))) == len(indices)
     assert write(tmp_path, requests, folders_per_group=3, save_tokens=True).missing == []
     assert write(tmp_path, requests, folders_per_group=None, save_tokens=True).missing == []

@@ -65,7 +65,7 @@ def test_errors_name_the_file_and_the_entry(pictures, prompt_file, case):
 
 def record(prompt_index, image_index, file):
     return {
-        "file": file, "prompt": f"prompt {prompt_index}", "prompt_index": prompt_index,
+        "file_name": file, "prompt": f"prompt {prompt_index}", "prompt_index": prompt_index,
         "image_index": image_index, "alpha": 0.1, "metadata": {},
     }  # fmt: skip
 

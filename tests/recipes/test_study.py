@@ -76,12 +76,12 @@ def write_variant(folder, settings, right, images=1):
             file = f"{prompt:05}_p/img_{image:02}.png"
             tag = SKILLS[prompt // 10]
             line = {
-                "file": file, "prompt": "p", "prompt_index": prompt, "image_index": image,
+                "file_name": file, "prompt": "p", "prompt_index": prompt, "image_index": image,
                 "metadata": {"tag": tag}, **defaults, "layer": 8, **settings,
             }  # fmt: skip
             print(json.dumps(line), file=log)
             score = float(prompt % 10 < right and image == 0)
-            print(json.dumps({"file": file, "score": score}), file=out)
+            print(json.dumps({"file_name": file, "score": score}), file=out)
 
 
 def write_ranks(folder, even, odd=None):

@@ -34,7 +34,7 @@ def run(tmp_path):
                 Image.fromarray(pixels).save(tmp_path / "run" / file)
                 place = {"prompt_index": prompt_index, "image_index": image_index}
                 prompt = f"a é {prompt_index}"
-                records.append({"file": file, "prompt": prompt, **place, "metadata": extra})
+                records.append({"file_name": file, "prompt": prompt, **place, "metadata": extra})
         return tmp_path / "run", [ImageRecord.from_line(line) for line in records]
 
     return make
@@ -60,7 +60,7 @@ def test_geneval(run, tmp_path):
         assert all(re.match(r"\d+\.png", name) for name in names)
         for name, record in zip(names, records[3 * prompt_index :]):
             np.testing.assert_array_equal(
-                pixels(subfolder / "samples" / name), pixels(folder / record.file)
+                pixels(subfolder / "samples" / name), pixels(folder / record.file_name)
             )
     assert len(list((tmp_path / "out").iterdir())) == 2
 
@@ -76,7 +76,7 @@ def test_dpg(run, tmp_path, images):
     for name, group in (("12.png", records[images:]), (files[1], records[:images])):
         for box, record in zip(boxes, group):
             np.testing.assert_array_equal(
-                pixels(tmp_path / "out" / name, box), pixels(folder / record.file)
+                pixels(tmp_path / "out" / name, box), pixels(folder / record.file_name)
             )
 
 
@@ -126,7 +126,7 @@ def test_geneval2(run, tmp_path, monkeypatch):
     paths = json.loads((tmp_path / "out/image_paths.json").read_text())
     assert [*paths] == ["a é 0", "a é 1"]
     for path, record in zip(paths.values(), records, strict=True):
-        np.testing.assert_array_equal(pixels(path), pixels(folder / record.file))
+        np.testing.assert_array_equal(pixels(path), pixels(folder / record.file_name))
 
 
 def test_t2i_compbench(run, tmp_path):
@@ -138,7 +138,7 @@ def test_t2i_compbench(run, tmp_path):
     assert [name.split("_")[0] for name in files] == [record.prompt for record in records]
     for name, record in zip(files, records, strict=True):
         np.testing.assert_array_equal(
-            pixels(tmp_path / "out/samples" / name), pixels(folder / record.file)
+            pixels(tmp_path / "out/samples" / name), pixels(folder / record.file_name)
         )
 
 
@@ -148,7 +148,9 @@ def test_wise(key, value, run, tmp_path):
     folder, records = run(1, [{key: value}, {key: 1000}])
     write_export("wise", folder, records, tmp_path / "out")
     for name, record in zip(("7.png", "1000.png"), records):
-        np.testing.assert_array_equal(pixels(tmp_path / "out" / name), pixels(folder / record.file))
+        np.testing.assert_array_equal(
+            pixels(tmp_path / "out" / name), pixels(folder / record.file_name)
+        )
 
 
 def test_hpsv2(run, tmp_path):

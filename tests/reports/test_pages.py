@@ -165,7 +165,7 @@ def test_viewer_with_the_keyboard_alone(visit, runs):
         "dola": "true", "alpha": "0.1", "seed": "3", "prompt_index": "0", "image_index": "0"
     }  # fmt: skip
     find(page, ".viewer details summary").click()
-    assert described(page, "#viewer-rest") == {"file": "00000_p/img_00.png", "tag": "tag-0"}
+    assert described(page, "#viewer-rest") == {"file_name": "00000_p/img_00.png", "tag": "tag-0"}
     assert find(page, "#viewer-place").text == "1 of 12"
     assert not find(page, "#previous").is_enabled()
     page.switch_to.active_element.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
@@ -279,7 +279,7 @@ def test_ten_thousand_images(visit, tmp_path):
     write_run(tmp_path, [f"prompt number {i}" for i in range(2500)], images=4)
     Image.new("RGB", (48, 48)).save(tmp_path / "img.png")
     for line in (tmp_path / "metadata.jsonl").read_text().splitlines():
-        file = tmp_path / json.loads(line)["file"]
+        file = tmp_path / json.loads(line)["file_name"]
         file.parent.mkdir(exist_ok=True)
         file.hardlink_to(tmp_path / "img.png")
     write_gallery(tmp_path)
@@ -546,7 +546,8 @@ def test_the_best_images_alone(visit, tmp_path):
     write_run(tmp_path, NASTY[:2], images=3)
     write_images(tmp_path, (200, 30, 30))
     files = [
-        json.loads(line)["file"] for line in (tmp_path / "metadata.jsonl").read_text().splitlines()
+        json.loads(line)["file_name"]
+        for line in (tmp_path / "metadata.jsonl").read_text().splitlines()
     ]
     best = {"prompts": {"0": {"best": files[1]}, "1": {"best": files[3]}}}
     (tmp_path / "best.json").write_text(json.dumps(best))

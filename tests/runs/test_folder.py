@@ -151,7 +151,7 @@ def test_nothing_is_written_through_a_link(tmp_path):
 
 def record(prompt_index, image_index, **more):
     place = {"prompt_index": prompt_index, "image_index": image_index}
-    return {"file": "a.jpg", "prompt": "a", **place, "metadata": {}, "reason": "b", **more}
+    return {"file_name": "a.jpg", "prompt": "a", **place, "metadata": {}, "reason": "b", **more}
 
 
 def lines_in(path):

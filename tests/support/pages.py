@@ -44,7 +44,7 @@ def write_run(folder, prompts, images=2, **settings):
         for index, prompt in enumerate(prompts):
             for image in range(images):
                 record = {
-                    "file": f"{index:05}_p/img_{image:02}.png",
+                    "file_name": f"{index:05}_p/img_{image:02}.png",
                     "prompt": prompt,
                     "prompt_index": index,
                     "image_index": image,
@@ -59,7 +59,7 @@ def write_run(folder, prompts, images=2, **settings):
 def write_images(folder, colour=(0, 0, 0), size=48):
     """An image of one colour for each line of a run."""
     for line in (folder / "metadata.jsonl").read_text("utf-8").splitlines():
-        file = folder / json.loads(line)["file"]
+        file = folder / json.loads(line)["file_name"]
         file.parent.mkdir(exist_ok=True)
         Image.new("RGB", (size, size), colour).save(file)
 

@@ -63,7 +63,9 @@ def plain_divergences(checkpoint, run_folder, lens_file, layer):
     found = []
     held_out = [record for record in records(run_folder) if record["prompt"] == min(PROMPTS)]
     for place, record in enumerate(held_out):
-        tokens = torch.from_numpy(np.load((run_folder / record["file"]).with_suffix(".npy"))).long()
+        tokens = torch.from_numpy(
+            np.load((run_folder / record["file_name"]).with_suffix(".npy"))
+        ).long()
         ids = encoder.encode(record["prompt"])
         if place % 3 == 0:
             ids = unconditional_ids(ids, encoder.pad_token_id)

@@ -44,7 +44,7 @@ class Variant:
     def scores(self) -> list[Score]:
         """The score of each image."""
         lines = (self.folder / "scores.jsonl").read_text("utf-8").splitlines()
-        right = {line["file"]: line["score"] for line in map(json.loads, lines)}
+        right = {line["file_name"]: line["score"] for line in map(json.loads, lines)}
         return [_score(record, right) for record in ImageRecord.read(self.folder)]
 
     @cached_property
@@ -55,7 +55,7 @@ class Variant:
 
 def _score(record: ImageRecord, right: dict[str, float]) -> Score:
     skill = record.metadata["tag"]
-    return Score(skill, record.prompt_index, record.image_index, right[record.file])
+    return Score(skill, record.prompt_index, record.image_index, right[record.file_name])
 
 
 def variants_of(folder: Path) -> dict[str, Variant]:

@@ -41,7 +41,7 @@ def entropies(folder: Path, run: Path) -> dict[str, float]:
     images = []
     for record in islice(ImageRecord.read(run), _IMAGES):
         ids = encoder.encode(record.prompt)
-        tokens = torch.from_numpy(np.load(run / tokens_file(record.file)))
+        tokens = torch.from_numpy(np.load(run / tokens_file(record.file_name)))
         images.append(((ids, unconditional_ids(ids, encoder.pad_token_id)), tokens, record.key))
     found = {}
     for name in EVALUATIONS:
