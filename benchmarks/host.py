@@ -1,11 +1,12 @@
-"""What the host does for a large run besides making images: before the first batch, and on resume.
+"""What the host does for a large run besides making images: before and after it, and on resume.
 
     python -m benchmarks.host --prompts "[10000, 100000]"
 
 Each measurement is a ``predict`` in a process of its own, with the small Janus of this repository.
-It ends at the first batch, or has nothing to do, because every image and record is there: records
-are synthetic, the images hard links of a few. ``CPU`` is the processor time, ``memory`` the highest
-resident memory, both less those of the same command for a single prompt.
+It ends at the first batch, or has nothing to do, because every image and record is there, or it is
+an ``export`` of them: records are synthetic, the images hard links of a few. ``CPU`` is the
+processor time, ``memory`` the highest resident memory, both less those of the same command for a
+single prompt.
 """
 
 import json
@@ -64,19 +65,23 @@ def run_main(args: list[str]) -> None:
     _tell()
 
 
-def main(prompts: list[int] | None = None, resume: bool = True) -> None:
+FIRST, DONE = "to the first batch", "nothing to do"
+WHATS = (FIRST, DONE, "export webdataset", "export parquet")
+
+
+def main(prompts: list[int] | None = None, whats: list[str] | None = None) -> None:
     """Measure runs of several sizes.
 
     Args:
         prompts: Numbers of prompts, with eight images each.
-        resume: Whether to measure runs that have nothing to do, too.
+        whats: Which rows to measure; null: all.
     """
     print("| images | what | CPU | memory | wall |\n| ---: | --- | ---: | ---: | ---: |")
-    for what, stop in (("to the first batch", True), *([("nothing to do", False)] * resume)):
+    for what in whats or WHATS:
         for count in prompts or [1250, 12500, 100_000]:
             with tempfile.TemporaryDirectory() as folder:
-                base = _measure(Path(folder) / "base", 1, stop)
-                cost = _measure(Path(folder) / "run", count, stop)
+                base = _measure(Path(folder) / "base", 1, what)
+                cost = _measure(Path(folder) / "run", count, what)
             print(
                 f"| {count * IMAGES_PER_PROMPT:,} | {what} | {cost.cpu - base.cpu:.1f} s |"
                 f" {cost.memory - base.memory:.0f} MB | {cost.wall - base.wall:.1f} s |",
@@ -84,7 +89,7 @@ def main(prompts: list[int] | None = None, resume: bool = True) -> None:
             )
 
 
-def _measure(folder: Path, prompts: int, stop: bool) -> Cost:
+def _measure(folder: Path, prompts: int, what: str) -> Cost:
     folder.mkdir()
     texts = [_prompt(index) for index in range(prompts)]
     entries = [
@@ -95,7 +100,7 @@ def _measure(folder: Path, prompts: int, stop: bool) -> Cost:
         "predict", "--config=configs/demo.yaml", f"--data.prompt_json={folder / 'prompt.json'}",
         f"--writer.output_dir={folder / 'out'}", f"--model.parallel_size={IMAGES_PER_PROMPT}",
     ]  # fmt: skip
-    if stop:
+    if what == FIRST:
         args.append("--trainer.callbacks+=benchmarks.host.StopAtFirstBatch")
     else:
         first = [*args, f"--data.prompt_json={folder / 'one.json'}"]
@@ -104,6 +109,8 @@ def _measure(folder: Path, prompts: int, stop: bool) -> Cost:
         _fill(folder / "out", entries)
         (folder / "out" / "run.json").touch()  # as at the end of the run that made them
         _run(args)  # with everything there, it has nothing to make, but pages to write
+    if what.startswith("export"):
+        args = [*what.split(), str(folder / "out"), f"--output={folder / 'exported'}"]
     return _run(args)
 
 

@@ -27,9 +27,11 @@ NAMES = {
     "g": "lit-dola, DoLa off, weights not packed",
     "h": "lit-dola, DoLa on, no guidance: one row per image",
     "i": "lit-dola, led away from a lensed layer, no guidance: one row per image",
+    "j": "lit-dola, DoLa off, with log-probabilities",
+    "k": "lit-dola, DoLa on, with log-probabilities",
 }
 
-PACKED = ("c", "d", "e", "f", "h", "i")
+PACKED = ("c", "d", "e", "f", "h", "i", "j", "k")
 """Methods that run on packed weights on a CPU."""
 
 
@@ -58,6 +60,8 @@ def make_methods(
             janus, prompts, images, layer, compile,
             make_scoring(cfg_weight=1.0, contrast="guide"), random_lens(janus),
         ),
+        "j": lit_dola(janus, prompts, images, None, compile, logprobs=True),
+        "k": lit_dola(janus, prompts, images, layer, compile, logprobs=True),
     }  # fmt: skip
 
 
@@ -77,6 +81,7 @@ def lit_dola(
     compile: bool,
     scoring: Scoring | None = None,
     lens: nn.Linear | None = None,
+    logprobs: bool = False,
 ) -> Method:
     """Return lit-dola's token loop as a method; it is set up once per number of tokens."""
     keys = [(i, j) for i in range(len(prompts)) for j in range(images)]
@@ -94,6 +99,7 @@ def lit_dola(
             max_new_tokens=tokens,
             compile=compile,
             lens=lens,
+            logprobs=logprobs,
         )
 
     return lambda tokens: generator(tokens)(branches, keys)

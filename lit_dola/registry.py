@@ -182,6 +182,10 @@ TASKS: dict[str, Task] = {
         help="Write a page that shows runs side by side; images also blind.",
         function="lit_dola.cli.plain:compare",
     ),
+    "export": Task(
+        help="Write runs as a dataset (webdataset, Parquet), or in the form of a benchmark.",
+        function="lit_dola.cli.export:export",
+    ),
     "status": Task(
         help="Print how far a run is, while it runs and after.",
         function="lit_dola.cli.plain:status",

@@ -104,7 +104,7 @@ SAMPLER = {
         insert(
             "        if self.lowest_id is not None:\n"
             '            logits[..., : self.lowest_id] = float("-inf")\n',
-            before="        return logits + noise",
+            before="        return logits\n\n\ndef log_probs_of",
         ),
     ],
     "tasks/decode.py": [
@@ -196,7 +196,7 @@ OUTPUT = {
             before="        self.run.append(record)",
         ),
     ],
-    "runs/folder.py": [insert("txt|", before="npy|inspect")],
+    "runs/folder.py": [insert("txt|", before="npy|npz|inspect")],
     "runs/image_file.py": [insert('".txt": b"\\n", ', before='".npz": b"PK')],
 }
 

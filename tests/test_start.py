@@ -39,6 +39,8 @@ print(json.dumps([code or 0, sorted(heavy)]))
         (["status", "nothing"], 1),
         (["status", "--help"], 0),
         (["compare", "--help"], 0),
+        (["export", "--help"], 0),
+        (["export", "flat", "run", "--output=out"], 1),
         (["compare", "run", "nothing", "--output=page"], 1),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -53,7 +55,7 @@ def test_what_needs_no_model_imports_no_torch(args, code, tmp_path):
     assert json.loads(done.stdout.splitlines()[-1]) == [code, []]
 
 
-PLAIN = ("compare", "status", "configs")
+PLAIN = ("compare", "export", "status", "configs")
 
 
 @pytest.mark.slow

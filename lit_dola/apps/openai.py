@@ -78,6 +78,7 @@ def request_model(limits: Limits, size: str) -> type[BaseModel]:
         ),
         "response_format": _one_of("b64_json", "url"),
         "output_format": _one_of(*_FORMATS),
+        "logprobs": (bool, Field(False, description="true or false")),
         "output_compression": (int, Field(95, ge=0, le=100, description="an integer, 0 to 100")),
         "size": _one_of("auto", size),
         "model": (Any, None),
@@ -107,6 +108,8 @@ class ImageJob:
     response_format: str = "b64_json"
     output_format: str = "png"
     quality: int = 95
+    logprobs: bool = False
+    """Measure the log-probability of each token."""
 
     @property
     def file_format(self) -> Format:
@@ -172,6 +175,7 @@ def job_of(body: Any, served: Served) -> ImageJob:
         asked.response_format if served.public_url else "b64_json",
         asked.output_format,
         max(asked.output_compression, 1),
+        asked.logprobs,
     )
 
 
@@ -214,6 +218,8 @@ class ImageFile:
     file: Path | None
     record: dict[str, Any]
     """Its prompt and every setting that shaped it."""
+    logprobs: dict[str, list[Any]] | None = None
+    """Its tokens and their log-probabilities, if the request asks for them."""
 
 
 def reply(
@@ -237,6 +243,7 @@ def reply(
                     else {"b64_json": base64.b64encode(image.content or b"").decode()}
                 ),
                 "record": {k: v for k, v in image.record.items() if k != "file_name"},
+                **({"logprobs": image.logprobs} if image.logprobs else {}),
             }
             for image in images
         ],

@@ -27,6 +27,7 @@ from lit_dola.pipeline import JanusPipeline
 from lit_dola.reports.generation import Generation
 from lit_dola.runs.claim import is_alive
 from lit_dola.runs.records import ImageRecord
+from lit_dola.tasks.generate import GeneratedImage
 from lit_dola.tasks.preview import ImageStep
 
 _log = logging.getLogger(__name__)
@@ -177,6 +178,7 @@ class ImagesAPI(LitAPI):  # type: ignore[misc]
             [job.call for job in jobs],
             callback_on_step=stop_if_all_disconnected,
             progress=False,
+            logprobs=any(job.logprobs for job in jobs),
             **{**self.settings, **jobs[0].settings},
         )
         at_once = sum(job.call.images for job in jobs)
@@ -202,16 +204,24 @@ def _files(payload: Payload, made: Generation) -> list[ImageFile]:
     """Return the files of images, or write them if the client asked for urls."""
     job = payload.job
     how: Any = {"format": job.file_format, "quality": job.quality}
+    logprobs = [*map(_logprobs, made.made)] if job.logprobs else [None] * len(made)
     if job.response_format == "b64_json":
         return [
-            ImageFile(made.encode(place, **how), None, record.provenance())
+            ImageFile(made.encode(place, **how), None, record.provenance(), logprobs[place])
             for place, record in enumerate(made.records)
         ]
     made.save(payload.folder, gallery=False, **how)
     return [
-        ImageFile(None, (payload.folder / record.file_name).resolve(), record.provenance())
-        for record in ImageRecord.read(payload.folder)
+        ImageFile(None, (payload.folder / record.file_name).resolve(), record.provenance(), own)
+        for record, own in zip(ImageRecord.read(payload.folder), logprobs)
     ]
+
+
+def _logprobs(image: GeneratedImage) -> dict[str, list[Any]]:
+    """Return tokens and log-probabilities in the form of OpenAI's completions."""
+    arrays = image.arrays()
+    names = {"tokens": "tokens", "token_logprobs": "logprob", "sampled_logprobs": "sampled_logprob"}
+    return {name: arrays[own].tolist() for name, own in names.items()}
 
 
 class SharedBatches(LitLoop):  # type: ignore[misc]

@@ -21,6 +21,9 @@ class AnswerWriter(RunWriter):
     Args:
         output_dir: Folder of the run; created if needed.
         page: Write ``index.html``, a page to look through the answers.
+        logprobs: Record the log-probability of each token, in ``logprobs`` and
+            ``sampled_logprobs``: under the model's own distribution, and under the one that the
+            token was drawn from.
         on_mismatch: Action if the folder holds answers of other settings or questions: error,
             new_folder (use ``{output_dir}-2``, or the next one that fits), or overwrite (delete
             those answers).
@@ -29,10 +32,19 @@ class AnswerWriter(RunWriter):
     kind = AnswerRecord
 
     def __init__(
-        self, output_dir: str = "outputs", page: bool = True, on_mismatch: OnMismatch = "error"
+        self,
+        output_dir: str = "outputs",
+        page: bool = True,
+        logprobs: bool = False,
+        on_mismatch: OnMismatch = "error",
     ) -> None:
         super().__init__(output_dir, on_mismatch)
         self.page = page
+        self.logprobs = logprobs
+
+    def files_of(self, record: AnswerRecord) -> Sequence[str] | None:
+        """Return None if log-probabilities are asked for and the record has none."""
+        return None if self.logprobs and record.logprobs is None else ()
 
     def write_batch(self, results: Answers) -> Sequence[Failure]:
         """Submit the records of a batch of answers."""

@@ -47,6 +47,8 @@ class RunWriter(BasePredictionWriter):
     """Record type of its results."""
     run: OpenRun
     """The run in progress; set by ``setup``."""
+    logprobs = False
+    """Record the log-probability of each token."""
 
     def __init__(self, output_dir: str, on_mismatch: OnMismatch) -> None:
         super().__init__(write_interval="batch")
@@ -85,6 +87,7 @@ class RunWriter(BasePredictionWriter):
         """Prepare the folder before anything is generated, and drop requests that are done."""
         super().setup(trainer, pl_module, stage)
         assert isinstance(pl_module, JanusModule)
+        pl_module.logprobs = self.logprobs
         self._plan = plan_of(trainer)
         model = pl_module.record_settings(self._plan, trainer.precision)
         self.run_settings = RunSettings(model, {})

@@ -5,8 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from PIL import Image
@@ -22,7 +20,14 @@ from lit_dola.reports.gallery import write_gallery
 from lit_dola.reports.inspection_plot import write_inspection
 from lit_dola.runs.files import make_folder
 from lit_dola.runs.folder import image_path, prompt_folders
-from lit_dola.runs.image_file import Format, format_settings, tokens_file, write_image
+from lit_dola.runs.image_file import (
+    Arrays,
+    Format,
+    SaveTokens,
+    format_settings,
+    tokens_file,
+    write_image,
+)
 from lit_dola.runs.open_run import cannot_write
 from lit_dola.runs.records import ImageRecord
 from lit_dola.runs.resume import OnMismatch
@@ -46,7 +51,10 @@ class ImageWriter(RunWriter):
         output_dir: Folder of the run; created if needed.
         format: jpg, png or webp.
         quality: Quality of jpg and webp, 1 to 100.
-        save_tokens: Save each image's tokens next to it, ``img_XX.npy``, int32.
+        save_tokens: Save each image's tokens next to it, ``img_XX.npy``, int32. logprobs: in
+            ``img_XX.npz``, with the log-probability in nats of each token under the model's own
+            distribution (``logprob``) and under the one that it was drawn from
+            (``sampled_logprob``), float32.
         grid: Also save all images of each prompt as one, ``grid.jpg``.
         gallery: Write ``index.html``, a page to look through the images.
         on_mismatch: Action if the folder holds images of other settings or prompts: error,
@@ -63,7 +71,7 @@ class ImageWriter(RunWriter):
         output_dir: str = "outputs",
         format: Format = "jpg",
         quality: Quality = 95,
-        save_tokens: bool = False,
+        save_tokens: SaveTokens = False,
         grid: bool = False,
         gallery: bool = True,
         on_mismatch: OnMismatch = "error",
@@ -73,6 +81,7 @@ class ImageWriter(RunWriter):
         self.format = format
         self.quality = quality
         self.save_tokens = save_tokens
+        self.logprobs = save_tokens == "logprobs"
         self.grid = grid
         self.gallery = gallery
         self.folders_per_group = folders_per_group
@@ -107,7 +116,7 @@ class ImageWriter(RunWriter):
         """Return the image, and its tokens and inspection if asked for."""
         files = [record.file_name]
         if self.save_tokens:
-            files.append(tokens_file(record.file_name))
+            files.append(tokens_file(record.file_name, self.save_tokens))
         if record.key in self._inspected:
             if record.inspection is None:
                 return None
@@ -118,7 +127,8 @@ class ImageWriter(RunWriter):
         """Return roughly what an image of a photograph takes, with its record and tokens."""
         vision = plan.checkpoint.config.vision_config
         image = _BYTES_PER_PIXEL[self.format] * int(vision.image_size) ** 2
-        tokens = 4 * int(vision.num_image_tokens) if self.save_tokens else 0
+        numbers = 3 if self.logprobs else 1 if self.save_tokens else 0
+        tokens = 4 * numbers * int(vision.num_image_tokens)
         return image + _RECORD_BYTES + tokens
 
     def write_batch(self, results: GeneratedImages) -> Sequence[Failure]:
@@ -130,16 +140,14 @@ class ImageWriter(RunWriter):
             if made.inspection is not None:
                 plot = self._write_inspection(record, image, made.inspection)
                 record = replace(record, inspection=plot.relative_to(self.output_dir).as_posix())
-            self.run.submit(self._write, record, image, made.tokens.numpy())
+            tokens = made.arrays() if self.save_tokens else None
+            self.run.submit(self._write, record, image, tokens)
         return results.failures
 
-    def _write(
-        self, record: ImageRecord, image: Image.Image, tokens: npt.NDArray[np.int32]
-    ) -> None:
+    def _write(self, record: ImageRecord, image: Image.Image, tokens: Arrays | None) -> None:
         """Write an image and its tokens, then its record: a record means that both are complete."""
         self._make_folder_of(self.output_dir / record.file_name)
-        kept = tokens if self.save_tokens else None
-        write_image(self.output_dir, record, image, self.format, self.quality, kept)
+        write_image(self.output_dir, record, image, self.format, self.quality, tokens)
         self.run.append(record)
 
     def _make_folder_of(self, path: Path) -> None:

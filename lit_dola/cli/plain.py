@@ -19,9 +19,17 @@ from lit_dola.runs.status import read_statuses
 
 _log = getLogger(__name__)
 ABOUT = "Generate images with Janus and DoLa-static, and all that goes with it."
+_FORMS = (
+    "webdataset or parquet; or the form of a benchmark's program: geneval, geneval2, dpg,"
+    " t2i-compbench, wise, hpsv2, flat."
+)
 _SPECIAL: dict[str, dict[str, dict[str, Any]]] = {
     "compare": {
         "runs": {"nargs": "+", "type": str, "help": "Folders that predict or answer has written."}
+    },
+    "export": {
+        "form": {"type": str, "help": _FORMS},
+        "runs": {"nargs": "+", "type": str, "help": "Folders that predict has written."},
     },
     "status": {
         "runs": {"nargs": "+", "type": str, "help": "Folders of runs or evaluations."},

@@ -25,10 +25,12 @@ from lit_dola.decoding.sampling import stream_keys
 from lit_dola.decoding.scoring import Scoring
 from lit_dola.decoding.step import (
     Decoder,
+    Drawn,
     Step,
     compile_step,
     decode_window,
     draw,
+    features_of,
     race,
     run_window,
 )
@@ -103,6 +105,7 @@ class TokenGenerator:
             chooses kernels, and with them the order of sums, by the number of rows.
         prior: Added to the scores of every token, float32 ``(vocab,)``.
         lens: Readout that was trained for the middle layer.
+        logprobs: Measure the log-probability of each token; see :attr:`logprobs`.
 
     Example:
         >>> generate = TokenGenerator(
@@ -118,6 +121,9 @@ class TokenGenerator:
     forwards: Tensor | None = None
     """Passes that each sequence of the last batch took after its prefill, int64 ``(sequences,)``;
     None where it is always one per token."""
+    logprobs: Tensor | None = None
+    """Log-probabilities of the tokens of the last batch, float32 ``(2, sequences, tokens)``, as of
+    :attr:`lit_dola.decoding.step.Drawn.logprobs`; None if they are not measured."""
 
     def __init__(
         self,
@@ -134,8 +140,9 @@ class TokenGenerator:
         fill_to: int = 1,
         prior: Tensor | None = None,
         lens: nn.Linear | None = None,
+        logprobs: bool = False,
     ) -> None:
-        self.decoder = Decoder.of(janus, head, scoring, layer, prior, lens)
+        self.decoder = Decoder.of(janus, head, scoring, layer, prior, lens, logprobs)
         self.max_new_tokens = max_new_tokens
         self.max_prompt_length = max_prompt_length
         self.compile = compile
@@ -184,7 +191,8 @@ class TokenGenerator:
         seed = prompt_index.new_tensor([*own, *[own[-1]] * (len(keys) - len(own))])
         streams = stream_keys(seed, prompt_index, image_index)
         report = on_step and (lambda step, tokens: on_step(step, tokens[:count]))
-        tokens, finite = self._decode(prompts, streams, embeddings, report)
+        tokens, finite, logprobs = self._decode(prompts, streams, embeddings, report)
+        self.logprobs = logprobs[:, :count] if self.decoder.logprobs else None
         self._check_finite(tokens[:count], finite[:count])
         return tokens[:count]
 
@@ -194,40 +202,43 @@ class TokenGenerator:
         streams: Tensor,
         embeddings: Tensor | None,
         on_step: OnStep | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Draw all tokens; returns them and whether their logits were finite."""
+    ) -> Drawn:
+        """Draw all tokens."""
         longest = longest_prompt(prompts)
         cache = self._cache_for(len(prompts) * len(prompts[0]), longest)
         states = prefill(self.decoder, prompts, cache, self._kept_for(embeddings), embeddings)
-        token, ok = draw(self.decoder, states, streams, torch.zeros_like(streams)[:, None])
+        drawn = draw(self.decoder, states, streams, torch.zeros_like(streams)[:, None])
         counter = torch.arange(cache.slots, device=streams.device)
         prompt_lengths = row_lengths(prompts, counter)
         tokens = counter.new_full((len(streams), self.max_new_tokens), -1)
         finite = torch.ones_like(tokens, dtype=torch.bool)
+        logprobs = drawn.logprobs.new_empty(len(drawn.logprobs), *tokens.shape)
+        token = drawn.tokens
         for step in range(self.max_new_tokens):
             if step > 0:
-                token, ok = self._run_step(
+                drawn = self._run_step(
                     cache, token, streams, counter[None, step : step + 1], prompt_lengths,
                     self._attended(counter, longest + step),
                 )  # fmt: skip
-                token = token.clone()  # a CUDA graph reuses the memory that it returns
-            finite[:, step], tokens[:, step] = ok[:, 0], token[:, 0]
+                token = drawn.tokens.clone()  # a CUDA graph reuses the memory that it returns
+            finite[:, step], tokens[:, step] = drawn.finite[:, 0], token[:, 0]
+            logprobs[:, :, step] = drawn.logprobs[:, :, 0]
             if on_step is not None:
                 on_step(step + 1, tokens)
-        return tokens, finite
+        return Drawn(tokens, finite, logprobs)
 
     def _kept_for(self, embeddings: Tensor | None) -> PromptCache | None:
         """Return the prompts that were run before; embeddings mean something in one call only."""
         return self._kept if self._kept is None or embeddings is None else PromptCache()
 
-    def _run_step(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+    def _run_step(self, *inputs: Any) -> Drawn:
         """Call :func:`decode_window`; compiled, what it returns lasts until the next call."""
         if not self.compile:
             return decode_window(self.decoder, *inputs)
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         try:
             self._step = self._step or compile_step(self._weights(), self.graphs)
-            drawn: tuple[Tensor, Tensor] = self._step(self.decoder, *inputs)
+            drawn: Drawn = self._step(self.decoder, *inputs)
         except Exception as error:
             raise StepError(str(error)) from error
         return drawn
@@ -266,7 +277,8 @@ class TokenGenerator:
         seed = torch.full_like(prompt_index, self.decoder.scoring.seed)
         streams = stream_keys(seed, prompt_index, image_index)
         steps = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        values, _ = race(self.decoder, self.states(prompts, tokens), streams, steps)
+        features = features_of(self.decoder, self.states(prompts, tokens), len(tokens))
+        values, *_ = race(self.decoder, features, streams, steps)
         return values.view(*tokens.shape, -1)
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lit_dola.decoding.cache import KVCache
 from lit_dola.decoding.prefill import Branches, row_lengths
+from lit_dola.decoding.step import Drawn
 
 
 class Pool:
@@ -19,6 +20,7 @@ class Pool:
         length: Tokens per sequence.
         window: Tokens per pass and sequence at most.
         stop_ids: Token ids that end a sequence.
+        logprobs: Log-probabilities that are measured of each token.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class Pool:
         length: int,
         window: int,
         stop_ids: Sequence[int],
+        logprobs: int = 0,
     ) -> None:
         self.prompts, self.length = prompts, length
         self._streams = streams
@@ -38,6 +41,7 @@ class Pool:
         self._stop_ids = streams.new_tensor(stop_ids) if stop_ids else None
         self._tokens = streams.new_zeros(len(prompts), length + 2 * window)
         self._finite = torch.ones_like(self._tokens, dtype=torch.bool)
+        self._logprobs = self._tokens.new_zeros(logprobs, *self._tokens.shape, dtype=torch.float32)
         self._known = torch.zeros_like(streams)
         self._ends = torch.zeros_like(streams)
         self.forwards = torch.zeros_like(streams)
@@ -75,19 +79,19 @@ class Pool:
             if sequence is not None
         )
 
-    def begin(self, begun: dict[int, int], token: Tensor, ok: Tensor) -> None:
+    def begin(self, begun: dict[int, int], first: Drawn) -> None:
         """Give sequences a place.
 
         Args:
             begun: The sequence that each place takes.
-            token: First token of each, int64 ``(sequences, 1)``.
-            ok: Whether its logits are finite.
+            first: First token of each, perhaps followed by copies of the last one.
         """
         places, sequences = [*begun], [*begun.values()]
         for place, sequence in begun.items():
             self.sequences[place] = sequence
-        self._tokens[sequences] = token  # also the first guesses
-        self._finite[sequences, :1] = ok
+        self._tokens[sequences] = first.tokens[: len(begun)]  # also the first guesses
+        self._finite[sequences, :1] = first.finite[: len(begun)]
+        self._logprobs[:, sequences, :1] = first.logprobs[:, : len(begun)]
         self._running[places] = self._running.new_tensor(sequences)
         self.count[places] = 1
         self.streams[places] = self._streams[sequences]
@@ -98,16 +102,17 @@ class Pool:
         """Return the last known token at each place, and the guesses after it."""
         return self._tokens[self._running[:, None], self.count - 1 + self._offsets[:width]]
 
-    def accept(self, inputs: Tensor, drawn: Tensor, ok: Tensor) -> None:
+    def accept(self, inputs: Tensor, drawn: Drawn) -> None:
         """Accept what follows from known tokens alone; what else was drawn are new guesses."""
         width = inputs.shape[1]
-        guessed_right = inputs[:, 1:] == drawn[:, :-1]
+        guessed_right = inputs[:, 1:] == drawn.tokens[:, :-1]
         right = 1 + guessed_right.cumprod(dim=1).sum(dim=1, keepdim=True)
         rows, at = self._running[:, None], self.count + self._offsets[:width]
-        self._tokens[rows, at] = drawn
-        self._finite[rows, at] = ok
+        self._tokens[rows, at] = drawn.tokens
+        self._finite[rows, at] = drawn.finite
+        self._logprobs[:, rows, at] = drawn.logprobs
         # What enters the window: its last token again. benchmarks/README.md compares guesses.
-        self._tokens[rows, at + width] = drawn[:, -1:]
+        self._tokens[rows, at + width] = drawn.tokens[:, -1:]
         self.forwards[self._running] += (self.count < self.length)[:, 0]
         self.count = (self.count + right).clamp(max=self.length)
         self._settle()
@@ -153,7 +158,8 @@ class Pool:
         places = torch.arange(self.length, device=tokens.device)
         return tokens.where(places < self._known[:, None], -1)
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Return all tokens, and whether their logits were finite."""
+    def result(self) -> Drawn:
+        """Return the tokens of all sequences."""
         length = self.length if self._stop_ids is None else int(self._ends.max())
-        return self._tokens[:, :length], self._finite[:, :length]
+        found = self._tokens, self._finite, self._logprobs
+        return Drawn(*(each[..., :length] for each in found))

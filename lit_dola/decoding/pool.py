@@ -30,7 +30,7 @@ from lit_dola.decoding.loop import OnStep, TokenGenerator
 from lit_dola.decoding.pace import Pace
 from lit_dola.decoding.places import Pool
 from lit_dola.decoding.prefill import Branches, PromptCache, longest_prompt, prefill
-from lit_dola.decoding.step import draw
+from lit_dola.decoding.step import Drawn, draw
 
 
 class PooledGenerator(TokenGenerator):
@@ -74,10 +74,13 @@ class PooledGenerator(TokenGenerator):
         streams: Tensor,
         embeddings: Tensor | None,
         on_step: OnStep | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Drawn:
         length, branches = self.max_new_tokens, len(prompts[0])
         most = max(self.places or len(prompts), self._compiled_for(branches))
-        pool = Pool(prompts, streams, min(len(prompts), most), length, self.window, self.stop_ids)
+        pool = Pool(
+            prompts, streams, min(len(prompts), most), length, self.window, self.stop_ids,
+            2 if self.decoder.logprobs else 0,
+        )  # fmt: skip
         cache = self._cache_for(len(pool.sequences) * branches, longest_prompt(prompts))
         kept, waiting = self._kept_for(embeddings), deque(range(len(prompts)))
         # A GPU would wait whenever the host looks, and its graphs have a fixed number of rows.
@@ -103,10 +106,10 @@ class PooledGenerator(TokenGenerator):
             if looks:
                 attended = self._attended(slots, pool.longest(counts) + width)
             before, inputs = pool.count, pool.inputs(width)
-            drawn, ok = self._run_step(
+            drawn = self._run_step(
                 cache, inputs, pool.streams, pool.count, pool.prompt_lengths, attended
             )
-            pool.accept(inputs, drawn, ok)
+            pool.accept(inputs, drawn)
             # On a GPU, what was known before this pass: it computes while the host waits.
             earlier, counts = counts, self._read(pool.count if looks else before)
             if adapts:
@@ -146,8 +149,8 @@ class PooledGenerator(TokenGenerator):
         copies = states[:, -len(prompts[0]) :].repeat(1, spare, 1, 1)
         states = torch.cat([states, copies], dim=1)
         streams = torch.cat([streams, streams[-1:].expand(spare)])
-        token, ok = draw(self.decoder, states, streams, torch.zeros_like(streams)[:, None])
-        pool.begin(begun, token[: len(begun)], ok[: len(begun)])
+        drawn = draw(self.decoder, states, streams, torch.zeros_like(streams)[:, None])
+        pool.begin(begun, drawn)
 
     def _read(self, counts: Tensor) -> list[int]:
         """Read numbers from the device: the only wait of the loop."""

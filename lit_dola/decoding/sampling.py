@@ -115,6 +115,25 @@ class Sampling:
 
     def race(self, scores: Tensor, noise: Tensor) -> Tensor:
         """Return the values of all tokens, float32 ``(batch, vocab)``; the largest is drawn."""
+        return self.perturb(self.logits(scores), noise)
+
+    def perturb(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """Add the noise to what :meth:`logits` returns, unless the draw is greedy."""
+        return logits if self.temperature == 0 else logits + noise
+
+    def log_probs(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Return the log-probabilities that tokens are drawn with, float32 ``(batch,)``.
+
+        Args:
+            logits: As :meth:`logits` returns them, ``(batch, vocab)``.
+            tokens: The tokens that were drawn, int64 ``(batch,)``; greedy ones get 0.
+        """
+        if self.temperature == 0:
+            return torch.zeros_like(tokens, dtype=torch.float32)
+        return log_probs_of(logits, tokens)
+
+    def logits(self, scores: Tensor) -> Tensor:
+        """Return the logits of the distribution to draw from, float32; if greedy, the scores."""
         scores = scores.float()
         if self.temperature == 0:
             return scores
@@ -126,7 +145,15 @@ class Sampling:
             logits = logits.masked_fill(~_nucleus(logits, self.top_p), float("-inf"))
         if self.min_p is not None:
             logits = logits.masked_fill(logits < log(self.min_p), float("-inf"))  # the largest is 0
-        return logits + noise
+        return logits
+
+
+def log_probs_of(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the log-probabilities of tokens ``(...)`` under logits ``(..., vocab)``, float32."""
+    # Not by gather: compiled for a CPU next to the rest of the step, it crashes (torch 2.13).
+    places = torch.arange(logits.shape[-1], device=logits.device)
+    of_token = logits.where(places == tokens[..., None], -torch.inf).amax(dim=-1)
+    return (of_token - logits.logsumexp(dim=-1)).float()
 
 
 def temper(

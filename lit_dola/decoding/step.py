@@ -6,14 +6,14 @@ and replayed as a CUDA graph.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from lit_dola.decoding.cache import KVCache, StepView
-from lit_dola.decoding.sampling import gumbel_noise
+from lit_dola.decoding.sampling import gumbel_noise, log_probs_of
 from lit_dola.decoding.scoring import Contrast, Scoring, score_features
 from lit_dola.janus.layers import LayerAdapter, LayerCache
 from lit_dola.janus.model import Backbone, Head
@@ -40,6 +40,8 @@ class Decoder:
     """Added to the scores of every token, float32 ``(vocab,)``."""
     lens: nn.Linear | None = None
     """Readout that was trained for the middle layer, see :mod:`lit_dola.janus.lens`."""
+    logprobs: bool = False
+    """Measure the log-probability of each token that is drawn."""
 
     @classmethod
     def of(
@@ -50,19 +52,34 @@ class Decoder:
         layer: int | None,
         prior: Tensor | None = None,
         lens: nn.Linear | None = None,
+        logprobs: bool = False,
     ) -> "Decoder":
         """Return the decoder of a model; without a middle layer DoLa is off."""
         if layer is None:
             contrast = contrast.baseline
         needed = layer if contrast.uses_mid else None
         run_layer = LayerAdapter.of(janus.language_model)
-        return cls(janus.language_model, head, contrast, needed, run_layer, prior, lens)
+        model = janus.language_model
+        return cls(model, head, contrast, needed, run_layer, prior, lens, logprobs)
 
     @property
     def scoring(self) -> Scoring:
         """Settings that turn logits into a token."""
         assert isinstance(self.contrast, Scoring)
         return self.contrast
+
+
+class Drawn(NamedTuple):
+    """Drawn tokens."""
+
+    tokens: Tensor
+    """Token ids, int64 ``(sequences, window)``."""
+    finite: Tensor
+    """Whether the logits of each are finite, bool, same shape."""
+    logprobs: Tensor
+    """Log-probabilities in nats, float32 ``(2, sequences, window)``: under the model's own
+    distribution (final layer, conditional branch, temperature 1), and under that which the token
+    was drawn from. ``(0, sequences, window)`` if they are not measured."""
 
 
 def read_mid(
@@ -109,7 +126,7 @@ def decode_window(
     first: Tensor,
     prompt_lengths: Tensor,
     slots: Tensor,
-) -> tuple[Tensor, Tensor]:
+) -> Drawn:
     """Append a window of tokens to the cache and draw the token after each of them.
 
     With a window of one token this is a decoding step.
@@ -202,7 +219,7 @@ def forward_layers(
     return torch.stack([language_model.norm(hidden_states[:, kept]), *mid_state])
 
 
-def draw(decoder: Decoder, states: Tensor, streams: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+def draw(decoder: Decoder, states: Tensor, streams: Tensor, steps: Tensor) -> Drawn:
     """Draw a window of tokens per sequence from the hidden states of its rows.
 
     Args:
@@ -210,28 +227,51 @@ def draw(decoder: Decoder, states: Tensor, streams: Tensor, steps: Tensor) -> tu
         states: As :func:`forward_layers` returns them.
         streams: Random stream of each sequence, int64 ``(sequences,)``.
         steps: Indices of the tokens to draw, int64 ``(sequences, window)``.
-
-    Returns:
-        The tokens, int64 ``(sequences, window)``, and whether each one's logits are finite, bool.
     """
-    values, finite = race(decoder, states, streams, steps)
-    return values.argmax(dim=-1).view_as(steps), finite
+    features = features_of(decoder, states, len(steps))
+    values, logits, finite = race(decoder, features, streams, steps)
+    tokens = values.argmax(dim=-1)
+    logprobs = values.new_empty(0, *steps.shape)
+    if decoder.logprobs:
+        own = log_probs_of(decoder.head.linear(features[0, 0]).float(), tokens)
+        sampled = decoder.scoring.log_probs(logits, tokens)
+        logprobs = torch.stack([own, sampled]).view(2, *steps.shape)
+    return Drawn(tokens.view_as(steps), finite, logprobs)
 
 
-def race(decoder: Decoder, states: Tensor, streams: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the values of all tokens, of which the largest is drawn; arguments as :func:`draw`.
+def features_of(decoder: Decoder, states: Tensor, sequences: int) -> Tensor:
+    """Return the inputs of the head's last layer, ``(layers, branches, sequences * window, n)``.
 
-    Returns:
-        The values, float32 ``(sequences * window, vocab)``, and whether the logits are finite, bool
-        ``(sequences, window)``.
+    Args:
+        decoder: Model and settings.
+        states: As :func:`forward_layers` returns them.
+        sequences: Number of sequences.
     """
     features = decoder.head.features(states)
-    features = features.view(len(states), len(steps), -1, *features.shape[-2:])
-    # (layers, branches, sequences * window, features)
-    features = features.transpose(1, 2).flatten(2, 3)
+    features = features.view(len(states), sequences, -1, *features.shape[-2:])
+    return features.transpose(1, 2).flatten(2, 3)
+
+
+def race(
+    decoder: Decoder, features: Tensor, streams: Tensor, steps: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the values of all tokens, of which the largest is drawn.
+
+    Args:
+        decoder: Model and settings.
+        features: As :func:`features_of` returns them.
+        streams: As of :func:`draw`.
+        steps: As of :func:`draw`.
+
+    Returns:
+        The values and, before the noise, the logits of the distribution that is drawn from, float32
+        ``(sequences * window, vocab)``; whether scores are finite, bool ``(sequences, window)``.
+    """
     scores = score_features(features, decoder.head.linear, decoder.scoring)
     if decoder.prior is not None:
         scores = scores + decoder.prior
     streams = streams[:, None].expand_as(steps).flatten()
     noise = gumbel_noise(streams, steps.flatten(), scores.shape[-1])
-    return decoder.scoring.race(scores, noise), scores.amax(dim=-1).isfinite().view_as(steps)
+    logits = decoder.scoring.logits(scores)
+    finite = scores.amax(dim=-1).isfinite().view_as(steps)
+    return decoder.scoring.perturb(logits, noise), logits, finite

@@ -60,6 +60,7 @@ class JanusPipeline(LoadedJanus):
         dola: bool = True,
         seed: int | Sequence[int] = 0,
         inspect: bool = False,
+        logprobs: bool = False,
         callback_on_step: Callable[[ImageStep], None] | None = None,
         progress: bool = True,
         **settings: Any,
@@ -77,6 +78,7 @@ class JanusPipeline(LoadedJanus):
                 images are generated as it has seeds.
             inspect: Measure where DoLa changed each image: see :attr:`Generation.inspections` and
                 :meth:`Generation.figure`.
+            logprobs: Measure the log-probability of each token: see :attr:`Generation.logprobs`.
             callback_on_step: Called after each decoding step with the images so far, which it can
                 decode; an exception that it raises ends the call.
             progress: Show progress, in a terminal or a notebook.
@@ -102,6 +104,7 @@ class JanusPipeline(LoadedJanus):
         if inspect:
             size = model.parallel_size
             model.inspect = {RequestKey(*divmod(place, size)) for place in range(len(given) * size)}
+        model.logprobs = logprobs
         data = PromptsInMemory(given, self.checkpoint, self.encoder, seeds)
         parts, made_with = self._run(model, data, progress)
         (made,) = generations_of(parts, made_with, [0] * len(data.plan.requests))
@@ -114,6 +117,7 @@ class JanusPipeline(LoadedJanus):
         self,
         calls: Sequence[ImageCall],
         *,
+        logprobs: bool = False,
         callback_on_step: Callable[[ImageStep], None] | None = None,
         progress: bool = True,
         **settings: Any,
@@ -122,6 +126,7 @@ class JanusPipeline(LoadedJanus):
 
         Args:
             calls: Prompt, number of images and seed of each call.
+            logprobs: As in :meth:`generate`.
             callback_on_step: As in :meth:`generate`.
             progress: Show progress, in a terminal or a notebook.
             settings: Those of :class:`lit_dola.LitDoLa`.
@@ -140,6 +145,7 @@ class JanusPipeline(LoadedJanus):
         refuse_strangers(settings, LitDoLa.loading, "generate_each")
         check_callback(callback_on_step)
         model = self._image_model({**settings, **self._fixed}, callback_on_step)
+        model.logprobs = logprobs
         data = CallsInMemory(calls, self.checkpoint, self.encoder)
         parts, made_with = self._run(model, data, progress)
         return generations_of(parts, made_with, data.call_of)
@@ -159,6 +165,7 @@ class JanusPipeline(LoadedJanus):
         images: PictureLike | Sequence[PictureLike | Sequence[PictureLike]],
         questions: str | Sequence[str],
         *,
+        logprobs: bool = False,
         progress: bool = True,
         **settings: Any,
     ) -> list[AnswerRecord]:
@@ -169,6 +176,8 @@ class JanusPipeline(LoadedJanus):
                 list in the list is several pictures of one question. One picture can have several
                 questions, and one question can be asked about several pictures.
             questions: One or more questions.
+            logprobs: Measure the log-probability of each token: see
+                :attr:`lit_dola.runs.answers.AnswerRecord.logprobs`.
             progress: Show progress, in a terminal or a notebook.
             settings: Those of :class:`lit_dola.tasks.answer.LitAnswer`.
 
@@ -184,7 +193,7 @@ class JanusPipeline(LoadedJanus):
         refuse_strangers(settings, LitDoLa.loading, "answer")
         pairs = pair(check_pictures(images), check_texts("questions", questions))
         model = LitAnswer.checked({**settings, **self._fixed})
-        model.janus = self.understanding
+        model.janus, model.logprobs = self.understanding, logprobs
         data = QuestionsInMemory(pairs, self.checkpoint)
         parts, made_with = self._run(model, data, progress)
         found = [it for part in cast(list[Answers], parts) for it in sound(part).answers]

@@ -21,7 +21,7 @@ from lit_dola.reports.gallery import write_gallery
 from lit_dola.reports.inspection_plot import inspection_figure, write_inspection
 from lit_dola.runs.files import make_folder
 from lit_dola.runs.folder import image_path
-from lit_dola.runs.image_file import Format, encode_image, format_settings, write_image
+from lit_dola.runs.image_file import Format, SaveTokens, encode_image, format_settings, write_image
 from lit_dola.runs.record_log import RecordLog
 from lit_dola.runs.records import ImageRecord, RunSettings
 from lit_dola.settings.checks import given_path, require
@@ -58,6 +58,24 @@ class Generation:
     """Every setting that shaped the images."""
     inspections: list[Inspection] = field(default_factory=list)
     """Figures for every step of each image, if ``inspect`` was true; else empty."""
+
+    @property
+    def logprobs(self) -> Tensor | None:
+        """Log-probability in nats of each token under the model's own distribution.
+
+        That is the final layer's of the prompt's row at temperature 1, without DoLa and guidance.
+        Float32 ``(images, num_image_tokens)``; None unless ``logprobs`` was true.
+        """
+        return self._logprobs(0)
+
+    @property
+    def sampled_logprobs(self) -> Tensor | None:
+        """The same under the distribution that it was drawn from, after all settings."""
+        return self._logprobs(1)
+
+    def _logprobs(self, kind: int) -> Tensor | None:
+        found = [image.logprobs[kind] for image in self.made if image.logprobs is not None]
+        return torch.stack(found) if found else None
 
     @classmethod
     def of(cls, made: Sequence[GeneratedImage], settings: RunSettings) -> "Generation":
@@ -153,7 +171,7 @@ class Generation:
         *,
         format: Format = "jpg",
         quality: int = 95,
-        save_tokens: bool = False,
+        save_tokens: SaveTokens = False,
         gallery: bool = True,
     ) -> Path:
         """Write the folder that ``predict`` writes for the same prompts and settings.
@@ -162,7 +180,8 @@ class Generation:
             folder: A new or empty folder.
             format: jpg, png or webp.
             quality: Quality of jpg and webp, 1 to 100.
-            save_tokens: Save each image's tokens next to it.
+            save_tokens: Save each image's tokens next to it; logprobs: with their
+                log-probabilities.
             gallery: Write ``index.html``.
 
         Returns:
@@ -176,9 +195,15 @@ class Generation:
             path.mkdir(parents=True, exist_ok=True)
             if any(RecordLog(path, kind).exists() for kind in record_types().values()):
                 raise UserError(f"{path} holds results of a run", "another one", setting="folder")
+            if save_tokens == "logprobs" and self.logprobs is None:
+                raise UserError(
+                    "no log-probabilities were measured", "logprobs=True", setting="save_tokens"
+                )
             lines = []
             for place in range(len(self)):
-                tokens = self.tokens[place].numpy() if save_tokens else None
+                made = self.made[place]
+                made = made if save_tokens == "logprobs" else made._replace(logprobs=None)
+                tokens = made.arrays() if save_tokens else None
                 saved = self.record(place, format, quality)
                 make_folder((path / saved.file_name).parent)
                 if self.inspections:

@@ -35,6 +35,11 @@ class AnswerRecord(RunRecord):
     """Questions answered at once, if the batch was divided because it did not fit into memory."""
     digests: list[str] | None = None
     """Of the pictures' files, see :func:`lit_dola.data.pictures.digest_of`."""
+    logprobs: list[float] | None = None
+    """Log-probability in nats of each token under the model's own distribution: final layer, the
+    row with the pictures, temperature 1."""
+    sampled_logprobs: list[float] | None = None
+    """The same under the distribution that it was drawn from; 0 if greedy."""
 
     @classmethod
     def of(
@@ -43,6 +48,7 @@ class AnswerRecord(RunRecord):
         text: str,
         tokens: list[int],
         at_once: int | None,
+        logprobs: list[list[float]] | None,
         settings: dict[str, Any],
         name_of: Callable[[Picture], str],
     ) -> "AnswerRecord":
@@ -50,7 +56,10 @@ class AnswerRecord(RunRecord):
         names = [*map(name_of, request.pictures)]
         entry = request.entry
         digests = [*map(digest_of, request.pictures)]
-        return cls(entry.metadata, entry.index, names, text, tokens, settings, at_once, digests)
+        return cls(
+            entry.metadata, entry.index, names, text, tokens, settings, at_once, digests,
+            *(logprobs or ()),
+        )  # fmt: skip
 
     @property
     def question(self) -> str:

@@ -8,12 +8,12 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 
@@ -48,16 +48,26 @@ def make_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, content: Iterable[bytes]) -> None:
-    """Write a file under a temporary name, then rename it, so that its name means it is complete.
+    """Write a file as :func:`atomic_file` does.
 
-    This holds even after a power cut: the content is on the disk before the name is. The content
-    is bytes because Pillow, writing to a file, does not notice that a full disk took only a part.
+    The content is bytes because Pillow, writing to a file, does not notice that a full disk took
+    only a part.
+    """
+    with atomic_file(path) as file:
+        file.writelines(content)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file under a temporary name, and rename it, so that its name means it is complete.
+
+    This holds even after a power cut: the content is on the disk before the name is.
     """
     # Not the process id: containers that share a volume have equal ones.
     temporary = path.with_name(f".{path.name}.{token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:  # a new file: never written through a link
-            file.writelines(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

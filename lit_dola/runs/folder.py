@@ -17,7 +17,7 @@ from lit_dola.runs.record_log import RecordLog
 
 _PROMPT_FOLDER = re.compile(r"\d{5,}(_.*)?")
 _GROUP = re.compile(r"\d{5,}-\d{5,}")
-_IMAGE_FILE = re.compile(r"img_(\d{2,})\.(jpg|png|webp|npy|inspect\.(?:png|npz))")
+_IMAGE_FILE = re.compile(r"img_(\d{2,})\.(jpg|png|webp|npy|npz|inspect\.(?:png|npz))")
 _INLINE_FILE = re.compile(r"[0-9a-f]{32}\.\w+")
 GRID_FILE = "grid.jpg"
 """All images of a prompt in one."""

@@ -5,6 +5,7 @@ import re
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, get_args
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,11 @@ from lit_dola.runs.files import write_atomically
 from lit_dola.runs.records import ImageRecord
 
 Format = Literal["jpg", "png", "webp"]
+SaveTokens = bool | Literal["logprobs"]
+"""Save an image's tokens; logprobs: with their log-probabilities."""
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+"""The tokens of an image, and perhaps their log-probabilities, by name."""
 
 _MAX_EXIF_CHARACTERS = 2000
 """EXIF as a whole must stay under 64 KiB; ``metadata.jsonl`` has longer prompts in full."""
@@ -112,7 +118,7 @@ def write_image(
     image: Image.Image,
     format: Format,
     quality: int,
-    tokens: npt.NDArray[np.int32] | None = None,
+    tokens: Arrays | None = None,
 ) -> None:
     """Write the image of a record, with its tokens before it if they are given.
 
@@ -122,19 +128,52 @@ def write_image(
         image: The image, RGB.
         format: Format of the file.
         quality: Quality of jpg and webp, 1 to 100.
-        tokens: Its tokens, to lie next to it.
+        tokens: Arrays to lie next to it: ``tokens``, perhaps with their log-probabilities.
     """
     if tokens is not None:
-        npy = BytesIO()
-        np.save(npy, tokens)
-        write_atomically(folder / tokens_file(record.file_name), [npy.getvalue()])
-    content = encode_image(image, record.provenance(), format, quality)
-    write_atomically(folder / record.file_name, [content])
+        content = BytesIO()
+        alone = len(tokens) == 1
+        if alone:
+            np.save(content, tokens["tokens"])
+        else:
+            np.savez(content, allow_pickle=False, **tokens)
+        path = tokens_file(record.file_name, alone or "logprobs")
+        write_atomically(folder / path, [content.getvalue()])
+    encoded = encode_image(image, record.provenance(), format, quality)
+    write_atomically(folder / record.file_name, [encoded])
 
 
-def tokens_file(file: str) -> str:
-    """Return the path of an image's tokens."""
-    return Path(file).with_suffix(".npy").as_posix()
+def tokens_file(file: str, save_tokens: SaveTokens = True) -> str:
+    """Return the path of an image's tokens: ``.npy``, with log-probabilities ``.npz``."""
+    return Path(file).with_suffix(".npz" if save_tokens == "logprobs" else ".npy").as_posix()
+
+
+def find_tokens(folder: Path, file: str) -> Path | None:
+    """Return the file of an image's tokens, of either kind; None if there is none.
+
+    Args:
+        folder: Folder of the run.
+        file: Path of the image, relative to it.
+    """
+    kinds: tuple[SaveTokens, ...] = (True, "logprobs")
+    paths = (folder / tokens_file(file, kind) for kind in kinds)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def read_token_arrays(path: Path) -> Arrays:
+    """Read the tokens of an image, and their log-probabilities if they are there.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    try:
+        found = np.load(path)
+        if isinstance(found, np.ndarray):
+            return {"tokens": found}
+        with found:
+            return {name: found[name] for name in ("tokens", "logprob", "sampled_logprob")}
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
+        raise UserError(f"not readable as tokens: {error}", at=path) from error
 
 
 def _exif(record: Line) -> Image.Exif:

@@ -56,6 +56,10 @@ class RecordLog:
                 return
             yield line.record, line.content
 
+    def is_merged(self) -> bool:
+        """Return whether the merged file is all that there is, as after a run that has ended."""
+        return self.path.exists() and not self._parts()
+
     def exists(self) -> bool:
         """Return whether there is any such file."""
         return self.path.exists() or bool(self._parts())

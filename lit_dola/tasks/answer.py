@@ -35,6 +35,9 @@ class Answer(NamedTuple):
     """Token ids, the end of the sentence included if it came."""
     at_once: int | None
     """Questions answered at once, if a batch was divided for lack of memory; else None."""
+    logprobs: list[list[float]] | None
+    """Log-probabilities of the tokens, as of :attr:`lit_dola.decoding.step.Drawn.logprobs`, if they
+    were measured."""
 
 
 class Answers(NamedTuple):
@@ -178,6 +181,7 @@ class LitAnswer(UnderstandingModule, DecodingModule):
         except NotFiniteError as error:
             tokens, steps = error.tokens, error.steps
         self.call_on_step(self.max_new_tokens)
+        logprobs = self.generator.logprobs
         answers = []
         for place, (request, row) in enumerate(zip(sound, tokens.tolist())):
             if place in steps:
@@ -186,7 +190,8 @@ class LitAnswer(UnderstandingModule, DecodingModule):
                 continue
             ids = _until(row, self.encoder.eos_token_id)
             text = self.encoder.decode(ids).strip()
-            answers.append(Answer(request, text, ids, self.at_once))
+            own = None if logprobs is None else logprobs[:, place, : len(ids)].tolist()
+            answers.append(Answer(request, text, ids, self.at_once, own))
         return Answers(answers, failures)
 
     def _branches(self, request: QuestionRequest, pictures: "_Pictures") -> Branches:

@@ -69,6 +69,8 @@ class JanusModule(Declared, LightningModule):
     """The setting for the number of requests per batch."""
     janus: Backbone
     """The model, once loaded."""
+    logprobs = False
+    """Measure the log-probability of each token that is drawn; set before prediction starts."""
 
     def __init__(
         self,

@@ -189,6 +189,7 @@ class DecodingModule(JanusModule):
             "share_prefill": not shards_the_model(self.trainer),
             "fill_to": self.fill_to,
             "lens": self.readout(),
+            "logprobs": self.logprobs,
         }
 
     def inference_mode(self) -> torch.inference_mode:

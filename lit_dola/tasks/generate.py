@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
+import numpy.typing as npt
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor
@@ -36,6 +37,15 @@ class GeneratedImage(NamedTuple):
     """Images decoded at once, if a batch was divided for lack of memory; else None."""
     inspection: Inspection | None = None
     """Figures for every step, if the image was selected for inspection."""
+    logprobs: Tensor | None = None
+    """Log-probabilities of the tokens, float32 ``(2, num_image_tokens)``, as of
+    :attr:`lit_dola.decoding.step.Drawn.logprobs`, if they were measured."""
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return what a file of its tokens holds: those, and log-probabilities if there are any."""
+        logprobs = () if self.logprobs is None else self.logprobs.numpy()
+        names = ("logprob", "sampled_logprob")
+        return {"tokens": self.tokens.numpy(), **dict(zip(names, logprobs))}
 
 
 class GeneratedImages(NamedTuple):
@@ -171,7 +181,8 @@ class LitDoLa(DecodingModule):
             for place, step in error.steps.items():
                 not_finite[place] = f"the model's logits are NaN or infinite at step {step}"
         drawn = [place for place in range(len(requests)) if place not in not_finite]
-        forwards = self.generator.forwards
+        forwards, logprobs = self.generator.forwards, self.generator.logprobs
+        logprobs = None if logprobs is None else logprobs.cpu()
         images = []
         for place, pixels in zip(drawn, decode_pixels(self.janus, tokens[drawn])):
             if pixels is None:
@@ -184,6 +195,7 @@ class LitDoLa(DecodingModule):
                         pixels[0],
                         None if forwards is None else int(forwards[place]),
                         self.at_once,
+                        logprobs=None if logprobs is None else logprobs[:, place],
                     )
                 )
             self.call_on_step(self.max_new_tokens)

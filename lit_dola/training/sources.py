@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from lit_dola.janus.question import QuestionEncoder
 from lit_dola.janus.tokenizer import PromptEncoder, Roles
 from lit_dola.janus.vq import from_pillow
 from lit_dola.runs.answers import AnswerRecord
-from lit_dola.runs.image_file import tokens_file
+from lit_dola.runs.image_file import find_tokens, read_token_arrays, tokens_file
 from lit_dola.runs.records import ImageRecord, RunRecord
 
 Record = TypeVar("Record", bound=RunRecord)
@@ -52,10 +51,10 @@ def images_of_run(run: Path, checkpoint: Checkpoint, encoder: PromptEncoder) -> 
         UserError: If there are none, or they are of another checkpoint or without tokens.
     """
     for record in _records_of(run, ImageRecord, checkpoint):
-        path = run / tokens_file(record.file_name)
-        if not path.is_file():
+        path = find_tokens(run, file := record.file_name)
+        if path is None:
             raise UserError(
-                f"{run}: {path.name} of {record.file_name} not found",
+                f"{run}: {Path(tokens_file(file)).name} of {file} not found",
                 "a run with --writer.save_tokens true",
                 setting="data.runs",
                 mentions=("writer.save_tokens",),
@@ -131,10 +130,7 @@ def _records_of(run: Path, kind: type[Record], checkpoint: Checkpoint) -> Iterat
 def _read_image(
     prompt: str, path: Path, checkpoint: Checkpoint, encoder: PromptEncoder
 ) -> LensSequence:
-    try:
-        tokens = np.load(path)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"not readable as tokens: {error}", at=path) from error
+    tokens = read_token_arrays(path)["tokens"]
     if tokens.shape != (checkpoint.num_image_tokens,):
         raise UserError(
             f"tokens of shape {tokens.shape}", f"({checkpoint.num_image_tokens},)", at=path

@@ -15,8 +15,10 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import pytest
+import torch
 from PIL import Image
 
+from lit_dola.pipeline import JanusPipeline
 from tests.apps.serving import TOKEN, free_port, serving
 from tests.support import forked
 from tests.support.commands import CPU, files, succeed
@@ -66,6 +68,28 @@ def test_images_are_those_of_predict(server, tmp_path):
     )  # fmt: skip
     assert made.size == "48x48"
     assert Image.open(BytesIO(contents(made)[0])).size == (48, 48)
+
+
+@pytest.mark.parametrize("format", ["b64_json", "url"])
+def test_log_probabilities(server, format):
+    """Of a request that shares its batch with one that wants none."""
+
+    def ask(**more):
+        return server.client().images.generate(
+            prompt="a red circle", n=2, response_format=format, extra_body={"seed": 5, **more}
+        )
+
+    with ThreadPoolExecutor(2) as clients:
+        asked, other = (clients.submit(ask, **more) for more in ({"logprobs": True}, {}))
+    logprobs = [image.model_extra["logprobs"] for image in asked.result().data]
+    assert [[*it] for it in logprobs] == [["tokens", "token_logprobs", "sampled_logprobs"]] * 2
+    assert all(len(values) == 144 for it in logprobs for values in it.values())
+    pipeline = JanusPipeline.from_pretrained("checkpoints/shapes-janus", device="cpu")
+    made = pipeline("a red circle", seed=5, parallel_size=2, logprobs=True, progress=False)
+    assert [it["tokens"] for it in logprobs] == made.tokens.tolist()
+    ours = torch.tensor([it["sampled_logprobs"] for it in logprobs])
+    torch.testing.assert_close(ours, made.sampled_logprobs, rtol=1e-4, atol=1e-4)
+    assert all("logprobs" not in image.model_extra for image in other.result().data)
 
 
 @pytest.mark.parametrize(

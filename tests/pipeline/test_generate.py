@@ -203,7 +203,7 @@ def test_the_signature_tells_every_setting():
     parameters = inspect.signature(JanusPipeline.generate).parameters
     settings = inspect.signature(LitDoLa).parameters
     left_out = {"model_path", "roles", "backend", "quantize"}
-    own = {"self", "prompts", "progress", "callback_on_step"}
+    own = {"self", "prompts", "progress", "callback_on_step", "logprobs"}
     assert parameters.keys() - own == settings.keys() - left_out
     for name in parameters.keys() & settings.keys() - {"inspect"}:
         assert parameters[name].default == settings[name].default

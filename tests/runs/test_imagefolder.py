@@ -1,4 +1,4 @@
-"""A run's folder as Hugging Face's ``datasets`` reads it, and folders of the column's former name."""
+"""A run's folder as Hugging Face's ``datasets`` reads it, and folders of earlier versions."""
 
 import json
 
@@ -75,7 +75,9 @@ def test_whatever_else_lies_in_the_folder(format, predict, load, tmp_path):
 
 def test_prompts_that_name_a_split(predict, load, tmp_path):
     predict(["a red train", "a test of courage", "one"])
-    check_rows(load("imagefolder", data_files=str(tmp_path / "out/metadata.jsonl")), tmp_path / "out")
+    check_rows(
+        load("imagefolder", data_files=str(tmp_path / "out/metadata.jsonl")), tmp_path / "out"
+    )
 
 
 def test_keys_that_name_pictures_are_the_entrys_own_again(predict, tmp_path):

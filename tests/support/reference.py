@@ -81,9 +81,22 @@ def entropy(scores):
     return -sum(x * math.log(x) for x in q if x > 0)
 
 
-def draw(scores, noise, *, temperature, top_k, top_p, min_p=None, entropy_temperature=None):
+def draw(scores, noise, *, temperature, **how):
     if temperature == 0:
         return int(np.argmax(scores))
+    return int(np.argmax(distribution(scores, temperature=temperature, **how) + noise))
+
+
+def log_probs(token, final, scores, *, temperature, **how):
+    """Of a drawn token: under the final layer of the first branch, and as it was drawn."""
+    own = log_softmax(final)[token]
+    if temperature == 0:
+        return own, 0.0
+    return own, log_softmax(distribution(scores, temperature=temperature, **how))[token]
+
+
+def distribution(scores, *, temperature, top_k, top_p, min_p=None, entropy_temperature=None):
+    """Logits of what is drawn from, -inf for tokens that cannot be drawn."""
     if entropy_temperature is not None:
         span, scale, floor = entropy_temperature
         temperature *= span * math.exp(-entropy(scores) / scale) + floor
@@ -104,7 +117,7 @@ def draw(scores, noise, *, temperature, top_k, top_p, min_p=None, entropy_temper
     if min_p is not None:
         probs = np.exp(log_softmax(logits))
         keep &= probs >= min_p * probs.max()
-    return int(np.argmax(np.where(keep, logits + noise, -np.inf)))
+    return np.where(keep, logits, -np.inf)
 
 
 class TransformersJanus:
@@ -202,8 +215,12 @@ def generate(
     negative_ids=None,
     beta=None,
     lens=None,
+    logprobs=None,
 ):
-    """Tokens of one image, from a Janus in float64; a lens is ``A`` and ``b``."""
+    """Tokens of one image, from a Janus in float64; a lens is ``A`` and ``b``.
+
+    A list ``logprobs`` receives two log-probabilities per token.
+    """
     uncond_ids = negative_ids or (
         [input_ids[0]] + [pad_token_id] * (len(input_ids) - 2) + [input_ids[-1]]
     )
@@ -221,16 +238,13 @@ def generate(
         how = {"alpha": alpha, "cfg_weight": cfg_weight, "apc": apc, "strength": strength}
         scores = fuse(logits, **how, **({} if layer is None else {"beta": beta}))
         noise = gumbel(seed, prompt_index, image_index, step, len(scores))
-        token = draw(
-            scores,
-            noise,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            entropy_temperature=entropy_temperature,
-        )
-        tokens.append(token)
+        drawing = {
+            "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+            "entropy_temperature": entropy_temperature,
+        }  # fmt: skip
+        tokens.append(draw(scores, noise, **drawing))
+        if logprobs is not None:
+            logprobs.append(log_probs(tokens[-1], logits[0], scores, **drawing))
     return tokens
 
 
@@ -291,8 +305,12 @@ def answer(
     seed=0,
     question_index=0,
     guess=(),
+    logprobs=None,
 ):
-    """Tokens of one answer: pictures are pixels, in the order of their places in the ids."""
+    """Tokens of one answer: pictures are pixels, in the order of their places in the ids.
+
+    A list ``logprobs`` receives two log-probabilities per token.
+    """
     inputs = both_branches(janus, input_ids, pictures, image_token_id, pad_token_id)
     if cfg_weight == 1:
         inputs = inputs[:1]
@@ -314,4 +332,6 @@ def answer(
         noise = gumbel(seed, question_index, 0, len(tokens), len(scores))
         how = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         tokens.append(draw(scores + bias, noise, **how))
+        if logprobs is not None:
+            logprobs.append(log_probs(tokens[-1], logits[0], scores + bias, **how))
     return tokens

@@ -120,6 +120,19 @@ def test_a_prior_is_added_to_the_scores(answer, expected, tiny_checkpoint, tmp_p
     assert lines[0]["settings"]["prior"].startswith("prior.json sha256:")
 
 
+@pytest.mark.parametrize("settings", [SETTINGS[3], *slow([SETTINGS[0], SETTINGS[5]])], ids=str)
+def test_log_probabilities_are_the_references(answer, expected, settings):
+    theirs, lines = [], answer(*flags(settings), "--writer.logprobs=true")
+    found = [line["tokens"] for line in lines]
+    expected(guesses=found, logprobs=theirs, **for_reference(settings))
+    for kind, name in enumerate(("logprobs", "sampled_logprobs")):
+        ours = [value for line in lines for value in line[name]]
+        np.testing.assert_allclose(ours, [it[kind] for it in theirs], rtol=1e-5, atol=1e-5)
+    assert [len(line["logprobs"]) for line in lines] == [*map(len, found)]
+    assert "logprobs" not in answer(*flags(settings), out="without")[0]
+    assert answer(*flags(settings), "--writer.logprobs=true", out="without") == lines
+
+
 @pytest.mark.slow
 def test_guidance_adds_the_evidence_of_the_picture(answer, expected):
     """At 1 it is none; the pictures matter, and so does the weight."""

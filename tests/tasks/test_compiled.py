@@ -39,12 +39,14 @@ class Broken:
         def run(decoder, cache, inputs, *rest):
             self.calls += 1
             self.fail()
-            tokens, finite = step(decoder, cache, inputs, *rest)
+            drawn = step(decoder, cache, inputs, *rest)
+            tokens = drawn.tokens
             if self.how == "other tokens":
-                return (tokens + 1) % 32, finite
+                return drawn._replace(tokens=(tokens + 1) % 32)
             if self.how == "NaN":
-                return torch.zeros_like(tokens), torch.zeros_like(finite)
-            return tokens, finite
+                nothing = torch.zeros_like(drawn.finite)
+                return drawn._replace(tokens=torch.zeros_like(tokens), finite=nothing)
+            return drawn
 
         return run
 

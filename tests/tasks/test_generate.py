@@ -73,10 +73,10 @@ def test_batches_hold_requests_tokens_and_pixels(predict):
     assert [len(batch.images) for batch in batches] == [3, 1]
     for images, failures in batches:
         assert failures == []
-        for _, tokens, pixels, forwards, at_once, inspection in images:
+        for _, tokens, pixels, forwards, at_once, inspection, logprobs in images:
             assert forwards is None  # no window: one pass per token
             assert at_once is None  # it fitted into memory
-            assert inspection is None
+            assert (inspection, logprobs) == (None, None)
             assert (tokens.dtype, tokens.shape) == (torch.int32, (16,))
             assert (pixels.dtype, pixels.shape) == (torch.uint8, (3, 16, 16))
 
@@ -136,7 +136,7 @@ def enough_for(
                     raise torch.OutOfMemoryError(message)
                 return generate(prompts, keys, *rest, **more)
 
-            small.forwards = None
+            small.forwards = small.logprobs = None
             return small
 
         model.make_generator = make_small

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from lit_dola import JanusPipeline, UserError
+from tests.support.hub import hub
 from tests.troubleshooting.scene import CASES, case
 
 RED = Image.new("RGB", (20, 20), "red")
@@ -133,6 +134,75 @@ def same_run(scene):
     return scene.main("compare", "outputs", "outputs/", "--output=page"), 1
 
 
+@case("an unknown form")
+def unknown_form(scene):
+    return scene.main("export", "parqet", "outputs", "--output=out"), 1
+
+
+@case("no images to export")
+def nothing_to_export(scene):
+    return scene.main("export", "flat", ".", "--output=out"), 1
+
+
+@case("has not ended; expected a run that has")
+def run_that_has_not_ended(scene):
+    assert scene.predict()[0] == 0
+    (scene.folder / "outputs/metadata.0.ab.jsonl").touch()
+    return scene.main("export", "parquet", "outputs", "--output=out"), 1
+
+
+def export(scene, *args, form="parquet"):
+    assert scene.predict("--writer.save_tokens=logprobs")[0] == 0
+    return scene.main("export", form, "outputs", "--output=out", *args), 1
+
+
+def export_after(scene, pattern, spoil):
+    assert scene.predict("--writer.save_tokens=logprobs", "--writer.format=png")[0] == 0
+    spoil(next((scene.folder / "outputs").glob(pattern)))
+    return scene.main("export", "parquet", "outputs", "--output=out"), 1
+
+
+@case("missing or cut off; expected a complete run")
+def image_that_is_gone(scene):
+    return export_after(scene, "*/img_00.png", lambda path: path.unlink())
+
+
+@case("img_00.npz: not readable as tokens")
+def damaged_log_probabilities(scene):
+    return export_after(scene, "*/img_00.npz", lambda path: path.write_bytes(b"PK"))
+
+
+@case("values of several types under one key")
+def key_of_two_types(scene):
+    scene.write_prompts([{"prompt": "a", "size": 1}, {"prompt": "b", "size": "large"}])
+    return export(scene)
+
+
+@case("push: 'cats'")
+def repository_without_owner(scene):
+    return export(scene, "--push=cats")
+
+
+@case("push: no token")
+def upload_without_token(scene):
+    scene.monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    return export(scene, "--push=me/cats")
+
+
+@case("the shards are in")
+def token_that_is_refused(scene):
+    with hub() as served:
+        scene.monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_other")
+        scene.monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", served.address)
+        scene.monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        return export(scene, "--push=me/cats")
+
+
+@case("is no dataset; expected webdataset or parquet")
+def upload_of_a_benchmark(scene):
+    return export(scene, "--push=me/cats", form="flat")
+
+
 @case("none of the images is in all of")
 def other_prompts(scene):
     assert scene.predict("--writer.output_dir=one")[0] == 0
@@ -212,6 +282,11 @@ def not_finite(scene):
     return python(decode=np.zeros(16, np.int64))(scene)
 
 
+@case("no log-probabilities were measured")
+def saving_what_was_not_measured(scene):
+    return _save(scene, "new", save_tokens="logprobs")
+
+
 @case("figure: the images were not inspected")
 def not_inspected(scene):
     try:
@@ -232,11 +307,11 @@ def saved_into_a_file(scene):
     return _save(scene, "file")
 
 
-def _save(scene, *names):
+def _save(scene, *names, **how):
     made = JanusPipeline.from_pretrained(scene.checkpoint)("a", parallel_size=1)
     try:
         for name in names:
-            made.save(scene.folder / name)
+            made.save(scene.folder / name, **how)
     except UserError as error:
         return (1, f"error: {error}\n"), 1
     return (0, ""), 1

@@ -158,8 +158,8 @@ def change_the_baseline(patch):
 def accept_every_guess(patch):
     accept = places.Pool.accept
 
-    def accept_all(state, inputs, drawn, ok):
-        accept(state, torch.cat([inputs[:, :1], drawn[:, :-1]], dim=1), drawn, ok)
+    def accept_all(state, inputs, drawn):
+        accept(state, torch.cat([inputs[:, :1], drawn.tokens[:, :-1]], dim=1), drawn)
 
     patch(places.Pool, "accept", accept_all)
     # Passes of any width would then draw other images each time.

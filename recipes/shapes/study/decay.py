@@ -38,16 +38,16 @@ def race_with(schedule: Schedule, num_tokens: int) -> Callable[..., Any]:
     """Return what replaces :func:`lit_dola.decoding.step.race`, for one row per image."""
 
     def race(
-        decoder: Decoder, states: Tensor, streams: Tensor, steps: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        final, mid = decoder.head.logits(states).flatten(1, 2).log_softmax(dim=-1)
+        decoder: Decoder, features: Tensor, streams: Tensor, steps: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        final, mid = decoder.head.linear(features).flatten(1, 2).log_softmax(dim=-1)
         beta = schedule(steps.flatten() / (num_tokens - 1))[:, None]
         allowed = apc_mask(final, decoder.scoring.alpha)
         scores = (final + beta * (final - mid)).masked_fill(~allowed, float("-inf"))
         streams = streams[:, None].expand_as(steps).flatten()
         noise = gumbel_noise(streams, steps.flatten(), scores.shape[-1])
         finite = scores.amax(dim=-1).isfinite().view_as(steps)
-        return decoder.scoring.race(scores, noise), finite
+        return decoder.scoring.race(scores, noise), scores, finite
 
     return race
 

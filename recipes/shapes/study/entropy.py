@@ -11,7 +11,6 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from lit_dola import LitDoLa
@@ -20,7 +19,7 @@ from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.lens import LensFile
 from lit_dola.janus.loading import load_janus
 from lit_dola.janus.tokenizer import PromptEncoder, unconditional_ids
-from lit_dola.runs.image_file import tokens_file
+from lit_dola.runs.image_file import read_token_arrays, tokens_file
 from lit_dola.runs.records import ImageRecord
 from recipes.shapes.study.common import CHECKPOINT, LENS, variants_of
 
@@ -41,7 +40,7 @@ def entropies(folder: Path, run: Path) -> dict[str, float]:
     images = []
     for record in islice(ImageRecord.read(run), _IMAGES):
         ids = encoder.encode(record.prompt)
-        tokens = torch.from_numpy(np.load(run / tokens_file(record.file_name)))
+        tokens = torch.from_numpy(read_token_arrays(run / tokens_file(record.file_name))["tokens"])
         images.append(((ids, unconditional_ids(ids, encoder.pad_token_id)), tokens, record.key))
     found = {}
     for name in EVALUATIONS:
