@@ -47,7 +47,20 @@ def test_result(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(measure._COPIED_BYTES, "cpu", 2**18)
     decode.main("tiny", prompts=2, images=1, tokens=3, repeats=2, output=tmp_path)
     result = json.loads((tmp_path / "decode.json").read_text())
-    assert set(result["methods"]) == {"a", "a_batch", "b", "c", "d", "e", "f", "g", "h", "i"}
+    assert set(result["methods"]) == {
+        "a",
+        "a_batch",
+        "b",
+        "c",
+        "d",
+        "e",
+        "f",
+        "g",
+        "h",
+        "i",
+        "j",
+        "k",
+    }
     assert set(result["ratios"]) == {
         "d/c",
         "e/c",
@@ -55,6 +68,8 @@ def test_result(tmp_path, monkeypatch, capsys):
         "g/c",
         "d/h",
         "c/i",
+        "j/c",
+        "k/d",
         "b/d",
         "a/c",
         "a_batch/c",

@@ -3,7 +3,6 @@
 See https://platform.openai.com/docs/api-reference/images/create; our settings are further fields.
 """
 
-import base64
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.messages import printable, suggestion
 from lit_dola.pipeline import ImageCall
+from lit_dola.reports.openai_batch import FORMATS, b64_json, reply_of
 from lit_dola.runs.image_file import Format
 from lit_dola.settings.declared import settings_of
 from lit_dola.settings.numbers import MAX_SEED
@@ -34,7 +34,6 @@ _IGNORED: dict[str, tuple[Any, ...]] = {
     "partial_images": (0,),
 }
 """Ignored fields and their accepted values."""
-_FORMATS: dict[str, Format] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 CALLERS_SETTINGS = tuple(
     name
     for name in settings_of(LitDoLa)
@@ -77,7 +76,7 @@ def request_model(limits: Limits, size: str) -> type[BaseModel]:
             Field(None, ge=0, le=MAX_SEED, description=f"an integer, 0 <= seed <= {MAX_SEED}"),
         ),
         "response_format": _one_of("b64_json", "url"),
-        "output_format": _one_of(*_FORMATS),
+        "output_format": _one_of(*FORMATS),
         "logprobs": (bool, Field(False, description="true or false")),
         "output_compression": (int, Field(95, ge=0, le=100, description="an integer, 0 to 100")),
         "size": _one_of("auto", size),
@@ -114,7 +113,7 @@ class ImageJob:
     @property
     def file_format(self) -> Format:
         """Format of the images' files."""
-        return _FORMATS[self.output_format]
+        return FORMATS[self.output_format]
 
 
 @dataclass(frozen=True)
@@ -233,20 +232,12 @@ def reply(
         size: Their size, as OpenAI writes it.
         url_of: Returns the address of a file.
     """
-    return {
-        "created": int(time.time()),
-        "data": [
-            {
-                **(
-                    {"url": url_of(image.file)}
-                    if image.file
-                    else {"b64_json": base64.b64encode(image.content or b"").decode()}
-                ),
-                "record": {k: v for k, v in image.record.items() if k != "file_name"},
-                **({"logprobs": image.logprobs} if image.logprobs else {}),
-            }
-            for image in images
-        ],
-        "output_format": job.output_format,
-        "size": size,
-    }
+    data = [
+        {
+            **({"url": url_of(image.file)} if image.file else b64_json(image.content or b"")),
+            "record": {k: v for k, v in image.record.items() if k != "file_name"},
+            **({"logprobs": image.logprobs} if image.logprobs else {}),
+        }
+        for image in images
+    ]
+    return reply_of(data, time.time(), job.output_format, size)

@@ -9,10 +9,12 @@ from lit_dola.errors import UserError, writing_to
 from lit_dola.messages import printable, suggestion
 from lit_dola.reports.dataset import SHARDS, export_dataset, finished_runs
 from lit_dola.reports.export import Export, write_export
+from lit_dola.reports.openai_batch import write_batch
 from lit_dola.runs.records import ImageRecord
 from lit_dola.settings.checks import given_path
 
-_FORMS = (*SHARDS, *get_args(Export))
+_BATCH = "openai-batch"
+_FORMS = (*SHARDS, _BATCH, *get_args(Export))
 
 
 def export(
@@ -26,7 +28,8 @@ def export(
     """Write runs in a form that other programs read.
 
     Args:
-        form: webdataset or parquet; or a form that the program of a benchmark reads.
+        form: webdataset or parquet; openai-batch, the results of a file of requests; or a form that
+            the program of a benchmark reads.
         runs: Folders of runs of predict that have ended; several for webdataset and parquet only.
         output: Folder to write to; created if needed.
         images_per_shard: Images per file of webdataset and parquet.
@@ -44,12 +47,14 @@ def export(
         for setting, several in (("push", push is not None), ("runs", len(folders) > 1)):
             if several:
                 raise UserError(f"{form} is no dataset", f"{' or '.join(SHARDS)}", setting=setting)
-        path = _export_run(cast(Export, form), folders[0], output)
+        path = _export_run(form, folders[0], output)
     print(printable(str(path)))
 
 
-def _export_run(form: Export, run: Path, output: str) -> Path:
+def _export_run(form: str, run: Path, output: str) -> Path:
     folder = given_path("output", output)
     with writing_to(folder, "output"):
-        write_export(form, run, ImageRecord.read(run), folder)
+        if form == _BATCH:
+            return write_batch(run, folder)
+        write_export(cast(Export, form), run, ImageRecord.read(run), folder)
     return folder

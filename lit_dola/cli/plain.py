@@ -20,8 +20,8 @@ from lit_dola.runs.status import read_statuses
 _log = getLogger(__name__)
 ABOUT = "Generate images with Janus and DoLa-static, and all that goes with it."
 _FORMS = (
-    "webdataset or parquet; or the form of a benchmark's program: geneval, geneval2, dpg,"
-    " t2i-compbench, wise, hpsv2, flat."
+    "webdataset or parquet; openai-batch; or the form of a benchmark's program: geneval, geneval2,"
+    " dpg, t2i-compbench, wise, hpsv2, flat."
 )
 _SPECIAL: dict[str, dict[str, dict[str, Any]]] = {
     "compare": {

@@ -164,7 +164,7 @@ class BadEntries:
         error = error.within(f"entry {entry.index}")
         if self.skipped is None:
             raise error.within(file) from error
-        self.found.append(Failure(entry.index, None, entry.text, str(error)))
+        self.found.append(Failure.of_entry(entry, str(error)))
 
 
 def plan_of(trainer: Trainer) -> RunPlan:

@@ -14,7 +14,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from lit_dola.data.requests import Failure
+from lit_dola.data.requests import ID, Failure
 from lit_dola.errors import UserError
 from lit_dola.messages import first_line
 from lit_dola.settings.checks import require
@@ -92,13 +92,17 @@ def make_entries(
     found: list[Entry] = []
     reason = "empty; expected at least one entry"
     for index, (where, entry) in enumerate(places):
+        parsed = None
         try:
-            found.append(make(index, parse(entry, where)))
+            parsed = parse(entry, where)
+            found.append(make(index, parsed))
         except UserError as error:
             reason = f"{where}: {error}"
             if skipped is None:
                 raise UserError(reason) from error.__cause__
-            skipped.append(Failure(index, None, None, reason))
+            name = parsed.get(ID) if isinstance(parsed, dict) else None
+            name = name if isinstance(name, str) else None
+            skipped.append(Failure(index, None, None, reason, name))
     if not found:
         raise UserError(reason)
     return found

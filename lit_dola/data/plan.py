@@ -35,8 +35,8 @@ class RunPlan:
     """Results per batch; None until the model is loaded, if they depend on its memory."""
     rounds: int = 1
     """Batches that a predict step takes together: a row whose result is complete takes the next."""
-    per_entry: int = 1
-    """Results per entry of the file, which are next to each other in ``requests``."""
+    entry_starts: Sequence[int] | None = None
+    """Positions of the first result of each entry in ``requests``, at first; None: one each."""
     ranked_run: Path | None = None
     """The run whose images are ranked, if any."""
     compile: bool | None = None

@@ -5,6 +5,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lit_dola.data.batch_file import is_request, request_of
 from lit_dola.data.entry_file import (
     LISTS,
     check_writable,
@@ -77,8 +78,12 @@ def check_prompts(entries: Iterable[Any]) -> list[Entry]:
 def prompt_maker(key: str | None = None) -> Callable[[int, Any], Entry]:
     """Return a function that converts an entry to a prompt."""
     keys = PROMPT_KEYS if key is None else (key.strip().lower(),)
+    names: set[str] = set()
 
     def make(index: int, entry: Any) -> Entry:
+        count = None
+        if isinstance(entry, dict) and is_request(entry):
+            entry, count = request_of(entry, names)
         if isinstance(entry, str):
             text, metadata = entry, {}
         elif isinstance(entry, dict):
@@ -96,7 +101,7 @@ def prompt_maker(key: str | None = None) -> Callable[[int, Any], Entry]:
             raise UserError("prompt is empty", "a text")
         check_writable("prompt", text)
         check_writable("metadata", metadata)
-        return Entry(index, text.strip(), metadata)
+        return Entry(index, text.strip(), metadata, count)
 
     return make
 

@@ -10,6 +10,7 @@ from jsonargparse.typing import NonNegativeInt
 
 from lit_dola.collector import no_garbage_collection
 from lit_dola.data.base import BadEntries, RequestDataModule
+from lit_dola.data.batch_file import without_effect
 from lit_dola.data.prompt_file import check_prompts, names_of_settings, own_settings, read_prompts
 from lit_dola.data.requests import (
     EncodedPrompt,
@@ -62,7 +63,8 @@ class PromptDataModule(RequestDataModule):
         prompt_json: Prompt file: JSON (a list of strings, a list of objects with ``prompt``,
             ``text`` or ``caption``, an object id -> prompt, an object with the list ``prompts`` or
             COCO's ``annotations``), JSON Lines (``.jsonl``), plain text with one prompt per line
-            (``.txt``), a table with a head (``.csv``, ``.tsv``), Parquet, a folder of text files
+            (``.txt``), a table with a head (``.csv``, ``.tsv``), Parquet, requests of OpenAI's
+            batch interface (JSON Lines with ``custom_id`` and ``body``), a folder of text files
             with one prompt per file, or a folder of such lists.
         prompt_key: Key, or column, that holds the prompts; null: prompt, text or caption.
         use_entry_settings: Use ``seed`` and ``negative_prompt`` of an entry for its images, in
@@ -129,12 +131,13 @@ class PromptDataModule(RequestDataModule):
                 _log.warning(note)
         # Prompts of similar length share a batch, which then attends to fewer slots.
         prompts.sort(key=lambda encoded: len(encoded.input_ids))
+        requests = ImageRequests(prompts, self.images, self.seeds)
         self.plan = self.make_plan(
             self.prompt_json,
-            ImageRequests(prompts, self.images, self.seeds),
+            requests,
             tokenizer=self.encoder,
             failures=bad.found,
-            per_entry=len(self.images),
+            entry_starts=requests.starts,
         )
 
     @cached_property
@@ -144,13 +147,16 @@ class PromptDataModule(RequestDataModule):
 
     def _encode(self, prompt: Entry, negative: NegativePrompt | None) -> EncodedPrompt:
         """Encode a prompt, with its own settings if they are to be used."""
-        seed = None
+        seed = images = None
         input_ids = self._encode_text("prompt", prompt.text)
-        if self.use_entry_settings:
+        if self.use_entry_settings or prompt.count is not None:
             own = own_settings(prompt.metadata)
             seed = own.seed
             negative = self._encode_negative(own.negative_prompt) or negative
-        return EncodedPrompt(prompt, input_ids, seed, negative)
+        if prompt.count is not None:
+            only = range(prompt.count) if self.only_images is None else self.only_images
+            images = [image for image in only if image < prompt.count]
+        return EncodedPrompt(prompt, input_ids, seed, negative, images)
 
     def _encode_negative(self, text: str | None) -> NegativePrompt | None:
         if text is None:
@@ -173,14 +179,18 @@ class PromptDataModule(RequestDataModule):
         return input_ids
 
     def _unused(self, prompts: list[EncodedPrompt]) -> Iterator[str]:
-        """Yield a note if settings of entries are not used."""
+        """Yield notes about settings of entries that are not used."""
+        entries = [encoded.entry for encoded in prompts]
+        asked = {name for it in entries if it.count for name in without_effect(it.metadata)}
+        if asked:
+            yield f"{self.prompt_json}: requests have {_listed(asked)}, kept as metadata only"
         if self.use_entry_settings:
             return
-        names = {name for encoded in prompts for name in names_of_settings(encoded.entry.metadata)}
+        names = {name for it in entries if not it.count for name in names_of_settings(it.metadata)}
         if names:
             yield (
-                f"{self.prompt_json}: entries have {' and '.join(sorted(names))}, kept as metadata"
-                " only; data.use_entry_settings true uses them"
+                f"{self.prompt_json}: entries have {_listed(names)}, kept as metadata only;"
+                " data.use_entry_settings true uses them"
             )
 
     def read_prompts(
@@ -213,3 +223,7 @@ class PromptDataModule(RequestDataModule):
             if (least := min(given)) < 0:
                 raise UserError(f"index {least}", "0 or more")
         return [replace(prompt, index=index) for prompt, index in zip(found, given)]
+
+
+def _listed(names: set[str]) -> str:
+    return " and ".join(sorted(names))

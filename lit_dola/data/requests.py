@@ -1,14 +1,19 @@
 """The nouns of a run: entries of a file, requested results, and failures."""
 
 import json
+from array import array
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple, overload
 
 from lit_dola.data.columns import LogRecord
 from lit_dola.data.pictures import Picture
 
 OnError = Literal["stop", "skip"]
+ID = "custom_id"
+"""Key of the name of a request of OpenAI's batch interface, unique in its file."""
 
 
 class RequestKey(NamedTuple):
@@ -28,6 +33,8 @@ class Entry:
     text: str
     metadata: dict[str, Any]
     """Everything else in the entry, including its ``id`` if the file has one."""
+    count: int | None = None
+    """Number of images that it asks for, if it is a request of a batch; None: as the run says."""
 
 
 class NegativePrompt(NamedTuple):
@@ -48,6 +55,8 @@ class EncodedPrompt(NamedTuple):
     """As :attr:`ImageRequest.seed`."""
     negative: NegativePrompt | None = None
     """As :attr:`ImageRequest.negative`."""
+    images: Sequence[int] | None = None
+    """Indices of its images; None: as those of the other prompts."""
 
 
 @dataclass(slots=True)
@@ -155,12 +164,20 @@ class Failure(LogRecord):
     prompt: str | None
     """None: the entry has no text."""
     reason: str
+    custom_id: str | None = None
+    """Name of the request, if the entry is one of OpenAI's batch interface."""
 
     @classmethod
     def of(cls, request: Request, reason: str) -> "Failure":
         """Return the failure of a request; the reason names its entry."""
-        entry = request.entry
-        return cls(*request.key, entry.text, f"entry {entry.index}: {reason}")
+        index, sample = request.key
+        return cls.of_entry(request.entry, f"entry {index}: {reason}", sample)
+
+    @classmethod
+    def of_entry(cls, entry: Entry, reason: str, sample: int | None = None) -> "Failure":
+        """Return the failure of a result of an entry, or of all its results."""
+        name = None if entry.count is None else entry.metadata[ID]
+        return cls(entry.index, sample, entry.text, reason, name)
 
 
 class ImageRequests(Sequence[ImageRequest]):
@@ -168,7 +185,7 @@ class ImageRequests(Sequence[ImageRequest]):
 
     Args:
         prompts: The prompts.
-        images: Indices of the images of each prompt.
+        images: Indices of the images of each prompt that has none of its own.
         seeds: Seed of each image, all images of the first entry first; None: that of the run.
     """
 
@@ -178,12 +195,23 @@ class ImageRequests(Sequence[ImageRequest]):
         images: Sequence[int],
         seeds: Sequence[int] | None = None,
     ) -> None:
-        self._prompts = prompts
+        self._prompts = [prompt for prompt in prompts if len(self._own(prompt, images))]
         self._images = images
         self._seeds = seeds
+        counts = (len(self._own(prompt, images)) for prompt in self._prompts)
+        self._ends = array("q", accumulate(counts, initial=0))
+
+    @property
+    def starts(self) -> Sequence[int]:
+        """Positions of the first image of each prompt."""
+        return self._ends[:-1]
 
     def __len__(self) -> int:
-        return len(self._prompts) * len(self._images)
+        return self._ends[-1]
+
+    @staticmethod
+    def _own(prompt: EncodedPrompt, images: Sequence[int]) -> Sequence[int]:
+        return images if prompt.images is None else prompt.images
 
     @overload
     def __getitem__(self, place: int) -> ImageRequest: ...
@@ -192,19 +220,21 @@ class ImageRequests(Sequence[ImageRequest]):
     def __getitem__(self, place: int | slice) -> ImageRequest | list[ImageRequest]:
         if isinstance(place, slice):
             return [self[each] for each in range(*place.indices(len(self)))]
-        number, image = divmod(range(len(self))[place], len(self._images))
-        return self._request(self._prompts[number], image)
+        place = range(len(self))[place]
+        number = bisect(self._ends, place) - 1
+        return self._request(self._prompts[number], place - self._ends[number])
 
     def __iter__(self) -> Iterator[ImageRequest]:
         for prompt in self._prompts:
-            for image in range(len(self._images)):
+            for image in range(len(self._own(prompt, self._images))):
                 yield self._request(prompt, image)
 
     def _request(self, encoded: EncodedPrompt, image: int) -> ImageRequest:
-        entry, input_ids, seed, negative = encoded
+        entry, input_ids, seed, negative, _ = encoded
         if self._seeds is not None:
             seed = self._seeds[entry.index * len(self._images) + image]
-        return ImageRequest(entry, input_ids, self._images[image], seed, negative)
+        index = self._own(encoded, self._images)[image]
+        return ImageRequest(entry, input_ids, index, seed, negative)
 
 
 class Selection(Sequence[Request]):

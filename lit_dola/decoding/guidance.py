@@ -119,7 +119,7 @@ def guided_dola_from_features(
     cfg_weight: float,
     apc: ApcPolicy = "cond",
     strength: float = 1.0,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Compute :func:`guided_dola` before the vocabulary, with half as many rows projected onto it.
 
     The head's last layer, the contrast and CFG are all linear, so we fuse features first and
@@ -138,28 +138,30 @@ def guided_dola_from_features(
 
     Returns:
         Float32 scores ``(images, vocab)``, equal to those of :func:`guided_dola` up to a constant
-        per row, which does not affect sampling.
+        per row, which does not affect sampling; and the final layer's logits of the conditional
+        branches, ``(images, vocab)``.
 
     Raises:
         ValueError: As :func:`guided_dola`.
     """
     if apc == "per_branch":  # masking before the fusion makes it nonlinear
         (cond_final, uncond_final), (cond_mid, uncond_mid) = linear(torch.stack([final, mid]))
-        return guided_dola(
+        scores = guided_dola(
             cond_final, uncond_final, cond_mid, uncond_mid,
             alpha=alpha, cfg_weight=cfg_weight, apc=apc, strength=strength,
         )  # fmt: skip
+        return scores, cond_final
     contrast = final.float() - strength * mid.float()
     guided = classifier_free_guidance(contrast[0], contrast[1], cfg_weight)
     finals = final[:1] if apc == "cond" else final
     logits = linear(torch.cat([finals, guided[None].to(final.dtype)]))
     allowed = allowed_tokens(logits[0], logits[-2], alpha, apc)
-    return _mask_scores(logits, allowed, linear.bias, strength)
+    return _mask_scores(logits, allowed, linear.bias, strength), logits[0]
 
 
 def dola_from_features(
     final: Tensor, mid: Tensor, linear: nn.Linear, *, alpha: float, strength: float = 1.0
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Compute DoLa-static for one branch before the vocabulary, without guidance.
 
     Args:
@@ -171,14 +173,16 @@ def dola_from_features(
 
     Returns:
         Float32 scores ``(rows, vocab)``, ``-inf`` outside the head set, equal to those of
-        :func:`lit_dola.dola.contrast_with_apc_from_logits` up to a constant per row.
+        :func:`lit_dola.dola.contrast_with_apc_from_logits` up to a constant per row; and the final
+        layer's logits, ``(rows, vocab)``.
 
     Raises:
         ValueError: If ``alpha`` is not in [0, 1].
     """
     contrast = (final.float() - strength * mid.float()).to(final.dtype)
     logits = linear(torch.stack([final, contrast]))
-    return _mask_scores(logits, apc_mask(logits[0].float(), alpha), linear.bias, strength)
+    allowed = apc_mask(logits[0].float(), alpha)
+    return _mask_scores(logits, allowed, linear.bias, strength), logits[0]
 
 
 def guide_by_layer(
@@ -229,7 +233,7 @@ def guide_from_features(
     cfg_weight: float,
     beta: float,
     apc: ApcPolicy = "cond",
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Compute :func:`guide_by_layer` before the vocabulary, where all of it is linear.
 
     Args:
@@ -243,14 +247,15 @@ def guide_from_features(
 
     Returns:
         Float32 scores ``(rows, vocab)``, equal to those of :func:`guide_by_layer` up to a constant
-        per row.
+        per row; and the final layer's logits of the conditional branch, ``(rows, vocab)``.
     """
     cond, uncond = final[0].float(), final[-1].float()
     guided = classifier_free_guidance(cond, uncond, cfg_weight)
     guided = guided + beta * (cond - cond_mid.float())
     finals = final[:1] if apc == "cond" else final
     logits = linear(torch.cat([finals, guided[None].to(final.dtype)]))
-    return _mask_scores(logits, allowed_tokens(logits[0], logits[-2], alpha, apc), None, 0.0)
+    allowed = allowed_tokens(logits[0], logits[-2], alpha, apc)
+    return _mask_scores(logits, allowed, None, 0.0), logits[0]
 
 
 def _mask_scores(logits: Tensor, allowed: Tensor, bias: Tensor | None, strength: float) -> Tensor:

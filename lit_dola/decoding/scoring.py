@@ -90,7 +90,7 @@ class Scoring(Contrast, Sampling):
         return {"alpha": self.alpha, "cfg_weight": self.cfg_weight, "apc": self.apc, **own}
 
 
-def score_features(features: Tensor, linear: nn.Linear, scoring: Scoring) -> Tensor:
+def score_features(features: Tensor, linear: nn.Linear, scoring: Scoring) -> tuple[Tensor, Tensor]:
     """Score the next token of every sequence, before the vocabulary: the form that decoding uses.
 
     Args:
@@ -101,10 +101,12 @@ def score_features(features: Tensor, linear: nn.Linear, scoring: Scoring) -> Ten
         scoring: The settings.
 
     Returns:
-        Scores ``(sequences, vocab)``, float32 if they depend on the middle layer.
+        Scores ``(sequences, vocab)``, float32 if they depend on the middle layer; and the model's
+        own logits: the final layer's of the conditional branch, likewise.
     """
     if not scoring.uses_mid:
-        return _score_without_mid(linear(features[0]), scoring)
+        logits = linear(features[0])
+        return _score_without_mid(logits, scoring), logits[0]
     final, mid = features
     if scoring.guides:
         return guide_from_features(final, mid[0], linear, **scoring.arguments)

@@ -229,13 +229,12 @@ def draw(decoder: Decoder, states: Tensor, streams: Tensor, steps: Tensor) -> Dr
         steps: Indices of the tokens to draw, int64 ``(sequences, window)``.
     """
     features = features_of(decoder, states, len(steps))
-    values, logits, finite = race(decoder, features, streams, steps)
+    values, logits, finite, own = race(decoder, features, streams, steps)
     tokens = values.argmax(dim=-1)
     logprobs = values.new_empty(0, *steps.shape)
     if decoder.logprobs:
-        own = log_probs_of(decoder.head.linear(features[0, 0]).float(), tokens)
-        sampled = decoder.scoring.log_probs(logits, tokens)
-        logprobs = torch.stack([own, sampled]).view(2, *steps.shape)
+        both = log_probs_of(own.float(), tokens), decoder.scoring.log_probs(logits, tokens)
+        logprobs = torch.stack(both).view(2, *steps.shape)
     return Drawn(tokens.view_as(steps), finite, logprobs)
 
 
@@ -254,7 +253,7 @@ def features_of(decoder: Decoder, states: Tensor, sequences: int) -> Tensor:
 
 def race(
     decoder: Decoder, features: Tensor, streams: Tensor, steps: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the values of all tokens, of which the largest is drawn.
 
     Args:
@@ -265,13 +264,14 @@ def race(
 
     Returns:
         The values and, before the noise, the logits of the distribution that is drawn from, float32
-        ``(sequences * window, vocab)``; whether scores are finite, bool ``(sequences, window)``.
+        ``(sequences * window, vocab)``; whether scores are finite, bool ``(sequences, window)``;
+        the model's own logits.
     """
-    scores = score_features(features, decoder.head.linear, decoder.scoring)
+    scores, own = score_features(features, decoder.head.linear, decoder.scoring)
     if decoder.prior is not None:
         scores = scores + decoder.prior
     streams = streams[:, None].expand_as(steps).flatten()
     noise = gumbel_noise(streams, steps.flatten(), scores.shape[-1])
     logits = decoder.scoring.logits(scores)
     finite = scores.amax(dim=-1).isfinite().view_as(steps)
-    return decoder.scoring.perturb(logits, noise), logits, finite
+    return decoder.scoring.perturb(logits, noise), logits, finite, own

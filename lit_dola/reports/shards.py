@@ -19,7 +19,7 @@ from lit_dola.data.columns import Line
 from lit_dola.errors import UserError
 from lit_dola.messages import first_line
 from lit_dola.runs.files import atomic_file, to_json, write_atomically
-from lit_dola.runs.image_file import find_tokens, is_whole, read_token_arrays
+from lit_dola.runs.image_file import find_tokens, read_image_bytes, read_token_arrays
 from lit_dola.runs.record_log import RecordLog
 from lit_dola.runs.records import ImageRecord
 
@@ -51,18 +51,8 @@ class Row(NamedTuple):
         return {**self.line, "run": self.run.resolve().name}
 
     def content(self) -> bytes:
-        """Read the image's file.
-
-        Raises:
-            UserError: If it is missing or cut off.
-        """
-        if not is_whole(self.file):
-            raise UserError(
-                "missing or cut off",
-                "a complete run: the same predict command generates what is missing",
-                at=self.file,
-            )
-        return self.file.read_bytes()
+        """Read the image's file, see :func:`read_image_bytes`."""
+        return read_image_bytes(self.file)
 
 
 def rows_of(runs: Sequence[Path]) -> Iterator[Row]:

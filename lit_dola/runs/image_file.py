@@ -86,6 +86,21 @@ def read_image(path: Path) -> Image.Image:
         ) from error
 
 
+def read_image_bytes(path: Path) -> bytes:
+    """Read an image file as it is.
+
+    Raises:
+        UserError: If it is missing or cut off.
+    """
+    if not is_whole(path):
+        raise UserError(
+            "missing or cut off",
+            "a complete run: the same predict command generates what is missing",
+            at=path,
+        )
+    return path.read_bytes()
+
+
 def encode_image(image: Image.Image, record: Line, format: Format, quality: int) -> bytes:
     """Encode an image file.
 

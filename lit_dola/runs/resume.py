@@ -71,7 +71,8 @@ def start_run(
         The start, and the claim on the folder, to be released at the end.
     """
     wanted = _Wanted(kind, settings, {}, {}, {}, {}, files_of)
-    for request in plan.requests[:: plan.per_entry]:
+    starts = range(len(plan.requests)) if plan.entry_starts is None else plan.entry_starts
+    for request in map(plan.requests.__getitem__, starts):
         index = request.entry.index
         wanted.subjects[index] = request.subject
         wanted.metadata[index] = request.entry.metadata

@@ -122,7 +122,9 @@ def test_requests_that_are_made_when_asked_for_are_a_list(lengths, parallel_size
     ]
     lazy = ImageRequests(prompts, range(parallel_size))
     plain = [
-        ImageRequest(p, ids, k, *rest) for p, ids, *rest in prompts for k in range(parallel_size)
+        ImageRequest(it.entry, it.input_ids, k, it.seed)
+        for it in prompts
+        for k in range(parallel_size)
     ]
     assert len(lazy) == len(plain)
     assert list(lazy) == plain

@@ -130,7 +130,8 @@ def test_features_fused_before_the_head_give_the_same_scores(
     final, mid = torch.randn(2, 2, 3, 16, generator=generator)
     linear = nn.Linear(16, 40, bias=bias).requires_grad_(False)
     settings = {"alpha": alpha, "cfg_weight": cfg_weight, "apc": apc, "strength": strength}
-    fused = guided_dola_from_features(final, mid, linear, **settings)
+    fused, own = guided_dola_from_features(final, mid, linear, **settings)
+    torch.testing.assert_close(own, linear(final)[0])
     scores = guided_dola(*linear(final), *linear(mid), **settings)
     assert fused.dtype == torch.float32
     drawn = scores > MASK_VALUE / 2
@@ -148,7 +149,8 @@ def test_one_branch_from_features_is_the_plain_contrast(bias, seed, alpha, stren
     generator = torch.Generator().manual_seed(seed)
     final, mid = torch.randn(2, 3, 16, generator=generator)
     linear = nn.Linear(16, 40, bias=bias).requires_grad_(False)
-    fused = dola_from_features(final, mid, linear, alpha=alpha, strength=strength)
+    fused, own = dola_from_features(final, mid, linear, alpha=alpha, strength=strength)
+    torch.testing.assert_close(own, linear(final))
     expected = contrast_with_apc_from_logits(linear(final), linear(mid), alpha, strength)
     inside = expected != MASK_VALUE
     assert torch.equal(fused.isfinite(), inside)
@@ -166,8 +168,9 @@ def test_both_forms_score_as_the_formula_says(apc, strength, alpha, guided):
     linear = nn.Linear(16, 40).requires_grad_(False)
     scoring = make_scoring(alpha=alpha, strength=strength, cfg_weight=0.7, apc=apc)
     needed = features if strength else features[:1]
-    scores = score_features(needed, linear, scoring)
+    scores, own = score_features(needed, linear, scoring)
     logits = linear(features)
+    torch.testing.assert_close(own, logits[0, 0])
     if not guided:
         expected = contrast_with_apc_from_logits(*logits[:, 0], alpha, strength)
     else:
@@ -188,7 +191,7 @@ def test_strength_one_scores_as_before_it_existed_bit_for_bit(guided, dtype):
     rows = linear(torch.stack([features[0, 0], fused.to(dtype)]))
     threshold = rows[0].float().amax(-1, keepdim=True) + np.log(0.1)
     before = (rows[1].float() - linear.bias.float()).masked_fill(rows[0] < threshold, -np.inf)
-    assert torch.equal(score_features(features, linear, make_scoring()), before)
+    assert torch.equal(score_features(features, linear, make_scoring())[0], before)
 
 
 @pytest.mark.parametrize("guided", [True, False])
@@ -200,7 +203,7 @@ def test_strength_zero_and_alpha_zero_are_the_baseline_bit_for_bit(dtype, apc, g
     logits = linear(features[0])
     own = classifier_free_guidance(*logits, 5.0) if guided else logits[0]
     scoring = make_scoring(alpha=0.0, strength=0.0, apc=apc)
-    assert torch.equal(score_features(features, linear, scoring), own)
+    assert torch.equal(score_features(features, linear, scoring)[0], own)
     assert scoring.baseline == scoring
 
 
@@ -218,7 +221,7 @@ def test_features_fused_before_the_head_round_about_as_much_in_bfloat16():
         off = [(row - true)[keep] for row, true, keep in zip(scores, exact, kept, strict=True)]
         return torch.cat([row - row.mean() for row in off]).square().mean().sqrt()
 
-    fused = error(guided_dola_from_features(final, mid, linear, **settings))
+    fused = error(guided_dola_from_features(final, mid, linear, **settings)[0])
     separate = error(guided_dola(*linear(final), *linear(mid), **settings))
     assert 0 < fused < 2 * separate
 
@@ -291,7 +294,7 @@ def test_no_mask_hides_logits_that_are_not_finite(apc, place, value):
 def test_no_mask_hides_features_that_are_not_finite(apc, branch, layer):
     features = torch.randn(2, 2, 3, 8, generator=torch.Generator().manual_seed(1))
     features[layer, branch, 1, 7] = float("inf")
-    scores = guided_dola_from_features(
+    scores, _ = guided_dola_from_features(
         *features, nn.Linear(8, 50), alpha=0.5, cfg_weight=2.0, apc=apc
     )
     assert scores.amax(dim=-1).isfinite().tolist() == [True, False, True]
@@ -305,5 +308,5 @@ def test_logits_that_overflow_where_their_contrast_does_not(apc):
     features[0] += torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1))
     linear = nn.Linear(8, 50)
     nn.init.constant_(linear.weight, 1e19)
-    scores = guided_dola_from_features(*features, linear, alpha=0.5, cfg_weight=2.0, apc=apc)
+    scores, _ = guided_dola_from_features(*features, linear, alpha=0.5, cfg_weight=2.0, apc=apc)
     assert not scores[1].amax().isfinite()

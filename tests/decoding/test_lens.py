@@ -83,7 +83,8 @@ def test_both_forms_agree(branches, cfg_weight, apc):
     final, mid = torch.randn(branches, 7, 8), torch.randn(7, 8)
     how = {"alpha": 0.1, "cfg_weight": cfg_weight, "beta": 0.7, "apc": apc}
     plain = guide_by_layer(linear(final), linear(mid), **how)
-    fused = guide_from_features(final, mid, linear, **how)
+    fused, own = guide_from_features(final, mid, linear, **how)
+    torch.testing.assert_close(own, linear(final)[0])
     assert torch.equal(plain.isfinite(), fused.isfinite())
     inside = plain.isfinite()
     assert inside.any(dim=-1).all()

@@ -25,6 +25,12 @@ PROMPTS = {
     "an object with the keys": '{"data": [], "n": 3}',
     "prompt is null": [{"prompt": None}],
     "entry 0: prompt is empty": [" "],
+    "custom_id 'a' occurs twice": [{"custom_id": "a", "body": {"prompt": "a"}}] * 2,
+    "custom_id is a number": [{"custom_id": 3, "body": {"prompt": "a"}}],
+    "url is '/v1/chat/completions'": [
+        {"custom_id": "a", "url": "/v1/chat/completions", "body": {"prompt": "a"}}
+    ],
+    "n is 0; expected an integer": [{"custom_id": "a", "body": {"prompt": "a", "n": 0}}],
     "tokens; expected at most": ["a " * 2000],
     "metadata is nested too deeply": [{"prompt": "a", "boxes": DEEP}],
     "half a surrogate pair": '["\\ud83d"]',

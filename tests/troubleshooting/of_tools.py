@@ -178,6 +178,11 @@ def key_of_two_types(scene):
     return export(scene)
 
 
+@case("export openai-batch: prompt 0")
+def prompts_that_are_no_requests(scene):
+    return export(scene, form="openai-batch")
+
+
 @case("push: 'cats'")
 def repository_without_owner(scene):
     return export(scene, "--push=cats")

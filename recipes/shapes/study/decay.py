@@ -39,7 +39,7 @@ def race_with(schedule: Schedule, num_tokens: int) -> Callable[..., Any]:
 
     def race(
         decoder: Decoder, features: Tensor, streams: Tensor, steps: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         final, mid = decoder.head.linear(features).flatten(1, 2).log_softmax(dim=-1)
         beta = schedule(steps.flatten() / (num_tokens - 1))[:, None]
         allowed = apc_mask(final, decoder.scoring.alpha)
@@ -47,7 +47,7 @@ def race_with(schedule: Schedule, num_tokens: int) -> Callable[..., Any]:
         streams = streams[:, None].expand_as(steps).flatten()
         noise = gumbel_noise(streams, steps.flatten(), scores.shape[-1])
         finite = scores.amax(dim=-1).isfinite().view_as(steps)
-        return decoder.scoring.race(scores, noise), scores, finite
+        return decoder.scoring.race(scores, noise), scores, finite, final
 
     return race
 
