@@ -7,14 +7,14 @@ import re
 import secrets
 import time
 import uuid
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from litserve.specs.base import LitSpec
-from litserve.utils import ResponseBufferItem
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -27,9 +27,20 @@ from prometheus_client import (
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from lit_dola.apps.openai import ApiError, Served, error_body, job_of, reply, unknown_model
+from lit_dola.apps.openai import (
+    ApiError,
+    ImageJob,
+    Served,
+    completed_event,
+    error_body,
+    error_event,
+    job_of,
+    partial_event,
+    reply,
+    unknown_model,
+)
 from lit_dola.apps.starting import TOKEN, log
-from lit_dola.apps.worker import Outcome, Payload, Shared
+from lit_dola.apps.worker import Outcome, Partial, Payload, Shared
 from lit_dola.errors import UserError
 
 PATH = "/v1/images/generations"
@@ -41,6 +52,8 @@ _LOOK = 0.5
 _DIED = "a process with the model has died; the server ends"
 _CLIENT_CLOSED = 499
 """nginx's status for a client that disconnected."""
+_GONE = object()
+"""In place of the images of such a client."""
 
 
 class Metrics:
@@ -88,6 +101,8 @@ class ImagesSpec(LitSpec):  # type: ignore[misc]
         self.free = [*range(served.limits.max_queue)]
         """Free slots of the queue."""
         self.metrics: Metrics | None = Metrics()
+        self._tasks: set[asyncio.Task[None]] = set()
+        """Requests that a worker has not answered yet."""
         self.add_endpoint(PATH, self.create, ["POST"])
         self.add_endpoint("/v1/models", self.models, ["GET"])
         self.add_endpoint("/v1/models/{name:path}", self.model, ["GET"])
@@ -131,65 +146,139 @@ class ImagesSpec(LitSpec):  # type: ignore[misc]
 
     async def create(self, request: Request) -> Response:
         """Generate the images of a request."""
-        assert self.metrics is not None
         began = time.monotonic()
         try:
-            status, body, told = await self._create(request)
+            job = job_of(await _body(request), self.served)
+            found = self._begin(job, request)
+            first = await found.get()
+            if isinstance(first, Partial) or (job.stream and _has_images(first)):
+                events = self._events(job, first, found, began)
+                return StreamingResponse(events, media_type="text/event-stream")
+            made = self._finish(job, first, began)
+            body = reply(job, made.images, self.served, made.prompt_tokens, self._url_of)
+            status = 200
         except ApiError as error:
-            status, body, told = error.status, error.body, str(error)
-        took = time.monotonic() - began
-        self.metrics.requests.labels(status).inc()
-        if status == 200:
-            self.metrics.seconds.observe(took)
-        log(f"{status} in {took:.1f} s: {told}")
+            body, status = error.body, error.status
+            self._note(status, began, str(error))
         headers = {"Retry-After": "5"} if status == 429 else None
         return JSONResponse(body, status, headers)
 
-    async def _create(self, request: Request) -> tuple[int, Any, str]:
-        """Return the status, the body of the reply, and the line for the log."""
-        job = job_of(await _body(request), self.served)
+    def _begin(self, job: ImageJob, request: Request) -> "asyncio.Queue[Any]":
+        """Send a request to the workers; return the queue of what they reply."""
         if not self.free:
             most = self.served.limits.max_queue
             raise ApiError(429, f"queue full, {most} requests; try again later", code="queue_full")
-        slot = self.free.pop()
+        found: asyncio.Queue[Any] = asyncio.Queue()
+        task = asyncio.create_task(self._receive(job, self.free.pop(), request, found))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return found
+
+    async def _receive(
+        self, job: ImageJob, slot: int, request: Request, found: "asyncio.Queue[Any]"
+    ) -> None:
+        """Wait for a worker, whatever becomes of the client: its slot is in use until then."""
         assert self.metrics is not None
-        with self.metrics.waiting.track_inprogress():
-            try:
-                outcome = await self._outcome(job, slot, request)
-            finally:
-                self.shared.disconnected[slot] = False
-                self.free.append(slot)
+        uid, replies = uuid.uuid4().hex, _Replies()
+        self.response_buffer[uid] = replies
+        folder = self.output_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{uid}"
+        payload = Payload(job, slot, folder)
+        try:
+            with self.metrics.waiting.track_inprogress():
+                self.request_queue.put((self.response_queue_id, uid, time.monotonic(), payload))
+                while True:
+                    try:
+                        await asyncio.wait_for(replies.event.wait(), _LOOK)
+                    except TimeoutError:
+                        self.shared.disconnected[slot] = await request.is_disconnected()
+                        if self.shared.has_dead_workers():
+                            found.put_nowait(ApiError(503, _DIED, code="worker_died"))
+                            return
+                    for reply in replies.take():
+                        if isinstance(reply, Outcome):
+                            gone = self.shared.disconnected[slot] and not reply.images
+                            found.put_nowait(_GONE if gone else reply)
+                            return
+                        found.put_nowait(reply)
+        except BaseException:
+            found.put_nowait(ApiError(500, "internal error, see the log", code="server_error"))
+            raise
+        finally:
+            del self.response_buffer[uid]
+            self.shared.disconnected[slot] = False
+            self.free.append(slot)
+
+    async def _events(
+        self, job: ImageJob, first: Any, found: "asyncio.Queue[Any]", began: float
+    ) -> AsyncIterator[bytes]:
+        """Yield the events of a request that streams."""
+        received = first
+        while isinstance(received, Partial):
+            yield partial_event(job, self.served, *received)
+            received = await found.get()
+        try:
+            made = self._finish(job, received, began)
+            yield completed_event(job, self.served, made.images[0], made.prompt_tokens)
+        except ApiError as error:
+            self._note(error.status, began, str(error))
+            yield error_event(error)
+
+    def _finish(self, job: ImageJob, outcome: Any, began: float) -> Outcome:
+        """Count a request that has been answered, and return its outcome.
+
+        Raises:
+            ApiError: If there are no images.
+        """
+        if isinstance(outcome, ApiError):
+            raise outcome
         told = f"{job.call.images} x {job.call.prompt!r:.60}, seed {job.call.seed}"
-        if outcome is None:
-            return _CLIENT_CLOSED, None, f"client disconnected: {told}"
+        if outcome is _GONE:
+            raise ApiError(_CLIENT_CLOSED, f"client disconnected: {told}")
         if outcome.error:
             if outcome.param:
                 raise ApiError(400, outcome.error, outcome.param, "invalid_value")
             raise ApiError(500, outcome.error, code="server_error")
+        assert self.metrics is not None
         self.metrics.images.inc(len(outcome.images))
         self.metrics.at_once.observe(outcome.at_once)
-        return 200, reply(job, outcome.images, self.served.size, self._url_of), told
+        self.metrics.seconds.observe(time.monotonic() - began)
+        self._note(200, began, told)
+        found: Outcome = outcome
+        return found
 
-    async def _outcome(self, job: Any, slot: int, request: Request) -> Outcome | None:
-        """Wait for a worker; return None if the client disconnected."""
-        uid, item = uuid.uuid4().hex, ResponseBufferItem(asyncio.Event())
-        self.response_buffer[uid] = item
-        folder = self.output_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{uid}"
-        payload = Payload(job, slot, folder)
-        self.request_queue.put((self.response_queue_id, uid, time.monotonic(), payload))
-        try:
-            while True:
-                try:
-                    await asyncio.wait_for(item.event.wait(), _LOOK)
-                    break
-                except TimeoutError:
-                    self.shared.disconnected[slot] = await request.is_disconnected()
-                    if self.shared.has_dead_workers():
-                        raise ApiError(503, _DIED, code="worker_died") from None
-        finally:
-            del self.response_buffer[uid]
-        outcome, _ = item.response
-        return None if self.shared.disconnected[slot] and not outcome.images else outcome
+    def _note(self, status: int, began: float, told: str) -> None:
+        """Count a request that has ended, and log it."""
+        assert self.metrics is not None
+        self.metrics.requests.labels(status).inc()
+        log(f"{status} in {time.monotonic() - began:.1f} s: {told}")
+
+
+class _Replies:
+    """What a worker replies to a request; LitServe sets ``response`` and then the event."""
+
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+        self.worker_id: int | None = None
+        self._found: list[Any] = []
+
+    @property
+    def response(self) -> Any:
+        """The last reply."""
+        return self._found[-1] if self._found else None
+
+    @response.setter
+    def response(self, response: Any) -> None:
+        self._found.append(response[0])
+
+    def take(self) -> list[Any]:
+        """Return the replies since the last time."""
+        self.event.clear()
+        found, self._found = self._found, []
+        return found
+
+
+def _has_images(reply: Any) -> bool:
+    return isinstance(reply, Outcome) and bool(reply.images)
 
 
 async def _body(request: Request) -> Any:

@@ -3,6 +3,7 @@
 See https://platform.openai.com/docs/api-reference/images/create; our settings are further fields.
 """
 
+import json
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -30,10 +31,10 @@ _IGNORED: dict[str, tuple[Any, ...]] = {
     "moderation": ("auto", "low"),
     "quality": ("auto", "standard", "hd", "low", "medium", "high"),
     "style": ("vivid", "natural"),
-    "stream": (False,),
-    "partial_images": (0,),
 }
 """Ignored fields and their accepted values."""
+_MOST_PARTIAL = 3
+"""Images before the final one, as OpenAI allows them."""
 CALLERS_SETTINGS = tuple(
     name
     for name in settings_of(LitDoLa)
@@ -78,6 +79,11 @@ def request_model(limits: Limits, size: str) -> type[BaseModel]:
         "response_format": _one_of("b64_json", "url"),
         "output_format": _one_of(*FORMATS),
         "logprobs": (bool, Field(False, description="true or false")),
+        "stream": (bool, Field(False, description="true or false")),
+        "partial_images": (
+            int,
+            Field(0, ge=0, le=_MOST_PARTIAL, description=f"an integer, 0 to {_MOST_PARTIAL}"),
+        ),
         "output_compression": (int, Field(95, ge=0, le=100, description="an integer, 0 to 100")),
         "size": _one_of("auto", size),
         "model": (Any, None),
@@ -109,6 +115,10 @@ class ImageJob:
     quality: int = 95
     logprobs: bool = False
     """Measure the log-probability of each token."""
+    stream: bool = False
+    """Reply by events, with images that are not complete before the final one."""
+    partial_images: int = 0
+    """Number of those images."""
 
     @property
     def file_format(self) -> Format:
@@ -166,15 +176,22 @@ def job_of(body: Any, served: Served) -> ImageJob:
         isinstance(asked.model, str) and asked.model in served.names
     ):
         raise unknown_model(asked.model, served)
+    if asked.stream and asked.n > 1:
+        raise ApiError(400, f"n: {asked.n}; expected 1 with stream", "n", "invalid_value")
+    if asked.partial_images and not asked.stream:
+        message = f"partial_images: {asked.partial_images}; expected 0 without stream"
+        raise ApiError(400, message, "partial_images", "invalid_value")
     # Without a seed every request draws another image, as at OpenAI.
     seed = random.SystemRandom().randint(0, MAX_SEED) if asked.seed is None else asked.seed
     return ImageJob(
         ImageCall(asked.prompt, asked.n, seed),
         settings,
-        asked.response_format if served.public_url else "b64_json",
+        asked.response_format if served.public_url and not asked.stream else "b64_json",
         asked.output_format,
         max(asked.output_compression, 1),
         asked.logprobs,
+        asked.stream,
+        asked.partial_images,
     )
 
 
@@ -222,22 +239,88 @@ class ImageFile:
 
 
 def reply(
-    job: ImageJob, images: list[ImageFile], size: str, url_of: Callable[[Path], str]
+    job: ImageJob,
+    images: list[ImageFile],
+    served: Served,
+    prompt_tokens: int,
+    url_of: Callable[[Path], str],
 ) -> dict[str, Any]:
     """Return a reply as JSON; each image has its record besides OpenAI's fields.
 
     Args:
         job: The request.
         images: Its images.
-        size: Their size, as OpenAI writes it.
+        served: The served model.
+        prompt_tokens: Token ids of the prompt.
         url_of: Returns the address of a file.
     """
     data = [
         {
             **({"url": url_of(image.file)} if image.file else b64_json(image.content or b"")),
-            "record": {k: v for k, v in image.record.items() if k != "file_name"},
-            **({"logprobs": image.logprobs} if image.logprobs else {}),
+            **_ours(image),
         }
         for image in images
     ]
-    return reply_of(data, time.time(), job.output_format, size)
+    usage = _usage(len(images), served, prompt_tokens)
+    return {**reply_of(data, time.time(), job.output_format, served.size), "usage": usage}
+
+
+def partial_event(job: ImageJob, served: Served, index: int, content: bytes) -> bytes:
+    """Return the server-sent event of an image that is not complete.
+
+    Args:
+        job: The request.
+        served: The served model.
+        index: Number of the image among those before the final one, from 0.
+        content: The image's file.
+    """
+    return _event("partial_image", job, served, content, partial_image_index=index)
+
+
+def completed_event(job: ImageJob, served: Served, image: ImageFile, prompt_tokens: int) -> bytes:
+    """Return the server-sent event of the final image; arguments as of :func:`reply`."""
+    usage = _usage(1, served, prompt_tokens)
+    return _event("completed", job, served, image.content or b"", usage=usage, **_ours(image))
+
+
+def error_event(error: ApiError) -> bytes:
+    """Return the server-sent event of an error after the first image."""
+    return _sent("error", {"type": "error", **error.body})
+
+
+def _event(kind: str, job: ImageJob, served: Served, content: bytes, **more: Any) -> bytes:
+    name = f"image_generation.{kind}"
+    return _sent(
+        name,
+        {
+            "type": name,
+            **b64_json(content),
+            "created_at": int(time.time()),
+            "size": served.size,
+            "quality": "auto",
+            "background": "opaque",
+            "output_format": job.output_format,
+            **more,
+        },
+    )
+
+
+def _sent(name: str, content: dict[str, Any]) -> bytes:
+    return f"event: {name}\ndata: {json.dumps(content)}\n\n".encode()
+
+
+def _ours(image: ImageFile) -> dict[str, Any]:
+    """Return what an image has besides OpenAI's fields."""
+    record = {name: value for name, value in image.record.items() if name != "file_name"}
+    return {"record": record, **({"logprobs": image.logprobs} if image.logprobs else {})}
+
+
+def _usage(images: int, served: Served, prompt_tokens: int) -> dict[str, Any]:
+    """Return how many tokens a request took, in OpenAI's form."""
+    drawn = images * served.checkpoint.num_image_tokens
+    return {
+        "input_tokens": prompt_tokens,
+        "input_tokens_details": {"image_tokens": 0, "text_tokens": prompt_tokens},
+        "output_tokens": drawn,
+        "total_tokens": prompt_tokens + drawn,
+    }

@@ -6,9 +6,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import Array, c_bool, c_char, c_int
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from litserve import LitAPI
 from litserve.loops.base import LitLoop
 from litserve.utils import LitAPIStatus, LoopResponseType
+from PIL import Image
 
 from lit_dola.apps.openai import ImageFile, ImageJob
 from lit_dola.errors import UserError
@@ -26,6 +28,7 @@ from lit_dola.messages import log_to_stderr, one_line
 from lit_dola.pipeline import JanusPipeline
 from lit_dola.reports.generation import Generation
 from lit_dola.runs.claim import is_alive
+from lit_dola.runs.image_file import encode_image
 from lit_dola.runs.records import ImageRecord
 from lit_dola.tasks.generate import GeneratedImage
 from lit_dola.tasks.preview import ImageStep
@@ -85,12 +88,23 @@ class Payload(NamedTuple):
     """Folder for its images, if they are to be files."""
 
 
+class Partial(NamedTuple):
+    """An image that is not complete."""
+
+    number: int
+    """Its number among those of its request, from 0."""
+    content: bytes
+    """Its file."""
+
+
 class Outcome(NamedTuple):
     """Result of a request."""
 
     images: list[ImageFile]
     at_once: int = 0
     """Images generated together, including those of other requests."""
+    prompt_tokens: int = 0
+    """Token ids of its prompt."""
     error: str | None = None
     """Reason for no images."""
     param: str | None = None
@@ -147,17 +161,24 @@ class ImagesAPI(LitAPI):  # type: ignore[misc]
         if self.shared.drained[0]:
             _leave()
 
-    def predict(self, payloads: Sequence[Payload], **_: Any) -> list[Outcome]:
-        """Generate the images of requests that share their settings."""
+    def predict(
+        self, payloads: Sequence[Payload], send: Callable[[Payload, Partial], None], **_: Any
+    ) -> list[Outcome]:
+        """Generate the images of requests that share their settings.
+
+        Args:
+            payloads: The requests.
+            send: Receives images that are not complete, of requests that stream.
+        """
         wanted = [payload for payload in payloads if not self._is_disconnected(payload)]
         try:
-            made = iter(self._make(wanted) if wanted else [])
+            made = iter(self._make(wanted, send) if wanted else [])
         except _AllDisconnected:
             made = iter(())
             wanted = []
         except UserError as error:
             if len(payloads) > 1:  # find out which request it is about
-                return [self.predict([payload])[0] for payload in payloads]
+                return [self.predict([payload], send)[0] for payload in payloads]
             if "prompts" in error.places:
                 return [Outcome([], error=f"prompt: {error.detail}", param="prompt")]
             if error.name in payloads[0].job.settings:
@@ -166,17 +187,28 @@ class ImagesAPI(LitAPI):  # type: ignore[misc]
             return [Outcome([], error=one_line(str(error)))]
         return [next(made) if payload in wanted else _DISCONNECTED for payload in payloads]
 
-    def _make(self, payloads: list[Payload]) -> list[Outcome]:
+    def _make(
+        self, payloads: list[Payload], send: Callable[[Payload, Partial], None]
+    ) -> list[Outcome]:
         """Generate images, and stop between two steps if all clients disconnected."""
+        sent = [0] * len(payloads)
 
-        def stop_if_all_disconnected(step: ImageStep) -> None:
+        def on_step(step: ImageStep) -> None:
             if all(map(self._is_disconnected, payloads)):
                 raise _AllDisconnected
+            due = {
+                place: call
+                for place, call in enumerate(step.calls)
+                if _is_due(step, payloads[call].job.partial_images, sent[call])
+            }
+            for call, image in zip(due.values(), step.preview([*due]) if due else ()):
+                send(payloads[call], Partial(sent[call], _encode(image, payloads[call].job)))
+                sent[call] += 1
 
         jobs = [payload.job for payload in payloads]
         made = self.pipeline.generate_each(
             [job.call for job in jobs],
-            callback_on_step=stop_if_all_disconnected,
+            callback_on_step=on_step,
             progress=False,
             logprobs=any(job.logprobs for job in jobs),
             **{**self.settings, **jobs[0].settings},
@@ -192,9 +224,19 @@ class _AllDisconnected(Exception):
     """Every client of a batch disconnected."""
 
 
+def _is_due(step: ImageStep, asked_for: int, sent: int) -> bool:
+    """Return whether the next of some evenly spaced images is to be sent after a step."""
+    return sent < asked_for and (sent + 1) * step.count <= step.index * (asked_for + 1)
+
+
+def _encode(image: Image.Image, job: ImageJob) -> bytes:
+    return encode_image(image, {"prompt": job.call.prompt}, job.file_format, job.quality)
+
+
 def _outcome(payload: Payload, made: Generation, at_once: int) -> Outcome:
+    prompt_tokens = len(made.made[0].request.input_ids)
     try:
-        return Outcome(_files(payload, made), at_once)
+        return Outcome(_files(payload, made), at_once, prompt_tokens)
     except UserError as error:  # nowhere to write to: no fault of the others
         _log.error("%s", one_line(str(error)))
         return Outcome([], error=str(error))
@@ -258,8 +300,10 @@ class SharedBatches(LitLoop):  # type: ignore[misc]
             _leave()
         for group in by_settings(waiting).values():
             payloads = [payload for _, _, _, payload in group]
+            places = {payload.slot: (consumer, uid) for consumer, uid, _, payload in group}
+            send = partial(self._send, transport, places)
             try:
-                outcomes = lit_api.predict(payloads)
+                outcomes = lit_api.predict(payloads, send)
             except Exception:
                 _log.exception("a batch failed")
                 outcomes = [Outcome([], error="internal error, see the log") for _ in group]
@@ -267,6 +311,14 @@ class SharedBatches(LitLoop):  # type: ignore[misc]
                 self.put_response(
                     transport, consumer, uid, outcome, LitAPIStatus.OK, LoopResponseType.REGULAR
                 )
+
+    def _send(
+        self, transport: Any, places: Mapping[int, Any], payload: Payload, found: Partial
+    ) -> None:
+        consumer, uid = places[payload.slot]
+        self.put_response(
+            transport, consumer, uid, found, LitAPIStatus.OK, LoopResponseType.REGULAR
+        )
 
     def _collect(self, queue: Any) -> list[Any]:
         """Wait for a request, then a moment for others, up to the images of a batch."""

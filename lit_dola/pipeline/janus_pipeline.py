@@ -127,7 +127,7 @@ class JanusPipeline(LoadedJanus):
         Args:
             calls: Prompt, number of images and seed of each call.
             logprobs: As in :meth:`generate`.
-            callback_on_step: As in :meth:`generate`.
+            callback_on_step: As in :meth:`generate`; a step's ``calls`` has the call of each image.
             progress: Show progress, in a terminal or a notebook.
             settings: Those of :class:`lit_dola.LitDoLa`.
 
@@ -144,9 +144,9 @@ class JanusPipeline(LoadedJanus):
         """
         refuse_strangers(settings, LitDoLa.loading, "generate_each")
         check_callback(callback_on_step)
-        model = self._image_model({**settings, **self._fixed}, callback_on_step)
-        model.logprobs = logprobs
         data = CallsInMemory(calls, self.checkpoint, self.encoder)
+        model = self._image_model({**settings, **self._fixed}, data.with_calls(callback_on_step))
+        model.logprobs = logprobs
         parts, made_with = self._run(model, data, progress)
         return generations_of(parts, made_with, data.call_of)
 

@@ -14,6 +14,7 @@ from lit_dola.reports.generation import Generation
 from lit_dola.runs.records import RunSettings
 from lit_dola.tasks.answer import Answers
 from lit_dola.tasks.generate import GeneratedImages
+from lit_dola.tasks.preview import ImageStep, OnImageStep
 from lit_dola.tasks.rank import Rankings
 
 
@@ -63,6 +64,17 @@ class CallsInMemory(PromptsInMemory):
             ]
             self.call_of += [number] * call.images
         self.plan = replace(self.plan, requests=requests)
+
+    def with_calls(self, callback: OnImageStep | None) -> OnImageStep | None:
+        """Return a callback whose steps have the number of the call of each image."""
+        if callback is None:
+            return None
+
+        def call(step: ImageStep) -> None:
+            numbers = dict(zip(map(id, self.plan.requests), self.call_of))
+            callback(replace(step, calls=[numbers[id(request)] for request in step.requests]))
+
+        return call
 
 
 Part = TypeVar("Part", GeneratedImages, Answers, Rankings)

@@ -38,17 +38,23 @@ class ImageStep:
     """The tokens so far, int64 ``(images, count)`` on the model's device, -1 where there is none
     yet. They change with the next step: clone what you keep."""
     janus: ImageBackbone
+    calls: Sequence[int] = ()
+    """Number of the call of each image, where several calls share a batch."""
 
-    def preview(self) -> list[Image.Image]:
+    def preview(self, places: Sequence[int] | None = None) -> list[Image.Image]:
         """Decode what is drawn so far; rows of tokens that are not complete are left grey.
 
         It takes as long as decoding the finished images, so most callers want it at some steps
         only.
+
+        Args:
+            places: Places of the images in the batch; None: all.
         """
         side = isqrt(self.count)
-        rows = ((self.tokens >= 0).sum(dim=1) // side).tolist()
+        chosen = self.tokens if places is None else self.tokens[[*places]]
+        rows = ((chosen >= 0).sum(dim=1) // side).tolist()
         # Below what is drawn, the last row goes on: the decoder looks beyond each token.
-        filled = [_fill(tokens, int(done) * side, side) for tokens, done in zip(self.tokens, rows)]
+        filled = [_fill(tokens, int(done) * side, side) for tokens, done in zip(chosen, rows)]
         with torch.inference_mode():
             decoded = [*decode_pixels(self.janus, torch.stack(filled))]
         return [_cover(pixels, side, int(done)) for pixels, done in zip(decoded, rows)]

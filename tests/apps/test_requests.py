@@ -78,7 +78,7 @@ def test_any_value_of_any_field(served, tiny_checkpoint):
                 job = job_of(body, served)
                 if not job.settings and name not in PROMPT:
                     continue  # the same images as without the field
-                (outcome,) = api.predict([Payload(job, 0, tiny_checkpoint)])
+                (outcome,) = api.predict([Payload(job, 0, tiny_checkpoint)], None)
                 if outcome.error is None:
                     drawn += 1
                     assert len(outcome.images) == job.call.images

@@ -70,6 +70,68 @@ def test_images_are_those_of_predict(server, tmp_path):
     assert Image.open(BytesIO(contents(made)[0])).size == (48, 48)
 
 
+def streamed(server, **asked):
+    """Events of a request that streams, and the images in them."""
+    events = [*server.client().images.generate(stream=True, **asked)]
+    images = [Image.open(BytesIO(base64.b64decode(event.b64_json))) for event in events]
+    return events, images
+
+
+@pytest.mark.parametrize(
+    ("partial_images", "format"), [(3, "png"), (1, "jpeg"), (0, "webp"), (None, "png")]
+)
+def test_a_stream_of_partial_images(server, partial_images, format):
+    """Next to other requests of the same batch, one that streams and one that does not."""
+    asked = {"prompt": "a red circle", "output_format": format, "extra_body": {"seed": 5}}
+    if partial_images is not None:
+        asked["partial_images"] = partial_images
+    with ThreadPoolExecutor(3) as clients:
+        mine = clients.submit(streamed, server, **asked)
+        other = clients.submit(
+            streamed, server, prompt="a blue square", partial_images=2, extra_body={"seed": 6}
+        )
+        plain = clients.submit(
+            server.client().images.generate, prompt="a green cross", n=2, extra_body={"seed": 7}
+        )
+        events, images = mine.result()
+        count = partial_images or 0
+        kinds = ["image_generation.partial_image"] * count + ["image_generation.completed"]
+        assert [event.type for event in events] == kinds
+        assert [event.partial_image_index for event in events[:-1]] == [*range(count)]
+        assert {(event.output_format, event.size) for event in events} == {(format, "48x48")}
+        grey = [sum(pixel == (128, 128, 128) for pixel in it.getdata()) for it in images]
+        if format == "png":  # lossless; each image has more rows than the one before
+            assert grey == sorted(grey, reverse=True)
+            assert len({*grey}) == len(grey)
+            assert all(it.info["prompt"] == "a red circle" for it in images)
+        assert (events[-1].usage.output_tokens, events[-1].model_extra["record"]["seed"]) == (
+            144,
+            5,
+        )
+        alone = server.client().images.generate(**asked | {"partial_images": None})
+        assert contents(alone) == [base64.b64decode(events[-1].b64_json)]
+        assert alone.usage.input_tokens == events[-1].usage.input_tokens > 4
+        assert [len(other.result()[0]), len(plain.result().data)] == [3, 2]
+
+
+def test_errors_of_a_stream_are_those_of_the_endpoint(server):
+    """Before the first image they are replies as without a stream."""
+    with pytest.raises(openai.BadRequestError, match="tokens; expected at most"):
+        streamed(server, prompt="a " * 3000)
+    assert server.get("/health") == "ok"
+
+
+def test_a_client_that_leaves_a_stream(server):
+    """Its slot is free again, and the server goes on."""
+    stream = server.client().images.generate(
+        prompt="a red circle", stream=True, partial_images=3, extra_body={"seed": 5}
+    )
+    next(iter(stream))
+    stream.close()
+    wait_for(server, 0)
+    assert len(streamed(server, prompt="a red circle", partial_images=1)[0]) == 2
+
+
 @pytest.mark.parametrize("format", ["b64_json", "url"])
 def test_log_probabilities(server, format):
     """Of a request that shares its batch with one that wants none."""
@@ -190,7 +252,11 @@ BAD = [
     ({"output_format": []}, "output_format", "expected 'png' or 'jpeg' or 'webp'"),
     ({"output_compression": 101}, "output_compression", "an integer, 0 to 100"),
     ({"quality": "best"}, "quality", "quality: 'best'; expected 'auto'"),
-    ({"stream": True}, "stream", "stream: True"),
+    ({"stream": 1}, "stream", "stream: 1; expected true or false"),
+    ({"stream": True, "n": 2}, "n", "n: 2; expected 1 with stream"),
+    ({"partial_images": 2}, "partial_images", "partial_images: 2; expected 0 without stream"),
+    ({"stream": True, "partial_images": 4}, "partial_images", "4; expected an integer, 0 to 3"),
+    ({"stream": True, "alpha": 7}, "alpha", "alpha: 7"),
     ({"alhpa": 0.2}, "alhpa", "alhpa: not a field; did you mean alpha?"),
     ({"model_path": "/etc"}, "model_path", "model_path: not a field"),
     ({"parallel_size": 9}, "parallel_size", "parallel_size: not a field"),
