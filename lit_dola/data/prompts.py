@@ -71,6 +71,8 @@ class PromptDataModule(RequestDataModule):
             place of those of the model; otherwise they are only kept as metadata.
         prompts: Prompts in place of a file: one text, a list, or a map from prompt index to text,
             e.g. ``{17: a red circle}``; the index keys the noise.
+        prompt_range: ``[first, end]``: only the prompts with these indices, ``end`` not included,
+            e.g. those of one job of an array; null: all.
         images: Indices of the images to generate per prompt; null: the first ``parallel_size``.
         on_error: Stop at a bad entry of the prompt file before anything is generated, or skip it,
             list it in ``errors.jsonl`` and continue with the others. The same holds for an image
@@ -87,6 +89,7 @@ class PromptDataModule(RequestDataModule):
         prompt_key: str | None = None,
         use_entry_settings: bool = False,
         prompts: dict[int, str] | list[str] | str | None = None,
+        prompt_range: tuple[NonNegativeInt, NonNegativeInt] | None = None,
         images: list[NonNegativeInt] | None = None,
         on_error: OnError = "stop",
     ) -> None:
@@ -96,6 +99,7 @@ class PromptDataModule(RequestDataModule):
         self.prompt_key = prompt_key
         self.use_entry_settings = use_entry_settings
         self.prompts = prompts
+        self.prompt_range = prompt_range
         self.only_images = None if images is None else [*dict.fromkeys(images)]
         if self.only_images == []:
             raise UserError("empty", "indices of images, from 0, or null", setting="data.images")
@@ -206,7 +210,8 @@ class PromptDataModule(RequestDataModule):
             UserError: If the file cannot be read, or an entry is not a prompt.
         """
         if self.prompts is None:
-            return read_prompts(self.prompt_json, skipped, self.prompt_key, notes)
+            found = read_prompts(self.prompt_json, skipped, self.prompt_key, notes)
+            return self._in_range(found, skipped)
         given = self.prompts
         with within(self.prompt_json):
             if isinstance(given, str):
@@ -218,11 +223,32 @@ class PromptDataModule(RequestDataModule):
                     )
                 given = [given]
             if not isinstance(given, dict):
-                return check_prompts(given)
+                return self._in_range(check_prompts(given))
             found = check_prompts([*given.values()])
             if (least := min(given)) < 0:
                 raise UserError(f"index {least}", "0 or more")
-        return [replace(prompt, index=index) for prompt, index in zip(found, given)]
+        numbered = [replace(prompt, index=index) for prompt, index in zip(found, given)]
+        return self._in_range(numbered)
+
+    def _in_range(self, prompts: list[Entry], skipped: list[Failure] | None = None) -> list[Entry]:
+        """Return the prompts of the range, and leave the failures of the range in ``skipped``.
+
+        Raises:
+            UserError: If there is no prompt.
+        """
+        if self.prompt_range is None:
+            return prompts
+        own = range(*self.prompt_range)
+        found = [prompt for prompt in prompts if prompt.index in own]
+        if not found:
+            raise UserError(
+                f"no prompt in [{own.start}, {own.stop}]",
+                f"a range of the indices 0 to {max(prompt.index for prompt in prompts)}",
+                setting="data.prompt_range",
+            )
+        if skipped:
+            skipped[:] = [failure for failure in skipped if failure.prompt_index in own]
+        return found
 
 
 def _listed(names: set[str]) -> str:

@@ -35,7 +35,7 @@ class Answer(NamedTuple):
     """Token ids, the end of the sentence included if it came."""
     at_once: int | None
     """Questions answered at once, if a batch was divided for lack of memory; else None."""
-    logprobs: list[list[float]] | None
+    logprobs: list[list[float]] | None = None
     """Log-probabilities of the tokens, as of :attr:`lit_dola.decoding.step.Drawn.logprobs`, if they
     were measured."""
 

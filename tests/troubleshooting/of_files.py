@@ -43,6 +43,11 @@ def read_prompts(content, scene):
     return scene.predict(), 1
 
 
+@case("data.prompt_range: no prompt in")
+def range_behind_the_prompts(scene):
+    return scene.predict("--data.prompt_range=[5, 9]"), 1
+
+
 @case("two columns are called")
 def same_columns(scene):
     (scene.folder / "prompt.csv").write_text("prompt,prompt\na,b\n")
