@@ -156,7 +156,13 @@ def test_a_file_among_the_runs_is_an_error(run, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"prompt": 3}, {"prompt_index": "0"}, {"image_index": None}, {"file": 7}, {"metadata": []}],
+    [
+        {"prompt": 3},
+        {"prompt_index": "0"},
+        {"image_index": None},
+        {"file_name": 7},
+        {"metadata": []},
+    ],
 )
 def test_an_edited_record_is_a_line(change, run, tmp_path):
     runs = [run("x", ["a"]), run("y", ["a"])]

@@ -47,7 +47,7 @@ def test_settings_of_a_prompt_cannot_end_the_script(page):
 
 
 def test_names_of_files_are_addresses(tmp_path):
-    write_run(tmp_path, ["a"], images=1, file="00000_a#1_100%_猫/img_00.png")
+    write_run(tmp_path, ["a"], images=1, file_name="00000_a#1_100%_猫/img_00.png")
     write_gallery(tmp_path)
     of = Page((tmp_path / "index.html").read_text("utf-8"))
     assert "00000_a%231_100%25_%E7%8C%AB/img_00.png" in of.attributes("img", "src")

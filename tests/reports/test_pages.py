@@ -165,7 +165,7 @@ def test_viewer_with_the_keyboard_alone(visit, runs):
         "dola": "true", "alpha": "0.1", "seed": "3", "prompt_index": "0", "image_index": "0"
     }  # fmt: skip
     find(page, ".viewer details summary").click()
-    assert described(page, "#viewer-rest") == {"file_name": "00000_p/img_00.png", "tag": "tag-0"}
+    assert described(page, "#viewer-rest") == {"file": "00000_p/img_00.png", "tag": "tag-0"}
     assert find(page, "#viewer-place").text == "1 of 12"
     assert not find(page, "#previous").is_enabled()
     page.switch_to.active_element.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
