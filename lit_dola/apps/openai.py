@@ -29,7 +29,7 @@ from lit_dola.tasks.generate import LitDoLa
 _IGNORED: dict[str, tuple[Any, ...]] = {
     "background": ("auto", "opaque"),
     "moderation": ("auto", "low"),
-    "quality": ("auto", "standard", "hd", "low", "medium", "high"),
+    "quality": ("auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"),
     "style": ("vivid", "natural"),
 }
 """Ignored fields and their accepted values."""
@@ -88,6 +88,7 @@ def request_model(limits: Limits, size: str) -> type[BaseModel]:
         "size": _one_of("auto", size),
         "model": (Any, None),
         "user": (Any, None),
+        "safety_identifier": (Any, None),
     }
     for name, values in _IGNORED.items():
         allowed = " or ".join([*map(repr, values), "no such field"])

@@ -1,6 +1,7 @@
 """Requests as clients send them: a job, or an error of the client's own; never a fault of ours."""
 
 import json
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -89,6 +90,21 @@ def test_any_value_of_any_field(served, tiny_checkpoint):
             assert len(found["message"]) < 1500
             assert "\n" not in found["message"]
     assert drawn > 40 < refused
+
+
+@pytest.mark.parametrize("name", ["quality", "moderation", "style", "stream"])
+def test_every_value_that_openais_client_knows(name, served):
+    """But a transparent background, which no image of this model has."""
+    params = pytest.importorskip("openai.types.image_generate_params")
+    kinds = get_type_hints(params.ImageGenerateParamsBase)
+    kinds["stream"] = Literal[True, False]
+    literals = [it for it in (kinds[name], *get_args(kinds[name])) if get_origin(it) is Literal]
+    values = [value for literal in literals for value in get_args(literal)]
+    assert len(values) >= 2
+    for value in values:
+        assert refusal({**PROMPT, name: value}, served) is None
+    assert refusal({**PROMPT, "background": "transparent"}, served)["param"] == "background"
+    assert refusal({**PROMPT, "safety_identifier": "someone", "user": "x"}, served) is None
 
 
 @pytest.mark.parametrize("body", [None, 3, "x", [], [PROMPT], True], ids=repr)
