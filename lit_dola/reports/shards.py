@@ -80,6 +80,8 @@ class Shards(ABC):
 
     def __init__(self, runs: Sequence[Path]) -> None:
         self.runs = runs
+        self.layout = ""
+        """All that a shard's bytes depend on besides its images."""
 
     @abstractmethod
     def write(self, file: BinaryIO, rows: Sequence[Row]) -> None:
@@ -119,9 +121,10 @@ class Parquet(Shards):
 
     def __init__(self, runs: Sequence[Path]) -> None:
         super().__init__(runs)
-        first = next(rows_of(runs))
-        self.token_columns = [*_tokens_of(first)]
+        firsts = [next(rows_of([run])) for run in runs]
+        self.token_columns = [*dict.fromkeys(name for row in firsts for name in _tokens_of(row))]
         self.schema = self._schema()
+        self.layout = str(self.schema)
 
     def _schema(self) -> Any:
         """Return the columns of all records, reading each once."""
@@ -200,7 +203,7 @@ def write_shards(shards: Shards, folder: Path, images_per_shard: int) -> list[st
     with tqdm(total=images, unit="image", disable=None, leave=False) as progress:
         for number, rows in enumerate(groups):
             name = shards.name_of_shard.format(number, count)
-            path, digest = folder / name, _digest(rows)
+            path, digest = folder / name, _digest(rows, shards.layout)
             if before.get(name) != digest or not path.is_file():
                 path.parent.mkdir(exist_ok=True)
                 with atomic_file(path) as file:
@@ -215,8 +218,8 @@ def write_shards(shards: Shards, folder: Path, images_per_shard: int) -> list[st
     return [*written]
 
 
-def _digest(rows: Sequence[Row]) -> str:
-    digest = sha256()
+def _digest(rows: Sequence[Row], layout: str) -> str:
+    digest = sha256(layout.encode())
     for row in rows:
         tokens = find_tokens(row.run, row.line["file_name"])
         digest.update(to_json(row.columns()) + str(tokens and tokens.name).encode())

@@ -1,6 +1,8 @@
 """Requests as clients send them: a job, or an error of the client's own; never a fault of ours."""
 
+import asyncio
 import json
+import time
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -8,11 +10,11 @@ import pytest
 pytest.importorskip("litserve")
 
 from lit_dola import JanusPipeline
-from lit_dola.apps.endpoint import check_public_url
+from lit_dola.apps.endpoint import ImagesSpec, check_public_url
 from lit_dola.apps.limits import Limits
 from lit_dola.apps.openai import CALLERS_SETTINGS, ApiError, Served, job_of, request_model
 from lit_dola.apps.starting import shared_settings
-from lit_dola.apps.worker import ImagesAPI, Payload, Shared
+from lit_dola.apps.worker import ImagesAPI, Partial, Payload, Shared
 from lit_dola.errors import UserError
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.messages import printable
@@ -90,6 +92,23 @@ def test_any_value_of_any_field(served, tiny_checkpoint):
             assert len(found["message"]) < 1500
             assert "\n" not in found["message"]
     assert drawn > 40 < refused
+
+
+def test_an_error_after_the_first_image_of_a_stream_is_an_event(served, tmp_path):
+    spec = ImagesSpec(served, Shared.of(8, 1), tmp_path)
+    job = job_of({**PROMPT, "stream": True, "partial_images": 1}, served)
+
+    async def events():
+        found = asyncio.Queue()
+        found.put_nowait(ApiError(503, "a process has died", code="worker_died"))
+        return [it async for it in spec._events(job, Partial(0, b"x"), found, time.monotonic())]
+
+    first, second = asyncio.run(events())
+    assert first.startswith(b"event: image_generation.partial_image\ndata: {")
+    name, data, *_ = second.decode().split("\n")
+    assert name == "event: error"
+    error = json.loads(data.removeprefix("data: "))["error"]
+    assert (error["code"], error["message"]) == ("worker_died", "a process has died")
 
 
 @pytest.mark.parametrize("name", ["quality", "moderation", "style", "stream"])

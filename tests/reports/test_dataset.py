@@ -98,6 +98,24 @@ def test_parquet(runs, tmp_path, expected):
         assert (row["sampled_logprob"] is not None) is has_tokens
 
 
+def test_all_shards_have_the_columns_of_all_records(runs, tmp_path):
+    """Also if only the last image has one of them, or only the last run has tokens."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+
+    def columns(runs):
+        export("parquet", runs, str(tmp_path / "out"), images_per_shard=3)
+        files = sorted((tmp_path / "out/data").iterdir())
+        (found,) = {tuple(parquet.read_schema(file).names) for file in files}
+        return {*found}
+
+    assert "at_once" not in columns(runs[:1])
+    log = RecordLog(tmp_path / "one", ImageRecord)
+    *lines, last = log.read()
+    log.write([*lines, {**last, "at_once": 4}])
+    assert "at_once" in columns(runs[:1])  # as many shards as before
+    assert {"tokens", "logprob"} <= columns(runs[::-1])
+
+
 def test_webdataset(runs, tmp_path, expected):
     export("webdataset", runs, str(tmp_path / "out"), images_per_shard=3)
     names = [f"images-{shard:06}.tar" for shard in range(3)]
