@@ -42,7 +42,7 @@ WINDOWS = (2, 4, 16, 64, 256)
 
 @dataclass(frozen=True)
 class Bench:
-    """What all parts share."""
+    """State that all parts share."""
 
     preset: Preset
     subject: Subject

@@ -1,4 +1,4 @@
-"""What the host does for a large run besides making images: before and after it, and on resume.
+"""Costs of a large run on the host besides its images: before and after it, and on resume.
 
     python -m benchmarks.host --prompts "[10000, 100000]"
 
@@ -32,7 +32,7 @@ _WORDS = ("a", "photo", "of", "one", "red", "green", "small", "large", "bench", 
 
 
 class Cost(NamedTuple):
-    """What a process has taken."""
+    """Resources that a process has taken."""
 
     cpu: float
     """Seconds of processor time."""

@@ -1,4 +1,4 @@
-"""What shared batches gain a server: several clients at once, and the same one after another.
+"""Gains of shared batches in a server: several clients at once, and the same one after another.
 
 python -m benchmarks.serve
 """

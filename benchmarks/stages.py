@@ -1,4 +1,4 @@
-"""How cost grows with the images per batch, and how long each stage of an image takes."""
+"""Cost by the images per batch, and the time of each stage of an image."""
 
 import io
 from functools import partial

@@ -1,4 +1,4 @@
-"""How OpenMP's waiting threads affect the token loop: on an idle machine, and on a busy one.
+"""Effects of OpenMP's waiting threads on the token loop: on an idle machine, and on a busy one.
 
 OpenMP reads its environment once per process, so each setting has a process of its own. They run
 in turns; a process sleeps while it waits for its turn.

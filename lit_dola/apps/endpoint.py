@@ -53,7 +53,7 @@ _DIED = "a process with the model has died; the server ends"
 _CLIENT_CLOSED = 499
 """nginx's status for a client that disconnected."""
 _GONE = object()
-"""In place of the images of such a client."""
+"""A marker in place of the images of such a client."""
 
 
 class Metrics:
@@ -254,7 +254,7 @@ class ImagesSpec(LitSpec):  # type: ignore[misc]
 
 
 class _Replies:
-    """What a worker replies to a request; LitServe sets ``response`` and then the event."""
+    """The replies of a worker to a request; LitServe sets ``response`` and then the event."""
 
     def __init__(self) -> None:
         self.event = asyncio.Event()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 _FORGET = 0.99
-"""What an earlier pass counts in comparison with the next one."""
+"""Weight of an earlier pass relative to the next one."""
 _KEEP = 0.9
 """The same of guesses, per pass since."""
 _BUDGET = 1 / 20

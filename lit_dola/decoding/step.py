@@ -75,7 +75,7 @@ class Drawn(NamedTuple):
     tokens: Tensor
     """Token ids, int64 ``(sequences, window)``."""
     finite: Tensor
-    """Whether the logits of each are finite, bool, same shape."""
+    """True for tokens whose logits are finite, bool, same shape."""
     logprobs: Tensor
     """Log-probabilities in nats, float32 ``(2, sequences, window)``: under the model's own
     distribution (final layer, conditional branch, temperature 1), and under that which the token

@@ -51,7 +51,7 @@ class LensFile:
     weights: str
     """As :attr:`Checkpoint.weights_digest` of the checkpoint that it was trained for."""
     training: Mapping[str, Any]
-    """How it was trained, and how well it reads."""
+    """Settings and losses of its training."""
 
     @classmethod
     def open(cls, path: Path) -> "LensFile":

@@ -1,7 +1,7 @@
 """Shards of runs, for training and for the hub: webdataset's tar files, and Parquet with pictures.
 
 A shard is complete as soon as it has its name. A list of the shards that were written,
-``.shards.json``, lets a second export continue, and delete what the first one has left over.
+``.shards.json``, lets a second export resume, and delete stale shards of the first one.
 """
 
 import json

@@ -40,7 +40,7 @@ class RunFile:
     num_missing: int | None = None
     """Requested results that neither exist nor were skipped, likewise."""
     step: str | None = None
-    """How decoding steps run, e.g. ``compiled, CUDA graphs``; None until the model is loaded."""
+    """Mode of decoding steps, e.g. ``compiled, CUDA graphs``; None until the model is loaded."""
     host: str = field(default_factory=socket.gethostname)
     """Host of its first rank."""
     process: int = field(default_factory=os.getpid)

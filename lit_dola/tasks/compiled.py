@@ -23,8 +23,8 @@ _ATTENTION = ("scaled_dot_product", "flash", "no available kernel", "attention")
 """Parts of the messages of a fused attention kernel."""
 _found: WeakKeyDictionary[Backbone, dict[torch.device, tuple[bool, str | None]]]
 _found = WeakKeyDictionary()
-"""Whether the step of a model uses CUDA graphs on a device, and why it is not compiled at all, once
-it was tried: a program calls a model often."""
+"""Verdicts of trials, by model and device: use of CUDA graphs, and the reason if the step is not
+compiled at all. A program calls a model often."""
 
 
 class Compilable(Protocol):

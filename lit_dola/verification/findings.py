@@ -20,9 +20,9 @@ class Row:
     """The check, a colon, and what it looked at."""
     found: str
     expected: str = ""
-    """What was promised; empty for a figure."""
+    """The promise; empty for a figure."""
     ok: bool | None = None
-    """Whether the promise holds; None for a figure."""
+    """True if the promise holds; None for a figure."""
     advice: str = ""
     """The setting that avoids a failure."""
     rank: int = 0

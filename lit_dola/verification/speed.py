@@ -25,7 +25,7 @@ _TOKENS = 144
 
 
 class Device:
-    """What a device can do at most, measured when first needed."""
+    """Upper limits of a device, measured when first needed."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject

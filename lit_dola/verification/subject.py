@@ -50,7 +50,7 @@ class Subject:
     prompts: list[Branches]
     """Prompts, of several lengths."""
     exact: bool
-    """Whether the model is in float32 or float64."""
+    """Set if the model is in float32 or float64."""
     fitting: int
     """Images per batch of a run."""
     short: int

@@ -69,7 +69,7 @@ class LitVerify(LitDoLa):
         self.minutes = 2.0
         self.quantized = False
         self.ranks: list[tuple[list[Row], list[str]]] = []
-        """What each rank has found, and left out."""
+        """Findings and omissions of each rank."""
 
     def most_at_once(self, plan: RunPlan) -> int:
         """Return no limit: the batch that fits is verified, however few prompts there are."""

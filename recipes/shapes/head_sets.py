@@ -1,4 +1,4 @@
-"""What DoLa's head sets exclude: ``python -m recipes.shapes.head_sets checkpoints/shapes-janus``.
+"""Tokens outside DoLa's head sets: ``python -m recipes.shapes.head_sets checkpoints/shapes-janus``.
 
 Real pictures are read token by token, each token predicted from the prompt and the earlier tokens.
 A picture with a token outside its head set cannot be drawn, whatever the contrast is.

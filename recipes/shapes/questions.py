@@ -36,7 +36,7 @@ class Question(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """What a noun phrase says of an object; None: nothing."""
+    """Properties of an object that a noun phrase names; None: not named."""
 
     color: str | None = None
     shape: str | None = None

@@ -1,4 +1,4 @@
-"""What a vision tower learns to see: the words that describe what each patch shows.
+"""Targets of a vision tower: the words that describe what each patch shows.
 
 A language model that meets a tower that sees nothing yet learns to ignore it. The published vision
 tower could see before it became a part of Janus; this is how the small ones learn to.

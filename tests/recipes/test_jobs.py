@@ -107,7 +107,7 @@ def test_a_job_on_the_hub_is_understood(tmp_path):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "not submitted" in done.stdout
-    for expected in ("draw.py", wheel, "hf://buckets/me/runs:/runs", "me/cats"):
+    for expected in ("generate.py", wheel, "hf://buckets/me/runs:/runs", "me/cats"):
         assert expected in done.stdout
 
 
@@ -131,7 +131,7 @@ def test_what_a_job_does(tmp_path, monkeypatch, tiny_checkpoint):
         monkeypatch.delenv("HF_HUB_OFFLINE")
         for _ in range(2):
             succeed(run(
-                RECIPES / "huggingface/draw.py", "me/cats", "--data.prompts=a red circle", *CPU,
+                RECIPES / "huggingface/generate.py", "me/cats", "--data.prompts=a red circle", *CPU,
                 f"--model.model_path={tiny_checkpoint}", "--model.parallel_size=2", cwd=tmp_path,
             ))  # fmt: skip
         assert {*served.files["me/cats"]} == {"README.md", "data/train-00000-of-00001.parquet"}

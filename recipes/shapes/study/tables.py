@@ -124,7 +124,7 @@ def _task(report: dict[str, Any]) -> Iterator[list[str]]:
 
 
 def _chance(questions: list[dict[str, str]]) -> Iterator[list[str]]:
-    """How often who always says the same is right."""
+    """Share of questions that a constant answer gets right."""
     yield ["skill", "questions", "answer", "percent"]
     for skill in dict.fromkeys(question["tag"] for question in questions):
         labels = Counter(question["label"] for question in questions if question["tag"] == skill)

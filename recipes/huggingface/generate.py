@@ -1,6 +1,6 @@
-"""Draws images and uploads them as a dataset.
+"""Generates images and uploads them as a dataset.
 
-    uv run --with WHEEL draw.py OWNER/DATASET --data.prompts "a red circle"
+    uv run --with WHEEL generate.py OWNER/DATASET --data.prompts "a red circle"
 
 Settings are those of ``predict``. The run lies in ``/runs``, or where ``RUNS`` says.
 """
@@ -11,8 +11,8 @@ import sys
 from lit_dola.cli import main
 
 
-def draw(dataset: str, settings: list[str]) -> None:
-    """Draw the images, then upload them; either continues what an earlier attempt has left."""
+def generate(dataset: str, settings: list[str]) -> None:
+    """Generate images, then upload them; either step resumes what an earlier attempt has left."""
     folder = os.environ.get("RUNS", "/runs")
     run, shards = f"{folder}/{dataset}/run", f"{folder}/{dataset}/parquet"
     main(["predict", "--config=dola", f"--writer.output_dir={run}", *settings])
@@ -20,4 +20,4 @@ def draw(dataset: str, settings: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    draw(sys.argv[1], sys.argv[2:])
+    generate(sys.argv[1], sys.argv[2:])
