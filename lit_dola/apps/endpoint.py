@@ -41,9 +41,10 @@ from lit_dola.apps.openai import (
 )
 from lit_dola.apps.starting import TOKEN, log
 from lit_dola.apps.worker import Outcome, Partial, Payload, Shared
+from lit_dola.data.batch_file import URL
 from lit_dola.errors import UserError
 
-PATH = "/v1/images/generations"
+PATH = URL
 _FILES = "/images"
 """Path of the files of images; their folders have names that nobody guesses."""
 _FILE = re.compile(r"\d{8}-\d{6}-[0-9a-f]{32}/[^/]+/img_\d+\.(png|jpg|webp)")

@@ -56,12 +56,9 @@ class LogRecord:
     @classmethod
     def up_to_date(cls, line: Any) -> Any:
         """Return a line whose first column has its present name; the line itself if it has."""
-        if cls.first_was is None or not isinstance(line, dict):
+        if cls.first_was is None:
             return line
-        first = next(iter(cls._columns().types))
-        if first in line or cls.first_was not in line:
-            return line
-        return {first: line[cls.first_was], **{k: line[k] for k in line if k != cls.first_was}}
+        return with_name(line, cls.first_was, next(iter(cls._columns().types)))
 
     @classmethod
     def from_line(cls, line: Line) -> Self:
@@ -93,6 +90,13 @@ class LogRecord:
         """Return the sort key of a line: a line about a whole entry comes before its samples."""
         entry, *sample = (line[name] for name in cls.key_columns)
         return entry, 0 if not sample else -1 if sample[0] is None else sample[0]
+
+
+def with_name(line: Any, was: str, name: str) -> Any:
+    """Return a line whose first column has a new name; the line itself if it has it already."""
+    if not isinstance(line, dict) or name in line or was not in line:
+        return line
+    return {name: line[was], **{key: line[key] for key in line if key != was}}
 
 
 @cache

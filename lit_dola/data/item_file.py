@@ -5,6 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lit_dola.data.columns import with_name
 from lit_dola.data.entry_file import check_writable, kind_of, read_entries
 from lit_dola.data.pictures import Picture
 from lit_dola.data.question_file import CheckedPictures
@@ -110,8 +111,7 @@ def read_run(path: Path, skipped: list[Failure] | None = None) -> list[Item]:
 def _image(index: int, line: Any) -> tuple[int, int, str, str]:
     """Return a record's indices, its prompt and its file."""
     keys = {"prompt_index": int, "image_index": int, "prompt": str, "file_name": str}
-    if isinstance(line, dict) and next(iter(line), None) == "file":  # of an earlier version
-        line = {**line, "file_name": line["file_name"]}
+    line = with_name(line, "file", "file_name")  # of an earlier version
     if not isinstance(line, dict) or any(
         type(line.get(key)) is not kind for key, kind in keys.items()
     ):

@@ -30,7 +30,6 @@ from lit_dola.decoding.step import (
     compile_step,
     decode_window,
     draw,
-    features_of,
     race,
     run_window,
 )
@@ -277,8 +276,7 @@ class TokenGenerator:
         seed = torch.full_like(prompt_index, self.decoder.scoring.seed)
         streams = stream_keys(seed, prompt_index, image_index)
         steps = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        features = features_of(self.decoder, self.states(prompts, tokens), len(tokens))
-        values, *_ = race(self.decoder, features, streams, steps)
+        values, *_ = race(self.decoder, self.states(prompts, tokens), streams, steps)
         return values.view(*tokens.shape, -1)
 
     @torch.no_grad()

@@ -228,8 +228,7 @@ def draw(decoder: Decoder, states: Tensor, streams: Tensor, steps: Tensor) -> Dr
         streams: Random stream of each sequence, int64 ``(sequences,)``.
         steps: Indices of the tokens to draw, int64 ``(sequences, window)``.
     """
-    features = features_of(decoder, states, len(steps))
-    values, logits, finite, own = race(decoder, features, streams, steps)
+    values, logits, finite, own = race(decoder, states, streams, steps)
     tokens = values.argmax(dim=-1)
     logprobs = values.new_empty(0, *steps.shape)
     if decoder.logprobs:
@@ -238,35 +237,20 @@ def draw(decoder: Decoder, states: Tensor, streams: Tensor, steps: Tensor) -> Dr
     return Drawn(tokens.view_as(steps), finite, logprobs)
 
 
-def features_of(decoder: Decoder, states: Tensor, sequences: int) -> Tensor:
-    """Return the inputs of the head's last layer, ``(layers, branches, sequences * window, n)``.
-
-    Args:
-        decoder: Model and settings.
-        states: As :func:`forward_layers` returns them.
-        sequences: Number of sequences.
-    """
-    features = decoder.head.features(states)
-    features = features.view(len(states), sequences, -1, *features.shape[-2:])
-    return features.transpose(1, 2).flatten(2, 3)
-
-
 def race(
-    decoder: Decoder, features: Tensor, streams: Tensor, steps: Tensor
+    decoder: Decoder, states: Tensor, streams: Tensor, steps: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the values of all tokens, of which the largest is drawn.
-
-    Args:
-        decoder: Model and settings.
-        features: As :func:`features_of` returns them.
-        streams: As of :func:`draw`.
-        steps: As of :func:`draw`.
+    """Return the values of all tokens, of which the largest is drawn; arguments as :func:`draw`.
 
     Returns:
         The values and, before the noise, the logits of the distribution that is drawn from, float32
         ``(sequences * window, vocab)``; whether scores are finite, bool ``(sequences, window)``;
         the model's own logits.
     """
+    features = decoder.head.features(states)
+    features = features.view(len(states), len(steps), -1, *features.shape[-2:])
+    # (layers, branches, sequences * window, features)
+    features = features.transpose(1, 2).flatten(2, 3)
     scores, own = score_features(features, decoder.head.linear, decoder.scoring)
     if decoder.prior is not None:
         scores = scores + decoder.prior

@@ -19,8 +19,6 @@ from lit_dola.settings.checks import given_path, require
 
 SHARDS: dict[str, type[Shards]] = {"webdataset": WebDataset, "parquet": Parquet}
 """Forms of a dataset."""
-_PATHS = {"webdataset": "*.tar", "parquet": "data/*.parquet"}
-"""Shards of each form, as the hub finds them."""
 CARD = "README.md"
 """The card of a dataset."""
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
@@ -76,7 +74,7 @@ def export_dataset(
         shards = write_shards(SHARDS[form](runs), folder, images_per_shard)
         _write_card(folder, form, runs)
     if push is not None:
-        _push(push, private, folder, [CARD, *shards], _PATHS[form])
+        _push(push, private, folder, [CARD, *shards], SHARDS[form].paths)
     return folder / CARD
 
 
@@ -108,7 +106,7 @@ def card(form: str, runs: Sequence[Path]) -> str:
         size_categories=[size],
         tags=["janus", "dola", "lit-dola", "synthetic"],
         configs=[{"config_name": "default", "data_files": [
-            {"split": "train", "path": _PATHS[form]}
+            {"split": "train", "path": SHARDS[form].paths}
         ]}],
     )  # fmt: skip
     models = ", ".join(dict.fromkeys(f"`{own.get('model_path', '?')}`" for own in settings))

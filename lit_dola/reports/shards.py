@@ -77,6 +77,8 @@ class Shards(ABC):
 
     name_of_shard: ClassVar[str]
     """Name of a shard, with its number and their count, from 0."""
+    paths: ClassVar[str]
+    """Pattern of their names, as the hub finds them."""
 
     def __init__(self, runs: Sequence[Path]) -> None:
         self.runs = runs
@@ -92,6 +94,7 @@ class WebDataset(Shards):
     """Tar files of ``webdataset``: per image ``.jpg``, ``.json``, ``.txt`` and its tokens."""
 
     name_of_shard = "images-{:06}.tar"
+    paths = "*.tar"
 
     def write(self, file: BinaryIO, rows: Sequence[Row]) -> None:
         """Write a shard, whose bytes depend on its images alone."""
@@ -118,6 +121,7 @@ class Parquet(Shards):
     """Parquet with the image as a feature of ``datasets``, every column, and perhaps the tokens."""
 
     name_of_shard = "data/train-{:05}-of-{:05}.parquet"
+    paths = "data/*.parquet"
 
     def __init__(self, runs: Sequence[Path]) -> None:
         super().__init__(runs)

@@ -70,9 +70,11 @@ def record(prompt_index, image_index, file):
     }  # fmt: skip
 
 
-def test_the_images_of_a_run_by_prompt(pictures, prompt_file):
+@pytest.mark.parametrize("column", ["file_name", "file"])  # file: of an earlier version
+def test_the_images_of_a_run_by_prompt(column, pictures, prompt_file):
     lines = [record(3, 1, "b.png"), record(0, 0, "c.jpg"), record(3, 0, "a.png")]
-    path = prompt_file("\n".join(map(json.dumps, lines)), "metadata.jsonl")
+    text = "\n".join(map(json.dumps, lines)).replace('"file_name"', f'"{column}"')
+    path = prompt_file(text, "metadata.jsonl")
     first, second = read_run(path)
     assert (first.entry.index, first.names, first.labels) == (0, ("c.jpg",), ("prompt 0",))
     assert second.names == ("a.png", "b.png")

@@ -38,9 +38,9 @@ def race_with(schedule: Schedule, num_tokens: int) -> Callable[..., Any]:
     """Return what replaces :func:`lit_dola.decoding.step.race`, for one row per image."""
 
     def race(
-        decoder: Decoder, features: Tensor, streams: Tensor, steps: Tensor
+        decoder: Decoder, states: Tensor, streams: Tensor, steps: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        final, mid = decoder.head.linear(features).flatten(1, 2).log_softmax(dim=-1)
+        final, mid = decoder.head.logits(states).flatten(1, 2).log_softmax(dim=-1)
         beta = schedule(steps.flatten() / (num_tokens - 1))[:, None]
         allowed = apc_mask(final, decoder.scoring.alpha)
         scores = (final + beta * (final - mid)).masked_fill(~allowed, float("-inf"))
