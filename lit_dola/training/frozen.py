@@ -33,19 +33,27 @@ class FrozenJanus(Protocol):
         """Return the tokens that follow the prompt, int64 ``(tokens,)``, on the model's device."""
 
 
-def freeze_janus(head: LensHead, checkpoint: Checkpoint, **options: Any) -> FrozenJanus:
+def freeze_janus(
+    head: LensHead, checkpoint: Checkpoint, encodes: bool, **options: Any
+) -> FrozenJanus:
     """Load the parts of a Janus that training lenses of a head needs.
 
-    The options are those of :func:`lit_dola.janus.loading.load_janus`.
+    Args:
+        head: The head.
+        checkpoint: The checkpoint.
+        encodes: Load the VQ encoder, for pictures without tokens; the text head needs none.
+        options: Those of :func:`lit_dola.janus.loading.load_janus`.
     """
-    return (_Drawing if head == "image" else _Answering)(checkpoint, **options)
+    if head == "image":
+        return _Drawing(checkpoint, encodes=encodes, **options)
+    return _Answering(checkpoint, **options)
 
 
 class _Drawing:
     """The frozen Janus that draws images."""
 
     def __init__(self, checkpoint: Checkpoint, **options: Any) -> None:
-        self.janus = load_janus(checkpoint, encodes=True, **options)
+        self.janus = load_janus(checkpoint, **options)
         self.language_model, self.head = self.janus.language_model, self.janus.image_head
 
     def prompt(self, sequence: LensSequence, dropped: bool) -> Tensor:

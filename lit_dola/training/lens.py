@@ -78,7 +78,8 @@ def lens(
         )
     checkpoint = Checkpoint.open(model.model_path)
     encoder = datamodule.prepare(checkpoint, model.head, model.roles)
-    model.prepare(checkpoint, encoder.pad_token_id)
+    encodes = datamodule.picture_json is not None
+    model.prepare(checkpoint, encoder.pad_token_id, encodes)
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     callbacks += [EarlyStopping("kl", patience=patience, check_finite=True), _Progress()]
     try:

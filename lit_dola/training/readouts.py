@@ -71,13 +71,19 @@ class LitLens(LightningModule):
         """The frozen model."""
         return self._frozen[0]
 
-    def prepare(self, checkpoint: Checkpoint, pad_token_id: int) -> None:
-        """Check the layers, and make lenses that read as the final norm does."""
+    def prepare(self, checkpoint: Checkpoint, pad_token_id: int, encodes: bool) -> None:
+        """Check the layers, and make lenses that read as the final norm does.
+
+        Args:
+            checkpoint: The checkpoint.
+            pad_token_id: Its id for padding.
+            encodes: Load the VQ encoder, for pictures without tokens.
+        """
         depth = checkpoint.num_layers
         layers = self.chosen or sorted({max(1, round(depth / part)) for part in (4, 3, 2)})
         for layer in layers:
             checkpoint.check_middle_layer(layer, "model.layers")
-        self.checkpoint, self.pad_token_id = checkpoint, pad_token_id
+        self.checkpoint, self.pad_token_id, self.encodes = checkpoint, pad_token_id, encodes
         self.layers = sorted({*layers})
         size = int(checkpoint.config.text_config.hidden_size)
         self.readouts = nn.ModuleDict({str(layer): nn.Linear(size, size) for layer in self.layers})
@@ -91,6 +97,7 @@ class LitLens(LightningModule):
                 freeze_janus(
                     self.head,
                     self.checkpoint,
+                    encodes=self.encodes,
                     pad_token_id=self.pad_token_id,
                     dtype=DTYPES[str(self.trainer.precision)],
                     device=self.trainer.strategy.root_device,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from transformers import JanusForConditionalGeneration
 
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.lens import LensFile
+from lit_dola.janus.loading import load_janus
 from lit_dola.janus.tokenizer import PromptEncoder, unconditional_ids
 from lit_dola.training.readouts import LitLens, divergence
 from tests.support import forked
 from tests.support.commands import CPU, one_line, records
+from tests.support.questions import write_pictures
 
 pytestmark = pytest.mark.slow
 PROMPTS = ["a cat", "a dog", "two blue birds on a branch above a green river", "a house", "a fish"]
@@ -112,6 +115,17 @@ def test_no_weight_of_the_model_changes_and_the_file_is_the_same_again(train, tm
     assert (tmp_path / "lens.safetensors").read_bytes() == first
     assert train("--model.seed=1").returncode == 0
     assert (tmp_path / "lens.safetensors").read_bytes() != first
+
+
+def test_pictures_alone_load_the_vq_encoder(train, tmp_path):
+    write_pictures(tmp_path)
+    entries = [{"image": "a.png", "prompt": prompt} for prompt in PROMPTS]
+    (tmp_path / "captions.json").write_text(json.dumps(entries))
+    for args, encodes in [([], False), (["--data.picture_json=captions.json"], True)]:
+        with patch("lit_dola.training.frozen.load_janus", wraps=load_janus) as load:
+            done = train("--trainer.max_steps=1", "--trainer.val_check_interval=1", *args)
+        assert done.returncode == 0, done.stderr
+        assert load.call_args.kwargs["encodes"] is encodes
 
 
 def test_the_frozen_model_is_no_parameter():
