@@ -5,16 +5,21 @@ import re
 import shutil
 import subprocess
 from itertools import product
+from pathlib import Path
+from unittest.mock import patch
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
-from lit_dola import LitDoLa
+from lit_dola import JanusPipeline, LitDoLa
 from lit_dola.evaluation.variants import all_variants, make_variants
+from lit_dola.janus.lens import LensFile
 from lit_dola.reports.scores import OVERALL, rates
 from lit_dola.tasks.answer import LitAnswer
 from lit_dola.tasks.rank import LitRank
-from recipes.shapes.study import choose, common, figure, lens_tables, tables
+from recipes.shapes.study import choose, common, experiments, figure, lens_tables, tables
 from recipes.shapes.study.common import Variant, variants_of
 from tests.support.commands import ROOT
 
@@ -185,6 +190,43 @@ def test_the_better_of_two_images_is_the_one_that_the_siglip_prefers(tmp_path):
     assert {score[1:3] for score in better if score.right} == expected
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "replaced"),
+    [
+        (
+            {"contrast": "guide", "cfg_weight": 1.0},
+            lambda lens: patch(
+                "lit_dola.decoding.step.race", experiments.race_with(torch.ones_like, 144)
+            ),
+        ),
+        (
+            {"contrast": "dola", "cfg_weight": 2.0, "strength": 0.5},
+            lambda lens: patch.object(
+                LensFile, "readout", lambda *_: experiments.PerBranch(lens, lens)
+            ),
+        ),
+    ],
+    ids=["beta", "branches"],
+)
+def test_an_experiment_that_changes_nothing_draws_the_same_tokens(settings, replaced):
+    pipeline = JanusPipeline.from_pretrained(common.CHECKPOINT)
+    lens = LensFile.open(Path(common.LENS)).readout(3, torch.float32, torch.device("cpu"))
+    settings = {**settings, "lens": common.LENS, "layer": 3, "alpha": 0.005, "parallel_size": 1}
+    own = pipeline.generate(["a red circle"], **settings)
+    with replaced(lens):
+        found = pipeline.generate(["a red circle"], **settings)
+    np.testing.assert_array_equal(found.tokens, own.tokens)
+
+
+def test_each_branch_is_read_by_its_own_lens():
+    first, second = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    states = torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(0))
+    read = experiments.PerBranch(first, second)(states)
+    for row, state in enumerate(states):
+        torch.testing.assert_close(read[row], (second if row % 2 else first)(state))
+
+
 def write_task_reports(folder):
     """Reports of ``evaluate`` about answers and rankings, shortened."""
 
@@ -248,7 +290,7 @@ def test_the_tables_have_the_rates(study, capsys):
         for variant in variants_of(folder / name)
     }
     (folder / "entropy.json").write_text(json.dumps(entropy))
-    (folder / "decay.json").write_text(json.dumps({"2 to 0": 0.6}))
+    (folder / "experiments.json").write_text(json.dumps({"beta 2 to 0": 0.6}))
     write_task_reports(folder)
     capsys.readouterr()
     figure.main(folder)

@@ -86,9 +86,9 @@ def _tries(folder: Path) -> Iterator[list[str]]:
         path = Path(variant.settings["lens"])
         path = path if path == Path(LENS) else folder / "lenses" / path.name
         yield [TRIES[name], _nats(path), f"{100 * variant.rate:.1f}"]
-    schedules = json.loads((folder / "decay.json").read_text("utf-8"))
-    for name, rate in schedules.items():
-        yield [f"beta {name}", "", f"{100 * rate:.1f}"]
+    experiments = json.loads((folder / "experiments.json").read_text("utf-8"))
+    for title, rate in experiments.items():
+        yield [title, "", f"{100 * rate:.1f}"]
 
 
 def _nats(path: Path) -> str:

@@ -27,6 +27,7 @@ train() {
 {
     train pictures --model.layers "[3]" --data.runs "[]" \
         --data.picture_json outputs/study/training/captions.jsonl
+    train blank --model.layers "[3]" --data.runs "[outputs/study/own]" --model.unconditional 1
     train text --model.head text --model.layers "[3, 5, 8]" --data.runs "[outputs/study/own_answers]" \
         --data.batch_size 16 --trainer.max_steps 200 --trainer.val_check_interval 100
 } &
@@ -40,7 +41,7 @@ printf '%s\n' answers lens_answers ranks likelihood yes_no |
 printf '%s\n' strength baseline top_p top_k min_p entropy_temperature policies plain layers temperature \
     readout guide one_row two_rows tries |
     xargs -P 2 -I{} "$PYTHON" main.py evaluate --config $here/common.yaml --config $here/{}.yaml
-"$PYTHON" -m recipes.shapes.study.decay outputs/study
+"$PYTHON" -m recipes.shapes.study.experiments outputs/study
 "$PYTHON" -m recipes.shapes.study.entropy outputs/study outputs/study/own
 # What was chosen, on the other half of the prompts; a lens also with twice as many images.
 for part in headline lens equal_cost; do
