@@ -212,10 +212,11 @@ def test_the_better_of_two_images_is_the_one_that_the_siglip_prefers(tmp_path):
 def test_an_experiment_that_changes_nothing_draws_the_same_tokens(settings, replaced):
     pipeline = JanusPipeline.from_pretrained(common.CHECKPOINT)
     lens = LensFile.open(Path(common.LENS)).readout(3, torch.float32, torch.device("cpu"))
-    settings = {**settings, "lens": common.LENS, "layer": 3, "alpha": 0.005, "parallel_size": 1}
-    own = pipeline.generate(["a red circle"], **settings)
+    settings = {**settings, "lens": common.LENS, "layer": 3, "alpha": 0.005, "parallel_size": 2}
+    prompt = "two green squares and a large blue triangle"
+    own = pipeline.generate([prompt], **settings)
     with replaced(lens):
-        found = pipeline.generate(["a red circle"], **settings)
+        found = pipeline.generate([prompt], **settings)
     np.testing.assert_array_equal(found.tokens, own.tokens)
 
 
