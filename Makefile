@@ -13,7 +13,7 @@ FAST = -m "not slow and not distributed and not browser and not gpu"
 WITH_TRANSFORMERS = tests/janus tests/decoding tests/tasks tests/recipes tests/test_benchmarks.py \
 	tests/test_cli.py tests/test_evaluation.py tests/pipeline tests/test_recorded.py
 
-.PHONY: demo test test-fast lint test-compat test-newest rehearse-gpu shapes-janus shapes-siglip shapes-lens study clean
+.PHONY: demo test test-fast test-thorough lint test-compat test-newest rehearse-gpu shapes-janus shapes-siglip shapes-lens study clean
 
 demo: $(VENV)/demo
 	$(VENV)/bin/python main.py predict --config configs/demo.yaml
@@ -27,6 +27,10 @@ test: $(VENV)/installed
 # Under a minute on 2 idle cores.
 test-fast: $(VENV)/installed
 	$(VENV)/bin/python $(PYTEST) $(FAST)
+
+# Everything, and searches with 15 times as many examples, other ones each time.
+test-thorough: $(VENV)/installed
+	$(VENV)/bin/python $(PYTEST) --hypothesis-profile thorough
 
 lint: $(VENV)/installed
 	$(VENV)/bin/ruff check .

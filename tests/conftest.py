@@ -1,10 +1,16 @@
-"""Fixtures that several rooms share. Imports are inside them: xdist's controller needs none."""
+"""Fixtures that several rooms share. Slow imports are inside: the controller of xdist has none."""
 
 import os
 import sys
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import settings
+
+# Searches try the same examples each time; `make test-thorough` tries more of them, and others.
+settings.register_profile("quick", max_examples=100, deadline=None, derandomize=True, database=None)
+settings.register_profile("thorough", max_examples=1500, deadline=None)
+settings.load_profile("quick")
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are too small for several threads

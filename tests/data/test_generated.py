@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -20,7 +20,6 @@ from lit_dola.errors import UserError
 from tests.support.questions import write_pictures
 
 pytestmark = pytest.mark.slow
-many = settings(max_examples=400, deadline=None)
 cell = st.text(
     st.sampled_from("ab ,;\t\"'\n\r猫é#=|\u2028") | st.characters(codec="utf-8"), max_size=12
 )
@@ -47,7 +46,6 @@ def write_table(path, kind, rows, quoting=csv.QUOTE_MINIMAL):
     return path
 
 
-@many
 @given(
     st.sampled_from([*DELIMITERS]),
     st.permutations(["prompt", "note", "id"]),
@@ -66,7 +64,6 @@ def test_every_cell_of_a_table_arrives(folder, kind, names, rows, quoting):
         assert entry.metadata == {name: row[name] for name in ("note", "id") if row[name]}
 
 
-@many
 @given(
     st.sampled_from([*DELIMITERS]),
     st.lists(st.lists(cell, min_size=1, max_size=4), min_size=1, max_size=4),
@@ -77,7 +74,6 @@ def test_more_cells_than_columns_are_never_lost(folder, kind, rows):
         assert refusal(read_prompts, path)
 
 
-@many
 @given(st.text(st.sampled_from('promt,;\t"\n\r a猫'), max_size=60), st.sampled_from(["csv", "tsv"]))
 def test_any_text_as_a_table(folder, text, suffix):
     path = folder / f"any.{suffix}"
@@ -111,7 +107,6 @@ VALUES = (
 )  # fmt: skip
 
 
-@many
 @given(st.dictionaries(st.sampled_from(NAMES), VALUES))
 def test_any_keys_of_question_sets(folder, entry):
     write_pictures(folder)
@@ -196,7 +191,6 @@ def test_damaged_pictures(kind, folder):
 NUMBERS = st.sampled_from([0, 1, 0.5, -1, 255, 256, 65535, 65536, 1e30, np.nan, np.inf, -np.inf])
 
 
-@many
 @given(
     st.lists(NUMBERS, min_size=1, max_size=6), st.sampled_from([np.float32, np.int32, np.uint16])
 )

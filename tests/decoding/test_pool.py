@@ -177,11 +177,22 @@ class AnyWidth:
         pass
 
 
-@pytest.mark.parametrize("places", [1, 2, *slow([3, 4, 9])])
-@pytest.mark.parametrize("widths", [[1], [5, 1, 3, 2, 4, 4], *slow([[2], [1, 5], [5, 5, 5, 1, 1]])])
-@pytest.mark.parametrize("settings", [*SETTINGS[1:2], *slow([*SETTINGS[::2], *MORE])], ids=str)
-def test_refilled_rows_and_passes_of_any_width(settings, widths, places, load, encoder):
+WIDTHS = [[5, 1, 3, 2, 4, 4], [1], [2], [1, 5], [5, 5, 5, 1, 1]]
+CUTS = [*product(WIDTHS, [1, 2, 3, 4, 9])]
+CASES = [
+    *((SETTINGS[1], *cut) for cut in CUTS),
+    *(
+        (settings, *CUTS[7 * place % len(CUTS)])
+        for place, settings in enumerate(SETTINGS[::2] + MORE, start=1)
+    ),
+]
+"""Every width and number of places under one setting, and every other setting with some of them."""
+
+
+@pytest.mark.parametrize("case", [*CASES[:2], *slow(CASES[2:])], ids=str)
+def test_refilled_rows_and_passes_of_any_width(case, load, encoder):
     """Prompts of other lengths follow in the same rows; the cache lasts from call to call."""
+    settings, widths, places = case
     janus = load(torch.float32)
     batch = [*BATCH, (1, 4), (0, 2), (2, 7)]
     expected = run(make(TokenGenerator, janus, **settings), janus, encoder, batch)

@@ -9,7 +9,7 @@ from pathlib import Path, PureWindowsPath
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_dola.data.requests import Failure
@@ -233,7 +233,6 @@ def test_a_merged_log_that_stays_as_it_is_is_not_written(tmp_path):
         assert len(found) == count
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 4), st.one_of(st.none(), st.integers(0, 3)))),
     st.lists(st.tuples(st.integers(0, 4), st.one_of(st.none(), st.integers(0, 3)))),
