@@ -24,7 +24,7 @@ demo: $(VENV)/demo
 test: $(VENV)/installed
 	$(VENV)/bin/python $(PYTEST)
 
-# Under a minute on 2 idle cores.
+# About a minute on 2 idle cores.
 test-fast: $(VENV)/installed
 	$(VENV)/bin/python $(PYTEST) $(FAST)
 

@@ -20,6 +20,7 @@ def janus():
     return random_janus("tiny", 3, torch.float32, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_every_method_draws_every_image(janus):
     for name, run in make_methods(janus, random_prompts(2), 2, compile=False).items():
         tokens = run(3)

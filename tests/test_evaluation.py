@@ -331,6 +331,7 @@ def evaluate_answers(main_here, folder, checkpoint, *args):
     return main_here(folder, "evaluate", "--config", "answers.yaml", *args)
 
 
+@pytest.mark.slow
 def test_answers_are_scored_by_their_labels(main_here, tmp_path, tiny_checkpoint, said):
     done = evaluate_answers(main_here, tmp_path, tiny_checkpoint)
     assert done.returncode == 0, done.stderr

@@ -45,6 +45,7 @@ print(json.dumps([code or 0, sorted(heavy)]))
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
+@pytest.mark.slow
 def test_what_needs_no_model_imports_no_torch(args, code, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metadata.jsonl").write_text("")

@@ -43,6 +43,7 @@ def asked(monkeypatch):
     return indices
 
 
+@pytest.mark.slow
 def test_a_second_run_answers_what_is_missing(answer, asked, tmp_path):
     # A step takes four batches, whose rows are refilled.
     assert answer("--trainer.limit_predict_batches=1", "--model.questions_per_batch=1").returncode
@@ -135,6 +136,7 @@ def test_a_torn_line_is_answered_again(answer, asked, tmp_path):
     assert answers(tmp_path / "out") == lines
 
 
+@pytest.mark.slow
 def test_questions_that_were_added_are_answered(answer, asked, tmp_path):
     answer(questions=QUESTIONS[:4])
     asked.clear()
@@ -208,6 +210,7 @@ def test_images_and_answers_do_not_share_a_folder(answer, main_here, tmp_path, t
     assert "it generated answers, not images" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_broken_picture_stops_or_is_skipped(answer, tmp_path):
     answer(questions=QUESTIONS[:1])  # writes the pictures
     Image.effect_noise((300, 300), 50).save(tmp_path / "cut.png")
@@ -273,7 +276,8 @@ def replace_picture(path, times):
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-@pytest.mark.parametrize("times", ["new", pytest.param("old", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("times", ["new", "old"])
 def test_another_picture_of_the_same_name_is_another_run(
     answer, asked, tmp_path, times, monkeypatch
 ):

@@ -50,6 +50,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "ranks.jsonl").open()]
 
 
+@pytest.mark.slow
 def test_a_second_run_ranks_what_is_missing(rank, ranked, tmp_path):
     assert rank("--trainer.limit_predict_batches=1").returncode == 1
     assert ranked == [0, 1]
@@ -86,6 +87,7 @@ def test_rankings_of_another_run_are_not_mixed(rank, tmp_path, args, items, told
     assert lines(tmp_path / "out") != before
 
 
+@pytest.mark.slow
 def test_a_broken_picture_stops_or_is_skipped(rank, tmp_path):
     rank("--writer.output_dir=first", items=ITEMS[:1])  # writes the pictures
     Image.effect_noise((300, 300), 50).save(tmp_path / "cut.png")

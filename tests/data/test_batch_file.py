@@ -163,6 +163,7 @@ def test_a_run_of_other_prompts(predict, tmp_path):
     one_line(done, 1, "export openai-batch: prompt 0 has no custom_id")
 
 
+@pytest.mark.slow
 def test_images_are_those_of_the_same_indices(predict, tmp_path):
     """A request's images are those of a prompt at its place, with its seed."""
     assert predict("--data.on_error=skip").returncode == 3

@@ -16,7 +16,7 @@ from lit_dola.decoding.pool import token_generator
 from lit_dola.janus.checkpoint import Checkpoint
 from lit_dola.janus.lens import LensFile, lens_content
 from tests.support.commands import CPU, one_line, records
-from tests.support.images import BATCH, PROMPTS, expected
+from tests.support.images import BATCH, PROMPTS, expected, slow
 from tests.support.scoring import make_scoring
 
 LAYERS = (2, 3, 6)
@@ -41,18 +41,22 @@ def lens_file(tiny_checkpoint, tmp_path):
     return write_lens(tmp_path / "lens.safetensors", Checkpoint.open(str(tiny_checkpoint)))
 
 
-@pytest.mark.parametrize("window", [None, 4])
-@pytest.mark.parametrize("with_lens", [False, True])
+@pytest.mark.parametrize("window", [None, *slow([4])])
+@pytest.mark.parametrize("with_lens", [True, *slow([False])])
 @pytest.mark.parametrize(
     "settings",
     [
         {"beta": 1.0, "cfg_weight": 1.0},
-        {"beta": 2.0, "cfg_weight": 1.0, "alpha": 0.005, "mid_norm": True},
-        {"beta": 0.5, "cfg_weight": 2.0},
         {"beta": 1.5, "cfg_weight": 2.5, "apc": "union", "alpha": 0.02},
-        {"beta": 0.0, "cfg_weight": 2.0},
         {"cfg_weight": 2.0},
-        {"cfg_weight": 1.0, "strength": 0.4, "alpha": 0.02},
+        *slow(
+            [
+                {"beta": 2.0, "cfg_weight": 1.0, "alpha": 0.005, "mid_norm": True},
+                {"beta": 0.5, "cfg_weight": 2.0},
+                {"beta": 0.0, "cfg_weight": 2.0},
+                {"cfg_weight": 1.0, "strength": 0.4, "alpha": 0.02},
+            ]
+        ),
     ],
     ids=str,
 )

@@ -274,7 +274,7 @@ def test_half_precision_keeps_positions_exact(load):
     assert torch.equal(janus.language_model.rotary_emb.inv_freq, exact)
 
 
-@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("value", ["nan", *slow(["inf"])])
 @pytest.mark.parametrize("temperature", [1.0, *slow([0.0])])
 @pytest.mark.parametrize("branch", ["cond", *slow(["uncond"])])
 @pytest.mark.parametrize("layer", [None, 6])
@@ -313,16 +313,20 @@ def test_prompts_whose_first_logits_are_not_finite(load, encoder):
         assert caught.value.steps == dict.fromkeys(range(len(BATCH)), 0)
 
 
-@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("window", [None, *slow([4])])
 @pytest.mark.parametrize(
     "settings",
     [
         {"layer": 6},
-        {"layer": None},
-        {"layer": 6, "alpha": 0.0, "apc": "union", "strength": 0.5},
-        {"layer": 6, "strength": 0.3, "alpha": 0.02, "mid_norm": True, "top_p": 0.9},
-        {"layer": 6, "strength": 0.0, "entropy_temperature": (2.5, 3.0, 0.6)},
-        {"layer": 6, "temperature": 0.0},
+        *slow(
+            [
+                {"layer": None},
+                {"layer": 6, "alpha": 0.0, "apc": "union", "strength": 0.5},
+                {"layer": 6, "strength": 0.3, "alpha": 0.02, "mid_norm": True, "top_p": 0.9},
+                {"layer": 6, "strength": 0.0, "entropy_temperature": (2.5, 3.0, 0.6)},
+                {"layer": 6, "temperature": 0.0},
+            ]
+        ),
     ],
     ids=str,
 )

@@ -6,6 +6,7 @@ from itertools import count
 import pytest
 
 from lit_dola.decoding.pace import Pace
+from tests.support.images import slow
 
 IMAGE = 576
 
@@ -37,8 +38,8 @@ class Machine:
         return spent / (sum(known) / IMAGE)
 
 
-@pytest.mark.parametrize("spikes", [0.0, 0.02])
-@pytest.mark.parametrize("sequences", [1, 8, 32])
+@pytest.mark.parametrize("spikes", [0.0, *slow([0.02])])
+@pytest.mark.parametrize("sequences", [8, *slow([1, 32])])
 @pytest.mark.parametrize("chance", [0.0, 0.6, 0.9])
 @pytest.mark.parametrize("slope", [1e-4, 0.02, 1.0])
 def test_as_fast_as_the_best_fixed_width(slope, chance, sequences, spikes):

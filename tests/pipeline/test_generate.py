@@ -18,7 +18,6 @@ from lit_dola.errors import UserError
 from lit_dola.pipeline import ImageCall
 from tests.support import forked
 from tests.support.commands import CPU, files
-from tests.support.images import slow
 
 PROMPTS = ["two blue birds on a branch in the morning", "a red apple"]
 
@@ -148,8 +147,9 @@ def test_records_in_low_precision_are_those_of_predict(tiny_checkpoint, tmp_path
     assert files(tmp_path / "b/run") == files(tmp_path / "a/run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "settings", [{}, *slow([{"dola": False}, {"negative_prompt": "a dog", "alpha": 0}])]
+    "settings", [{}, {"dola": False}, {"negative_prompt": "a dog", "alpha": 0}]
 )
 def test_calls_in_company_are_the_calls_alone(pipeline, settings):
     calls = [

@@ -24,6 +24,7 @@ def pixels(image):
     return np.asarray(image.convert("RGB"))
 
 
+@pytest.mark.slow
 def test_each_image_has_its_own_seed(pipeline):
     """Whatever the batches, and in the order of the result although short prompts come first."""
     seeds = [7, 0, 2**32 - 1, 7]
@@ -90,6 +91,7 @@ def test_inspected_images_are_those_of_the_command_line(pipeline, tiny_checkpoin
     assert len([name for name in files(tmp_path / "b/run") if ".inspect." in name]) == 4
 
 
+@pytest.mark.slow
 def test_an_inspection_has_arrays_and_a_figure(pipeline):
     made = pipeline(PROMPTS, alpha=0.3, seed=[3, 4], inspect=True, progress=False)
     alone = pipeline(PROMPTS, alpha=0.3, seed=4, parallel_size=1, inspect=True, progress=False)

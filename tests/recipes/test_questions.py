@@ -66,6 +66,7 @@ def test_answers_follow_from_the_objects(skill):
     assert asked > 80
 
 
+@pytest.mark.slow
 def test_every_picture_has_a_question_and_answers_are_balanced():
     rng = random.Random(2)
     asked = [ask(objects, rng) for objects in pictures(3000)]
@@ -87,6 +88,7 @@ def test_no_question_where_none_is_clear():
             assert ask(twins, rng, skill) is None
 
 
+@pytest.mark.slow
 def test_held_out_pictures_with_their_questions_and_captions(tmp_path):
     write_held_out(tmp_path, count=14)
     write_held_out(tmp_path / "again", count=14)

@@ -155,6 +155,7 @@ def test_a_scene_in_genevals_form():
         assert Scene.from_metadata(json.loads(json.dumps(scene.metadata()))) == scene
 
 
+@pytest.mark.slow
 def test_splits_have_no_combination_in_common():
     rng = random.Random(3)
 

@@ -11,7 +11,6 @@ from matplotlib.text import Text
 from lit_dola.evaluation.variants import all_variants
 from lit_dola.reports.figures import draw_grid, draw_rates
 from lit_dola.reports.intervals import Estimate
-from tests.support.images import slow
 
 GRIDS = {
     "numbers": {"strength": [0, 0.2, 1], "alpha": [0.02]},
@@ -85,7 +84,8 @@ def check_layout(figure):
         assert across < 1 or along < 1, (one.get_text(), other.get_text())
 
 
-@pytest.mark.parametrize("name", ["three", *slow(sorted(GRIDS.keys() - {"three"}))])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(GRIDS))
 def test_no_label_is_cut_or_overdrawn(name, figures, tmp_path):
     variants = all_variants(NAMED, GRIDS[name])
     rates = estimates(variants)

@@ -41,7 +41,10 @@ class ImageGenerator(TokenGenerator):
 
 def slow(values):
     """Parameters that only run in the slow tier."""
-    return [pytest.param(value, marks=pytest.mark.slow, id=str(value)) for value in values]
+    return [
+        pytest.param(value, marks=pytest.mark.slow, id=getattr(value, "__name__", str(value)))
+        for value in values
+    ]
 
 
 def load_folder(folder, **settings):

@@ -120,7 +120,8 @@ def test_a_prior_is_added_to_the_scores(answer, expected, tiny_checkpoint, tmp_p
     assert lines[0]["settings"]["prior"].startswith("prior.json sha256:")
 
 
-@pytest.mark.parametrize("settings", [SETTINGS[3], *slow([SETTINGS[0], SETTINGS[5]])], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [SETTINGS[0], SETTINGS[3], SETTINGS[5]], ids=str)
 def test_log_probabilities_are_the_references(answer, expected, settings):
     theirs, lines = [], answer(*flags(settings), "--writer.logprobs=true")
     found = [line["tokens"] for line in lines]
@@ -210,6 +211,7 @@ def test_the_system_prompt_is_part_of_the_question(answer):
     assert [line["tokens"] for line in plain] != [line["tokens"] for line in other]
 
 
+@pytest.mark.slow
 def test_logits_that_are_not_finite_name_the_entry(
     answer, main_here, tmp_path, tiny_checkpoint, monkeypatch
 ):

@@ -315,6 +315,7 @@ def test_images_whose_logits_are_not_finite_are_set_aside(predict):
         ({"cfg_weight": 1.0, "negative_prompt": "blurry", "speculative": 4}, 1),
     ],
 )
+@pytest.mark.slow
 def test_rows_of_a_batch(settings, branches, predict):
     rows = []
 

@@ -217,6 +217,7 @@ def test_how_many_texts_run_together_does_not_matter(rank, tiny_checkpoint, size
         np.testing.assert_allclose(line["scores"], other["scores"], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_best_image_of_each_prompt(rank, siglip, main_here, tmp_path, tiny_checkpoint):
     (tmp_path / "p.txt").write_text("a red circle\ntwo blue squares")
     done = main_here(
