@@ -24,7 +24,7 @@ demo: $(VENV)/demo
 test: $(VENV)/installed
 	$(VENV)/bin/python $(PYTEST)
 
-# About a minute on 2 idle cores.
+# One to two minutes on 2 idle cores.
 test-fast: $(VENV)/installed
 	$(VENV)/bin/python $(PYTEST) $(FAST)
 
