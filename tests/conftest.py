@@ -2,15 +2,20 @@
 
 import os
 import sys
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import settings
 
-# Searches try the same examples each time; `make test-thorough` tries more of them, and others.
-settings.register_profile("quick", max_examples=100, deadline=None, derandomize=True, database=None)
-settings.register_profile("thorough", max_examples=1500, deadline=None)
-settings.load_profile("quick")
+if find_spec("hypothesis"):  # a machine with a GPU may have pytest alone
+    from hypothesis import settings
+
+    # Searches try the same examples each time; `make test-thorough` tries more of them, and others.
+    settings.register_profile(
+        "quick", max_examples=100, deadline=None, derandomize=True, database=None
+    )
+    settings.register_profile("thorough", max_examples=1500, deadline=None)
+    settings.load_profile("quick")
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach the network
 os.environ["OMP_NUM_THREADS"] = "1"  # the models are too small for several threads
