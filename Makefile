@@ -28,7 +28,7 @@ test: $(VENV)/installed
 test-fast: $(VENV)/installed
 	$(VENV)/bin/python $(PYTEST) $(FAST)
 
-# Everything, and searches with 15 times as many examples, other ones each time.
+# Everything, and searches with more examples, other ones each time.
 test-thorough: $(VENV)/installed
 	$(VENV)/bin/python $(PYTEST) --hypothesis-profile thorough
 
